@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .core import BenchError, json_hash, lookup, unknown
+from .core import BenchError, json_hash, unknown
 
 # %% ../nbs/config.ipynb #2e220288
 PRESETS = {
@@ -39,7 +39,7 @@ class RunConfig(BaseModel):
     method: str = Field("supervised", description="what to train; `fer-bench methods` lists them")
     dataset: str = Field("drawn", description="name of a data set: drawn, folder, csv, ferplus")
     data_root: str = Field("", description="where its files lie, or a built FaceSet; empty for drawn faces")
-    preset: Literal[tuple(PRESETS)] = Field("quick", description="size of the experiment: tiny, quick, standard, paper")
+    preset: str = Field("quick", description="size of the experiment: tiny, quick, standard, paper")
     # the data
     drawn_faces: int = Field(gt=0, le=10_000_000, description="how many faces to draw (data set `drawn` alone)")
     image_size: int = Field(ge=8, le=1024, description="side of the square faces the network sees, pixels")
@@ -80,15 +80,17 @@ class RunConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: dict) -> dict:
-        preset = PRESETS.get(values.get("preset", "quick"), {})
+        name = values.get("preset", "quick")
+        if name not in PRESETS: raise ValueError(str(unknown("preset", str(name), PRESETS)))
+        preset = PRESETS[name]
         return {**preset, **{k: v for k, v in values.items() if not (v is None and k in preset)}}
 
     @model_validator(mode="after")
     def _check(self):
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be smaller than epochs ({self.epochs})")
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be smaller than epochs ({self.epochs}).")
         if self.dataset != "drawn" and not self.data_root:
-            raise ValueError(f"data set {self.dataset!r} needs data_root, the folder or file where it lies")
+            raise ValueError(f"data set {self.dataset!r} needs data_root, the folder or file where it lies.")
         return self
 
 def _sentence(error: ValidationError, values: dict) -> str:
@@ -97,7 +99,7 @@ def _sentence(error: ValidationError, values: dict) -> str:
     for e in error.errors():
         name = ".".join(map(str, e["loc"]))
         if e["type"] == "extra_forbidden": out.append(str(unknown("parameter", name, RunConfig.model_fields)))
-        elif e["type"] == "value_error": out.append(f"{e['ctx']['error']}.")
+        elif e["type"] == "value_error": out.append(str(e["ctx"]["error"]))
         else: out.append(f"Parameter {name!r} = {values.get(name)!r}: {e['msg'].lower()}; "
                          f"it means: {RunConfig.model_fields[name].description}.")
     return "\n".join(out)

@@ -41,7 +41,7 @@ def _try_size(backbone: nn.Module, name: str, size: int) -> None:
     try:
         with torch.no_grad(): features = backbone.eval()(torch.zeros(1, 3, size, size))
         ok = features.ndim == 2 and bool(features.isfinite().all())
-    except (RuntimeError, AssertionError, ValueError) as e: ok, reason = False, str(e).split("\n")[0]
+    except (RuntimeError, AssertionError, ValueError) as e: ok, reason = False, str(e).split("\n")[0].rstrip(".")
     else: reason = f"its features have the shape {tuple(features.shape)}"
     backbone.train()
     if not ok: raise BenchError(f"Backbone {name!r} cannot take faces of {size} px ({reason}). Choose another image_size, "

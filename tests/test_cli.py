@@ -1,0 +1,86 @@
+"""The command line and the notebook through papermill: what is checked before they start, and what they leave behind."""
+import subprocess
+import sys
+from pathlib import Path
+
+import papermill
+import pytest
+from typer.testing import CliRunner
+
+from fer_bench.cli import app
+from fer_bench.config import RunConfig
+from fer_bench.core import BenchError
+from fer_bench.record import load_runs
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT/"nbs/run_benchmark.ipynb"
+
+def fer_bench(*words, cwd=None):
+    "The command as a shell runs it: (exit code, standard output, standard error)."
+    done = subprocess.run([sys.executable, "-c", "from fer_bench.cli import main; main()", *map(str, words)],
+                          cwd=cwd, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+def test_run_then_compare(tmp_path):
+    code, out, err = fer_bench("run", "--preset", "tiny", "--device", "cpu", "--results-dir", tmp_path/"my results", cwd=tmp_path)
+    assert code == 0, err
+    record, = load_runs(tmp_path/"my results")
+    assert "supervised" in out and record.id in out and "drawn faces" in out.lower()
+    assert {p.name for p in (record.folder/"figures").iterdir()} == {
+        f"{name}.png" for name in ("views", "training_curve", "confusion_matrix", "grad_cam")}
+    code, out, _ = fer_bench("compare", "--results-dir", tmp_path/"my results")
+    assert code == 0 and "supervised" in out
+
+@pytest.mark.parametrize("words, says", [
+    (["run", "--preset", "tinny"], "Did you mean 'tiny'"),
+    (["run", "--metod", "supervised"], "--method"),
+    (["run", "--lr", "fast"], "number"),
+    (["run", "--labels-per-class", "0"], "labels_per_class"),
+    (["run", "--dataset", "ferplus"], "needs data_root"),
+    (["run", "--method", "supervise", "--preset", "tiny"], "Did you mean 'supervised'"),
+    (["compare", "--results-dir", "nothing here"], "no finished run"),
+    (["compare", "--run-id", "x"], "no finished run"),
+    (["data", "build", "folder", "out", "--data-root", "nowhere"], "nowhere"),
+    (["data", "build", "flder", "out", "--data-root", "x"], "Did you mean 'folder'"),
+    (["data", "verify", "nowhere"], "nowhere"),
+], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_mistakes_end_in_a_sentence(tmp_path, words, says):
+    code, out, err = fer_bench(*words, cwd=tmp_path)
+    assert code != 0 and "Traceback" not in out + err
+    assert says in " ".join((out + err).split())
+    assert not list(tmp_path.rglob("*.part")) and load_runs(tmp_path/"results") == []
+
+def test_data_build_verify_list(tree, tmp_path):
+    target = tmp_path/"set"
+    code, out, err = fer_bench("data", "build", "folder", target, "--data-root", tree)
+    assert code == 0 and "32 faces" in out, err
+    assert fer_bench("data", "verify", target)[0] == 0
+    assert fer_bench("data", "build", "folder", target, "--data-root", tree)[0] != 0  # never over what is there
+    with open(target/"images.npy", "r+b") as f: f.seek(-1, 2); byte = f.read(1); f.seek(-1, 2); f.write(bytes([byte[0] ^ 1]))
+    code, _, err = fer_bench("data", "verify", target)
+    assert code == 1 and "happiness" in err  # names the face
+    assert fer_bench("data", "list", "--cache-dir", tmp_path)[0] == 0
+
+def test_help_lists_every_field():
+    out = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output
+    assert [n for n in RunConfig.model_fields if f"--{n.replace('_', '-')}" not in out] == []
+
+def test_papermill_refuses_a_misspelt_parameter(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="Did you mean 'method'"):
+        papermill.execute_notebook(NOTEBOOK, tmp_path/"out.ipynb", {"metod": "dtm"}, progress_bar=False)
+
+def test_papermill_reaches_the_parameters(tmp_path):
+    "`-p` changes the run, and nothing above the injected cell overrules it; from `nbs/` as from anywhere."
+    given = dict(preset="tiny", seed=7, device="cpu", labels_per_class=2, cap=True, results_dir=str(tmp_path/"results"))
+    papermill.execute_notebook(NOTEBOOK, tmp_path/"out.ipynb", given, cwd=ROOT/"nbs", progress_bar=False)
+    record, = load_runs(tmp_path/"results")
+    assert {k: record.config[k] for k in given} == given and record.metrics["n"]["labelled"] <= 16
+
+def test_two_commands_at_the_top_of_the_readme():
+    top = (ROOT/"README.md").read_text()[:1500]
+    assert top.index("make demo") < top.index("make test")
+    assert "make test" in (ROOT/".ci/run").read_text()
+
+def test_strict_types():
+    for wrong in (dict(seed="0"), dict(lr=float("nan")), dict(epochs=1.5), dict(cap=1), dict(preset=3), dict(epochs=2, warmup_epochs=2)):
+        with pytest.raises(BenchError): RunConfig(**wrong)

@@ -1,0 +1,195 @@
+"""Whole runs: the same bits twice and after kills, the choices of a run, and what a user can get wrong."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from fer_bench.core import BenchError
+from fer_bench.experiment import find_record, load_classifier, load_data, run
+from fer_bench.models.backbones import create_backbone
+from fer_bench.record import Record, load_runs
+from fer_bench.train.checkpoint import checkpoints
+
+
+def logits(record): return np.stack(record.predictions["logits"])
+
+def test_same_config_same_bits(tiny, tmp_path):
+    one, two = (run(tiny(results_dir=str(tmp_path/name))) for name in "ab")
+    assert one.id == two.id and np.array_equal(logits(one), logits(two))
+    other = run(tiny(seed=1))
+    assert other.id != one.id and not np.array_equal(logits(one), logits(other))
+
+def start(config):
+    code = f"from fer_bench import run; run({config.model_dump()!r})"
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+def killed_runs(config, kills, rng):
+    "Start the run again and again, each time with a SIGKILL a random moment after it began to write."
+    for _ in range(kills):
+        folder, process = find_record(config).folder, start(config)
+        before = set(checkpoints(folder))
+        while process.poll() is None and not set(checkpoints(folder)) - before: time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if find_record(config).finished: break
+    return run(config)
+
+def check_kills(tiny, tmp_path, kills, seed):
+    fields = dict(epochs=12, steps_per_epoch=8, ema=0.9, select="val")
+    whole = run(tiny(**fields, results_dir=str(tmp_path/"whole")))
+    killed = killed_runs(tiny(**fields), kills, random.Random(seed))
+    assert np.array_equal(logits(whole), logits(killed))
+    assert killed.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
+    assert not checkpoints(killed.folder)
+
+def test_killed_run_ends_with_the_same_bits(tiny, tmp_path): check_kills(tiny, tmp_path, kills=3, seed=0)
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(10))
+def test_many_kills(tiny, tmp_path, seed): check_kills(tiny, tmp_path, kills=5, seed=seed)
+
+def test_damaged_checkpoint_costs_an_epoch_only(tiny, tmp_path, monkeypatch):
+    fields = dict(epochs=4, steps_per_epoch=2)
+    whole = run(tiny(**fields, results_dir=str(tmp_path/"whole")))
+    config, stop = tiny(**fields), KeyboardInterrupt
+    import fer_bench.methods.base as base
+    monkeypatch.setattr(base.Method, "after_epoch", lambda self, epoch: (_ for _ in ()).throw(stop) if epoch == 3 else None)
+    with pytest.raises(stop): run(config)
+    assert find_record(config).status["state"] == "interrupted"
+    monkeypatch.undo()
+    newest = checkpoints(find_record(config).folder)[0]
+    data = bytearray(newest.read_bytes()); data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    with pytest.warns(UserWarning, match="damaged"): record = run(config)
+    assert np.array_equal(logits(whole), logits(record))
+
+def test_two_processes_one_run(tiny):
+    "The second waits for the first; the run is done once and both end well."
+    config = tiny(epochs=3, steps_per_epoch=5)
+    processes = [start(config), start(config)]
+    errors = [p.communicate()[1] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], errors
+    assert len(load_runs(config.results_dir)) == 1
+
+# the choices of a run
+
+@pytest.mark.parametrize("fields", [
+    dict(targets="soft", label_smoothing=0.1), dict(balance="sampler", labels_per_class=2, cap=True), dict(balance="weights"),
+    dict(select="val"), dict(select="oracle"), dict(ema=0.0, clip_grad=0.0), dict(precision="bf16"),
+    dict(image_size=40, drawn_faces=96), dict(backbone="test_vit"), dict(label_seed=3, labels_per_class=2, cap=True)], ids=str)
+def test_choices(tiny, fields):
+    record = run(tiny(**fields))
+    m = record.metrics
+    assert np.isfinite(logits(record)).all() and logits(record).shape == (m["n"]["test"], 8)
+    assert m["select"] == fields.get("select", "last") and m["images_seen"] == 2 * 2 * 8
+    if "select" in fields: assert record.history["score"][m["epoch"] - 1] == record.history["score"].max()
+    else: assert m["epoch"] == 2
+    assert m["test"]["WAR_ci"][0] <= m["test"]["WAR"] <= m["test"]["WAR_ci"][1]
+
+def test_record_holds_what_a_table_needs_and_weights_give_the_logits_again(tiny):
+    record = run(tiny())
+    faceset = load_data(tiny())
+    rows = faceset.index.set_index("key").index.get_indexer(record.predictions["key"])
+    faces = torch.from_numpy(faceset.images[rows]).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad(): again = load_classifier(record)(faces).numpy()
+    np.testing.assert_allclose(again, logits(record), atol=1e-5)
+    assert (faceset.index["label"].iloc[rows].to_numpy() == record.predictions["label"].to_numpy()).all()
+    assert {"commit", "dirty", "versions", "device"} <= record.environment.keys()
+    for name in ("config.json", "metrics.json"): json.loads((record.folder/name).read_text())
+
+def test_learns_and_starts_from_weights(tiny, tree, tmp_path):
+    fields = dict(dataset="folder", data_root=str(tree), epochs=4, steps_per_epoch=10, lr=0.05, ema=0.9)
+    assert run(tiny(**fields)).metrics["test"]["WAR"] == 1.0
+    torch.manual_seed(5)
+    save_file(create_backbone("test_resnet", 32).state_dict(), tmp_path/"weights.safetensors")
+    record = run(tiny(**fields, init=str(tmp_path/"weights.safetensors")))
+    assert record.metrics["loaded"]["missing"] == [] and record.metrics["loaded"]["matched"] > 50
+
+# what a user can get wrong: a sentence that names the thing and the remedy, and no finished record
+
+def spoil(tree, how):
+    if how == "one class":
+        for p in tree.glob("*/happiness/*"): p.unlink()
+        for p in tree.glob("*/happiness"): p.rmdir()
+    if how == "no test face":
+        for p in tree.glob("test/fear/*"): p.unlink()
+    if how == "no pictures":
+        for p in tree.rglob("*.png"): p.unlink()
+    if how == "all broken":
+        for p in tree.rglob("*.png"): p.write_text("not a picture")
+
+@pytest.mark.parametrize("fields, says", [
+    (dict(method="supervise"), "no method 'supervise'. Did you mean 'supervised'"),
+    (dict(dataset="ferpus", data_root="x"), "no data set 'ferpus'. Did you mean 'ferplus'"),
+    (dict(backbone="resnet81"), "no backbone 'resnet81'. Did you mean"),
+    (dict(backbone="inception_v3"), "cannot take faces of 32 px"),
+    (dict(backbone="test_vit", image_size=50), "cannot take faces of 50 px"),
+    (dict(init="nowhere.safetensors"), "no weights file"),
+    (dict(dataset="folder", data_root="nowhere"), "nowhere"),
+    (dict(labels_per_class=50), "labels_per_class = 50 is more than there are"),
+    (dict(device="cuda:7"), "it takes auto, cpu or cuda"),
+    (dict(lr=1e12, clip_grad=0.0, steps_per_epoch=20), "Lower lr"),
+], ids=lambda v: str(v)[:40])
+def test_bad_choices(tiny, fields, says):
+    with pytest.raises(BenchError, match=says.replace(".", r"\.")): run(tiny(**fields))
+    assert load_runs(tiny().results_dir) == []
+
+@pytest.mark.parametrize("how, says", [("one class", "at least two"), ("no test face", "no test face"),
+                                       ("no pictures", "tree"), ("all broken", "tree")])
+def test_bad_trees(tiny, tree, how, says):
+    spoil(tree, how)
+    with pytest.raises(BenchError, match=says): run(tiny(dataset="folder", data_root=str(tree)))
+    assert load_runs(tiny().results_dir) == []
+
+def test_soft_targets_without_votes(tiny, tree):
+    with pytest.raises(BenchError, match="needs votes"): run(tiny(dataset="folder", data_root=str(tree), targets="soft"))
+
+def test_broken_pictures_are_put_aside_and_listed(tiny, tree):
+    (tree/"train/fear/0.png").write_bytes((tree/"train/fear/0.png").read_bytes()[:40])
+    (tree/"train/fear/1.png").write_bytes(b"")
+    (tree/"train/fear/2.jpg").write_text("this is text")
+    Image.new("RGB", (32, 32)).save(tree/"train/fear/ünï cödé ' \".png")
+    config = tiny(dataset="folder", data_root=str(tree))
+    assert run(config).finished
+    rejected = load_data(config).meta["rejected"]
+    assert {item["key"] for item in rejected} == {"train/fear/0.png", "train/fear/1.png", "train/fear/2.jpg"}
+    assert all(item["reason"] for item in rejected)
+
+def test_results_folder_that_is_a_file(tiny, tmp_path):
+    (tmp_path/"results").write_text("in the way")
+    with pytest.raises(BenchError, match="Cannot write"): run(tiny())
+    assert (tmp_path/"results").read_text() == "in the way"
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_results_folder_without_rights(tiny, tmp_path):
+    (tmp_path/"results").mkdir(mode=0o500)
+    with pytest.raises(BenchError, match="Cannot write"): run(tiny())
+
+def test_edited_record_is_noticed(tiny):
+    record = run(tiny())
+    path = record.folder/"metrics.json"
+    path.write_text(path.read_text().replace('"WAR"', '"WAR" '))
+    with pytest.raises(BenchError, match="changed afterwards"): Record(record.folder).metrics
+
+def test_failed_run_says_why_and_goes_on_when_mended(tiny, monkeypatch):
+    import fer_bench.experiment as experiment
+    config, once = tiny(), threading.Event()
+    real = experiment.evaluate_logits
+    def full_disk(*args):
+        if not once.is_set(): once.set(); raise OSError(28, "No space left on device")
+        return real(*args)
+    monkeypatch.setattr(experiment, "evaluate_logits", full_disk)
+    with pytest.raises(OSError): run(config)
+    assert find_record(config).status["state"] == "failed" and "No space left" in find_record(config).status["error"]
+    assert run(config).finished

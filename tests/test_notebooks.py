@@ -1,0 +1,126 @@
+"""The house: notebooks and library are one, names mirror, imports go down only, what papermill needs is in place."""
+import ast
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import fer_bench
+from fer_bench.config import RunConfig, assigned_names
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+PAPERMILL = [p for p in NOTEBOOKS if p.parent.name == "nbs" and p.stem in
+             ("run_benchmark", "compare_methods", "paper_figures", "throughput")]
+# Each layer may import itself and what stands here (DESIGN, the table of layers).
+BASE = {"core", "config"}
+ALL = {"core", "config", "record", "data", "models", "methods", "train", "evaluate", "catalogue"}
+MAY_IMPORT = {
+    "core": set(), "config": {"core"}, "record": {"core", "config"}, "data": BASE, "models": BASE,
+    "methods": BASE | {"models", "data.views"}, "train": BASE | {"data"},
+    "evaluate": BASE | {"data", "models", "train"}, "catalogue": ALL - {"catalogue"}, "experiment": ALL,
+    "report": BASE | {"record", "evaluate.statistics"},
+    "cli": ALL | {"experiment", "report"}, "__init__": ALL | {"experiment", "report"},
+}
+NO_TORCH = ("core", "config", "record", "report", "cli", "__init__", "evaluate.statistics")
+
+def read(path): return nbformat.read(path, as_version=4)
+
+def modules():
+    return {".".join(p.relative_to(ROOT/"fer_bench").with_suffix("").parts): p for p in (ROOT/"fer_bench").rglob("*.py")
+            if p.name not in ("_modidx.py",) and (p.name != "__init__.py" or p.parent.name == "fer_bench")}
+
+def imported(name, path):
+    "Modules of ours that module `name` imports anywhere, as dotted names below fer_bench, and all others."
+    inside = name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import): yield from (a.name for a in node.names)
+        if isinstance(node, ast.ImportFrom):
+            if node.level: yield ".".join(["fer_bench", *inside[:len(inside) - node.level + 1], *filter(None, [node.module])])
+            else: yield node.module
+
+def tool(*command, cwd): return subprocess.run([sys.executable, "-m", *command], cwd=cwd, capture_output=True, text=True)
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory):
+    "A copy of the notebooks with the library exported from them anew, then cleaned."
+    copy = tmp_path_factory.mktemp("rebuilt")
+    for name in ("settings.ini", "setup.py", "pyproject.toml"): shutil.copy(ROOT/name, copy)
+    shutil.copytree(ROOT/"nbs", copy/"nbs", ignore=shutil.ignore_patterns(".*"))
+    for command in ("nbdev.doclinks:nbdev_export", "nbdev.clean:nbdev_clean"):
+        module, function = command.split(":")
+        subprocess.run([sys.executable, "-c", f"from {module} import {function}; {function}()"], cwd=copy, check=True,
+                       capture_output=True, env={"PATH": "/usr/bin:/bin", "HOME": str(copy)})
+    return copy
+
+def test_library_is_what_the_notebooks_export(rebuilt):
+    ours, theirs = ({p.relative_to(root): p.read_bytes() for p in (root/"fer_bench").rglob("*.py")} for root in (ROOT, rebuilt))
+    assert ours.keys() == theirs.keys()
+    assert [str(p) for p in ours if ours[p] != theirs[p]] == [], "run `make export` and commit notebooks and library together"
+
+def test_notebooks_are_clean(rebuilt):
+    dirty = [str(p.relative_to(ROOT)) for p in NOTEBOOKS if p.read_bytes() != (rebuilt/p.relative_to(ROOT)).read_bytes()]
+    assert dirty == [], "run `nbdev-clean`"
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT/"nbs")))
+def test_names_mirror(path):
+    "nbs/data/feed.ipynb exports data.feed; the notebooks that papermill runs export nothing."
+    exports = [line.split()[-1] for c in read(path).cells for line in c.source.splitlines() if line.startswith("#| default_exp")]
+    mirror = {"api": "__init__", "index": None}.get(path.stem, ".".join(path.relative_to(ROOT/"nbs").with_suffix("").parts))
+    assert exports == ([] if path in PAPERMILL or mirror is None else [mirror])
+
+@pytest.mark.parametrize("name", modules())
+def test_imports_go_down_only(name):
+    layer = name.split(".")[0]
+    for target in imported(name, modules()[name]):
+        if target == "fer_bench" or not target.startswith("fer_bench."): continue
+        target = target.removeprefix("fer_bench.")
+        allowed = MAY_IMPORT[layer] | {layer}
+        assert target.split(".")[0] in allowed or target in allowed, f"{name} imports {target}"
+
+@pytest.mark.parametrize("name", [n for n in modules() if n in NO_TORCH or n.split(".")[0] in NO_TORCH])
+def test_torch_stays_out(name):
+    heavy = [t for t in imported(name, modules()[name]) if t.split(".")[0] in ("torch", "torchvision", "timm", "kornia", "accelerate")]
+    assert heavy == []
+
+@pytest.mark.parametrize("path", PAPERMILL, ids=lambda p: p.stem)
+def test_parameters_cell(path):
+    "One tagged cell of plain annotated assignments with a comment each; executed by papermill alone."
+    tagged = [c for c in read(path).cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1 and "skip_exec: true" in read(path).cells[0].source
+    first, *lines = tagged[0].source.splitlines()
+    assert first == "# The parameters"
+    for line in lines:
+        (node,) = ast.parse(line).body
+        assert isinstance(node, ast.AnnAssign) and "  # " in line, line
+        ast.literal_eval(node.value)
+
+def test_run_benchmark_takes_every_field_of_the_config():
+    cell = next(c.source for c in read(ROOT/"nbs/run_benchmark.ipynb").cells if "parameters" in c.metadata.get("tags", []))
+    values = {}
+    exec(cell, values)
+    given = {name: values[name] for name in assigned_names(cell) if name != "compare_with"}
+    assert list(given) == list(RunConfig.model_fields)
+    assert RunConfig(**given) == RunConfig(), "defaults of the notebook and of RunConfig differ"
+
+def test_facts_agree():
+    settings = ConfigParser(delimiters=["="])
+    settings.read(ROOT/"settings.ini")
+    facts = settings["DEFAULT"]
+    assert facts["version"] == fer_bench.__version__
+    assert "Apache License" in (ROOT/"LICENSE").read_text() and facts["license"] == "Apache-2.0"
+
+def test_no_pixels_weights_or_executed_notebooks_in_git():
+    if not (ROOT/".git").exists(): pytest.skip("no git checkout")
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    bad = [f for f in files if f.startswith("results/") and not f.endswith((".json", ".jsonl", ".parquet", ".csv", ".md", ".yaml"))]
+    assert [f for f in bad if not f.startswith("results/figures/")] == []
+    assert [f for f in files if f.endswith((".npy", ".pt", ".safetensors", ".jpg", ".jpeg", ".tar", ".xz", ".zip"))] == []
+
+def test_import_needs_no_torch():
+    code = "import sys, fer_bench, fer_bench.cli; assert not {'torch', 'timm', 'pandas'} & set(sys.modules), 'heavy imports'"
+    subprocess.run([sys.executable, "-c", code], check=True)
