@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 import typer
 
 from .config import RunConfig
-from .core import BenchError, json_hash, make_folder, project_path, unknown
+from .core import BenchError, json_hash, make_folder, project_path
 
 # %% ../nbs/cli.ipynb #cd131fbc
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,

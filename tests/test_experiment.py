@@ -180,7 +180,7 @@ def test_edited_record_is_noticed(tiny):
     record = run(tiny())
     path = record.folder/"metrics.json"
     path.write_text(path.read_text().replace('"WAR"', '"WAR" '))
-    with pytest.raises(BenchError, match="changed afterwards"): Record(record.folder).metrics
+    with pytest.raises(BenchError, match="changed afterwards"): Record(record.folder).path("metrics.json")
 
 def test_failed_run_says_why_and_goes_on_when_mended(tiny, monkeypatch):
     import fer_bench.experiment as experiment

@@ -103,8 +103,9 @@ def test_transparent_parts_turn_white():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_broken_exif_does_not_cost_the_face():
-    data = saved(GREY, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xffrubbish")
+@pytest.mark.parametrize("exif", [b"II*\0\xff\xff\xff\xffrubbish", b"rubbish", b"II*\0"])
+def test_broken_exif_does_not_cost_the_face(exif):
+    data = saved(GREY, "JPEG", exif=b"Exif\0\0" + exif)
     assert decode(data, "grey").shape == (7, 5, 1)
 
 
@@ -173,7 +174,7 @@ def test_folder_with_splits(tree):
 
 
 def test_folder_without_splits(tree):
-    rows = FolderSource(tree("b/1.png", "a/1.png", "loose.png")).rows()
+    rows = FolderSource(tree("b/1.png", "a/1.png", "loose.png", "__MACOSX/1.png", ".cache/1.png")).rows()
     assert rows.key.tolist() == ["a/1.png", "b/1.png"] and rows.split.isna().all()
 
 
@@ -339,9 +340,9 @@ def test_fingerprint_follows_files_and_labels(tree, ferplus):
     tree("a/2.png")
     prints.append(FolderSource(root).fingerprint())
     prints += [FerplusSource(ferplus).fingerprint(), FerplusSource(ferplus, "argmax").fingerprint()]
-    (root/"l.csv").write_text("path,label\na/1.png,x\n")
+    (root/"l.csv").write_text("path,label\na/1.png,x\nb/1.png,y\n")
     prints.append(CsvSource(root/"l.csv").fingerprint())
-    (root/"l.csv").write_text("path,label\na/1.png,y\n")
+    (root/"l.csv").write_text("path,label\na/1.png,y\nb/1.png,x\n")
     prints.append(CsvSource(root/"l.csv").fingerprint())
     assert len(set(prints)) == len(prints)
 

@@ -235,7 +235,7 @@ def verify_faceset(folder) -> FaceSet:
     faces = open_faceset(folder)
     known = zip(faces.index.key, np.asarray(faces.images), faces.index.sha256, strict=True)
     differ = [key for key, image, digest in progress(known, total=len(faces), unit="face") if sha256(image) != digest]
-    if differ: raise _damaged(folder, f"pixels of {len(differ)} of its faces differ from their hash, first {differ[:5]}")
+    if differ: raise _damaged(folder, f"pixels of {len(differ)} of its faces differ from their hash: {differ[:5]}")
     index = pq.read_table(faces.folder/"index.parquet")
     if _content_hash(index, faces.classes, faces.images.shape[1:]) != faces.meta["content_hash"]:
         raise _damaged(folder, "index.parquet or the classes in meta.json are not those that were built")

@@ -96,6 +96,9 @@ def draw_budget(index, rows, classes, labels_per_class, seed, cap) -> tuple[np.n
 def _finish(index, labelled, val, test, capped, origin) -> Split:
     exam = index["split"].isin(["val", "test"]).to_numpy(copy=True)
     exam[np.concatenate([val, test])] = True
+    carved = [rows for role, rows in (("val", val), ("test", test)) if origin[role] == "carved"]
+    people = index["subject"].iloc[np.concatenate(carved or [test[:0]])].dropna()
+    exam |= index["subject"].isin(people).to_numpy()  # the unlabelled faces of a person who was carved out go too
     pixels = index["sha256"].to_numpy()
     free = ~exam & ~np.isin(pixels, pixels[exam])  # no copy of an exam face
     free[labelled] = False

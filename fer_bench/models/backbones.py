@@ -76,8 +76,8 @@ def read_weights(path) -> dict:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # every reader has errors of its own; all of them mean the same to the user
-        raise BenchError(f"{str(path)!r} cannot be read as weights ({type(e).__name__}: {str(e).splitlines()[0]}). Give a "
-                         ".safetensors file, or a checkpoint saved by torch.save(model.state_dict()).") from None
+        raise BenchError(f"{str(path)!r} cannot be read as weights ({next(iter(str(e).splitlines()), type(e).__name__)}). "
+                         "Give a .safetensors file, or a checkpoint saved by torch.save(model.state_dict()).") from None
     for key in ("state_dict", "model", "net", "model_state_dict"):
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     return {k: v for k, v in state.items() if torch.is_tensor(v)} if isinstance(state, dict) else {}

@@ -1,0 +1,174 @@
+"""Splits, feed and views: properties that hold for every data set, and the numerics of the augmentation."""
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fer_bench.core import BenchError
+from fer_bench.data.feed import BalancedOrder, Feed, Order, batch_rows
+from fer_bench.data.labels import FERPLUS8, LABEL_RULES, VOTED
+from fer_bench.data.splits import ROLES, make_split
+from fer_bench.data.views import VIEWS, affine, apply_view, make_view, seeded, warp
+
+CLASSES = ["anger", "fear", "happiness"]
+
+@st.composite
+def indexes(draw):
+    "An index of 60 to 150 faces, 5 or more of each class a split, some without label, some with equal pixels."
+    n, seed = draw(st.integers(60, 150)), draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    splits = draw(st.sampled_from([["train", "val", "test"], ["train", "test"], ["train", "val"], [None]]))
+    subjects = draw(st.booleans())
+    return pd.DataFrame({
+        "key": [f"{i:04d}" for i in range(n)], "split": [splits[i // 15 % len(splits)] for i in range(n)],
+        "label": [CLASSES[i % 3] if i < 45 or rng.random() < 0.8 else None for i in range(n)],
+        "subject": [f"s{i // 5}" if subjects else None for i in range(n)],
+        "sha256": [f"p{rng.integers(n)}" for i in range(n)], "file_sha256": [f"f{i}" for i in range(n)]}).astype(object)
+
+@settings(max_examples=60, deadline=None)
+@given(indexes(), st.sampled_from([None, 1, 3]), st.integers(0, 5))
+def test_split_properties(index, k, seed):
+    try: split = make_split(index, CLASSES, k, seed, cap=True)
+    except BenchError as e:  # a carved side may miss a class in so small a set; it must say so
+        assert "has no" in str(e)
+        return
+    roles = {r: set(getattr(split, r)) for r in ROLES}
+    assert sum(map(len, roles.values())) == len(set().union(*roles.values())), "roles overlap"
+    labels, pixels = index["label"].to_numpy(), index["sha256"].to_numpy()
+    assert all(pd.notna(labels[sorted(roles[r])]).all() for r in ("labelled", "val", "test"))
+    assert not set(pixels[list(roles["unlabelled"])]) & set(pixels[list(roles["test"] | roles["val"])])
+    for role in ("val", "test"):
+        if split.origin[role] == "official": assert set(index["split"].iloc[sorted(roles[role])]) == {role}
+    if split.origin["test"] == "carved" and index["subject"].notna().all():
+        seen = index["subject"].iloc[sorted(roles["labelled"] | roles["unlabelled"])]
+        assert not set(seen) & set(index["subject"].iloc[sorted(roles["test"])])
+    if k: assert all((labels[split.labelled] == c).sum() == min(k, split.capped.get(c, k)) for c in CLASSES)
+    same = make_split(index, CLASSES, k, seed, cap=True)
+    assert same.hash == split.hash and all(np.array_equal(getattr(same, r), getattr(split, r)) for r in ROLES)
+
+def plain_index(n=300):
+    return pd.DataFrame({"key": [f"{i:04d}" for i in range(n)], "split": ["train", "train", "test"] * (n // 3),
+                         "label": [CLASSES[i // 3 % 3] for i in range(n)], "subject": None,
+                         "sha256": [f"p{i}" for i in range(n)], "file_sha256": None})
+
+def test_budgets_are_nested_and_draws_differ():
+    draws = {(k, s): set(make_split(plain_index(), CLASSES, k, s).labelled) for k in (1, 4, 10, 25) for s in (0, 1)}
+    for s in (0, 1): assert draws[1, s] < draws[4, s] < draws[10, s] < draws[25, s]
+    assert draws[10, 0] != draws[10, 1]
+    assert np.array_equal(make_split(plain_index(), CLASSES, 4, 0).test, make_split(plain_index(), CLASSES, None, 7).test)
+
+def test_split_hash_follows_labels_and_files():
+    index, before = plain_index(), make_split(plain_index(), CLASSES).hash
+    index.loc[5, "label"] = "fear" if index.loc[5, "label"] != "fear" else "anger"
+    assert make_split(index, CLASSES).hash != before
+    index = plain_index(); index["file_sha256"] = [f"f{i}" for i in range(300)]
+    assert make_split(index, CLASSES).hash != before
+
+@pytest.mark.parametrize("change, says", [
+    (lambda i: i.assign(label="fear"), "no training face"), (lambda i: i[(i.split == "train") | (i.label != "fear")], "no test face"),
+    (lambda i: i[(i.split == "test") | (i.label != "fear")], "no training face")])
+def test_split_refuses(change, says):
+    with pytest.raises(BenchError, match=says): make_split(change(plain_index()).reset_index(drop=True), CLASSES)
+
+def test_one_class_only():
+    with pytest.raises(BenchError, match="at least two"): make_split(plain_index().assign(label="fear"), ["fear"])
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 10), min_size=10, max_size=10))
+def test_label_rules_against_their_sentences(votes):
+    left = {c: v for c, v in zip(VOTED, votes, strict=True) if v > 1}
+    winner = next((c for c, v in left.items() if v > sum(left.values()) / 2), None)
+    assert LABEL_RULES["majority"](votes)[0] == (winner if winner in FERPLUS8 else None)
+    for rule in LABEL_RULES.values(): assert (rule(votes)[0] is None) == bool(rule(votes)[1])
+
+# order
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 17), st.integers(0, 3))
+def test_order_shows_each_face_once_a_shuffle(n, batch, seed):
+    order, steps = Order(np.arange(n) + 100, seed), -(-3 * n // batch)
+    seen = np.concatenate([batch_rows(order, s, batch) for s in range(steps)])
+    for lap in range(3): assert sorted(seen[lap * n:(lap + 1) * n]) == list(range(100, 100 + n))
+    assert np.array_equal(batch_rows(Order(np.arange(n) + 100, seed), steps - 1, batch), seen[(steps - 1) * batch:])
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=4, max_size=40), st.integers(1, 9))
+def test_balanced_order_is_balanced(labels, batch):
+    labels = np.array(labels)
+    order = BalancedOrder(np.arange(len(labels)), labels, 0)
+    seen = labels[np.concatenate([batch_rows(order, s, batch) for s in range(20)])]
+    counts = [np.sum(seen == c) for c in np.unique(labels)]
+    assert max(counts) - min(counts) <= 1
+
+def test_feed_gives_the_pixels(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (9, 5, 7, 3), np.uint8)
+    np.save(tmp_path/"images.npy", images)
+    mapped = np.load(tmp_path/"images.npy", mmap_mode="r")
+    for store in (images, mapped):
+        batch = Feed(store)([8, 0, 8])
+        assert batch.dtype == torch.uint8 and np.array_equal(batch.permute(0, 2, 3, 1), images[[8, 0, 8]])
+        assert batch.is_contiguous(memory_format=torch.channels_last)
+
+# views
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("channels, side, size", [(1, 48, 48), (3, 48, 32), (3, 32, 48), (3, 96, 32)])
+def test_views(name, channels, side, size):
+    "Shape, range, and the same draws for the same seed; a face's view does not depend on its neighbours in the batch."
+    images = torch.randint(0, 256, (6, channels, side, side), dtype=torch.uint8, generator=seeded(0))
+    view = make_view(name)
+    out = apply_view(view, images, size, 1, 2)
+    assert out.shape == (6, 3, size, size) and out.min() >= 0 and out.max() <= 1 and out.dtype == torch.float32
+    assert torch.equal(out, apply_view(view, images, size, 1, 2))
+    params = view.sample(seeded(1, 2), 6)
+    part = view(images[2:4], size, **{k: v[2:4] for k, v in params.items()})
+    torch.testing.assert_close(part, out[2:4])
+    if params: assert not torch.equal(out, apply_view(view, images, size, 1, 3))
+
+def test_own_parameters_for_every_face():
+    face = torch.randint(0, 256, (1, 3, 48, 48), dtype=torch.uint8, generator=seeded(0)).expand(8, -1, -1, -1)
+    views = apply_view(make_view("weak"), face, 48, 0)
+    assert len({v.numpy().tobytes() for v in views}) == 8
+
+def slow_warp(image, theta, size):
+    "Bilinear resampling of (H, W) through theta (2, 3), a pixel at a time; inside the picture only."
+    h, w = image.shape
+    out = np.zeros((size, size))
+    for i in range(size):
+        for j in range(size):
+            x, y = theta @ [(2 * j + 1) / size - 1, (2 * i + 1) / size - 1, 1]
+            u, v = ((x + 1) * w - 1) / 2, ((y + 1) * h - 1) / 2
+            a, b = int(np.floor(u)), int(np.floor(v))
+            for p, q in ((a, b), (a + 1, b), (a, b + 1), (a + 1, b + 1)):
+                share = (1 - abs(u - p)) * (1 - abs(v - q))
+                if share > 0: out[i, j] += share * image[q, p]
+    return out
+
+def test_warp_against_plain_loops():
+    theta = torch.tensor([[[0.6, 0.1, 0.1], [-0.1, 0.7, -0.05]]], dtype=torch.float64)
+    image = torch.rand(1, 1, 12, 12, generator=seeded(3), dtype=torch.float64)
+    np.testing.assert_allclose(warp(image, theta, 9)[0, 0], slow_warp(image[0, 0].numpy(), theta[0].numpy(), 9), atol=1e-9)
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.1, 0.9), st.floats(0.5, 1.0))
+def test_crops_stay_inside(seed, low, ratio):
+    theta = affine(seeded(seed), 64, scale=(low, 1.0), ratio=(ratio, 1 / ratio), degrees=0, flip=0.5)
+    corners = torch.tensor([[-1.0, -1, 1], [1, 1, 1], [-1, 1, 1], [1, -1, 1]]).T
+    assert (theta @ corners).abs().max() <= 1 + 1e-5
+
+def test_flip_is_a_mirror_and_half_are_flipped():
+    theta = affine(seeded(0), 2000, scale=(1.0, 1.0), flip=0.5)
+    flipped = theta[:, 0, 0] < 0
+    assert 0.45 < flipped.float().mean() < 0.55
+    image = torch.rand(1, 3, 16, 16)
+    torch.testing.assert_close(warp(image, theta[flipped][:1], 16), image.flip(-1), atol=1e-5, rtol=0)
+
+def test_shrinking_is_antialiased():
+    stripes = (torch.arange(96) % 2 * 255).to(torch.uint8).expand(2, 3, 96, 96)
+    for name in VIEWS: assert apply_view(make_view(name), stripes, 24, 0).std(dim=-1).max() < 0.1, name
+
+def test_unknown_view():
+    with pytest.raises(BenchError, match="Did you mean 'weak'"): make_view("wek")
+
