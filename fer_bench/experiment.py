@@ -125,6 +125,9 @@ def _attempt(config, faceset, split, folder) -> None:
 
 def _train_and_evaluate(config, faceset, split, folder) -> None:
     accelerator = _prepare_torch(config)
+    device = accelerator.device.type
+    write_json(folder/"environment.json", environment(  # now, for the code may change on disk while we train
+        device=torch.cuda.get_device_name() if device == "cuda" else device, threads=config.threads))
     classes, labels = faceset.meta["classes"], faceset.labels
     net, loaded = create_classifier(config.backbone, len(classes), config.image_size, config.init)
     counts = np.bincount(labels[split.labelled], minlength=len(classes))
@@ -133,7 +136,7 @@ def _train_and_evaluate(config, faceset, split, folder) -> None:
     history = fit(method, make_batches(config, method, feed, faceset, split), config, folder, accelerator,
                   _epoch_scores(config, method, feed, faceset, split))
     logits = predict(method, feed, split.test, config.image_size)
-    _write(config, faceset, split, folder, method, history, logits, loaded, str(accelerator.device.type))
+    _write(config, faceset, split, folder, method, history, logits, loaded, device)
 
 def _prepare_torch(config):
     torch.set_num_threads(config.threads)
@@ -157,8 +160,6 @@ def _write(config, faceset, split, folder, method, history, logits, loaded, devi
         "test": evaluate_logits(logits, faceset.labels[split.test], classes)})
     write_history(folder, history)
     write_predictions(folder, index["key"].iloc[split.test], index["label"].iloc[split.test], logits)
-    write_json(folder/"environment.json", environment(
-        device=torch.cuda.get_device_name() if device == "cuda" else "cpu", threads=config.threads))
     with atomic_file(folder/WEIGHTS) as part:
         save_file({k: v.contiguous() for k, v in method.judged.state_dict().items()}, part)
 
