@@ -149,6 +149,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'fer_bench/data/faceset.py'),
                                         'fer_bench.data.faceset.build_faceset': ( 'data/faceset.html#build_faceset',
                                                                                   'fer_bench/data/faceset.py'),
+                                        'fer_bench.data.faceset.cache_folder': ( 'data/faceset.html#cache_folder',
+                                                                                 'fer_bench/data/faceset.py'),
                                         'fer_bench.data.faceset.cached_faceset': ( 'data/faceset.html#cached_faceset',
                                                                                    'fer_bench/data/faceset.py'),
                                         'fer_bench.data.faceset.fit': ('data/faceset.html#fit', 'fer_bench/data/faceset.py'),

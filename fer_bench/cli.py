@@ -148,6 +148,6 @@ def list_(cache_dir: Annotated[str, typer.Option(help="folder of built FaceSets;
 
 def _show(faceset, path="") -> None:
     meta = faceset.meta
-    print(f"{meta['name']}: {len(faceset.index)} faces of {meta['size']} px, {faceset.index['label'].notna().sum()} labelled, "
+    print(f"{meta['name']}: {len(faceset.index)} faces of {meta['size'][0]} px, {faceset.index['label'].notna().sum()} labelled, "
           f"{len(meta['classes'])} classes, {len(meta['rejected'])} put aside  {path}")
     for item in meta["rejected"][:10]: print(f"  put aside: {item['key']}: {item['reason']}")

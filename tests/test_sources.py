@@ -103,10 +103,10 @@ def test_transparent_parts_turn_white():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
 @pytest.mark.parametrize("exif", [b"II*\0\xff\xff\xff\xffrubbish", b"rubbish", b"II*\0"])
-def test_broken_exif_does_not_cost_the_face(exif):
-    data = saved(GREY, "JPEG", exif=b"Exif\0\0" + exif)
-    assert decode(data, "grey").shape == (7, 5, 1)
+def test_broken_exif_does_not_cost_the_face(exif, form):
+    assert decode(saved(GREY, form, exif=exif if form == "PNG" else b"Exif\0\0" + exif), "grey").shape == (7, 5, 1)
 
 
 BAD = {

@@ -38,7 +38,7 @@ class _Draw:
 # the landmark on the other side of the face, (68,)
 MIRROR = np.array([*range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, *range(35, 30, -1), 45, 44, 43, 42, 47, 46,
                    39, 38, 37, 36, 41, 40, *range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), 67, 66, 65])
-LEFT = np.where(MIRROR == np.arange(68), 0.5, 0.0)  # share of the left side's muscles in the movement of a point
+LEFT = np.where(np.arange(68) == MIRROR, 0.5, 0.0)  # share of the left side's muscles in the movement of a point
 LEFT[[*range(8), *range(17, 22), 31, 32, *range(36, 42), 48, 49, 50, 58, 59, 60, 61, 67]] = 1
 
 ACTION_UNITS = {  # number: (name, {landmark: (du, dv)})

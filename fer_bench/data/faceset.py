@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'FILES', 'SCHEMA', 'RESIZE', 'FaceSet', 'open_faceset', 'fit', 'build_faceset', 'verify_faceset',
-           'cached_faceset']
+           'cache_folder', 'cached_faceset']
 
 # %% ../../nbs/data/faceset.ipynb #a9eaf69a
 import hashlib
@@ -241,14 +241,18 @@ def verify_faceset(folder) -> FaceSet:
         raise _damaged(folder, "index.parquet or the classes in meta.json are not those that were built")
     return faces
 
-# %% ../../nbs/data/faceset.ipynb #078e2ac0
+# %% ../../nbs/data/faceset.ipynb #8d5ce599
+def cache_folder(cache_dir: str = "") -> Path:
+    "Where the cache lies: `cache_dir`, else what FER_BENCH_CACHE names, else `~/.cache/fer_bench`."
+    return Path(cache_dir or os.environ.get("FER_BENCH_CACHE") or "~/.cache/fer_bench").expanduser()
+
 def cached_faceset(source, cache_dir: str = "", size: int | None = None, workers: int | None = None,
                    require_labels: bool = True) -> FaceSet:
     """The FaceSet of `source` out of the cache, built there if this is the first time.
 
-    `cache_dir`: folder of the cache; empty: the environment's FER_BENCH_CACHE, or `~/.cache/fer_bench`. The other
+    `cache_dir`: as for `cache_folder`. The other
     arguments and the errors are those of `build_faceset`."""
-    cache = Path(cache_dir or os.environ.get("FER_BENCH_CACHE") or "~/.cache/fer_bench").expanduser()
+    cache = cache_folder(cache_dir)
     fingerprint = source.fingerprint() if hasattr(source, "fingerprint") else Source.fingerprint(source)
     name = f"{source.name}-{size or 'own'}-{json_hash([SCHEMA_VERSION, fingerprint])[:12]}"
     if not (cache/name).is_dir():
