@@ -25,9 +25,10 @@ PRESETS = {
                      batch_size=256, lr=0.1, warmup_epochs=5),
 }
 
-# %% ../nbs/config.ipynb #22d9f3b1
+# %% ../nbs/config.ipynb #6395f068
 NUMERICS = 1  # raised when the same config gives other numbers than before
-DISPLAY = {"data_root", "results_dir", "cache_dir", "device"}  # they change no number, so the run id leaves them out
+DISPLAY = {"data_root", "results_dir", "cache_dir", "device",  # they change no number, so the run id leaves them out,
+           "split"}  # and the split's hash stands for it, wherever a manifest lies
 
 class RunConfig(BaseModel):
     """Everything that decides a run. Missing values come from the preset; unknown names and wrong types are refused.
@@ -46,7 +47,10 @@ class RunConfig(BaseModel):
     label_rule: Literal["majority", "argmax"] = Field("majority", description="how votes become one label")
     targets: Literal["hard", "soft"] = Field("hard", description="learn the label, or the share of votes of each class")
     labels_per_class: int | None = Field(None, gt=0, description="labelled training faces a class; None: all")
+    budget: str = Field("", description="a published budget instead of labels_per_class, such as ada_cm-400")
     cap: bool = Field(False, description="take all faces of a class smaller than labels_per_class instead of refusing")
+    split: str = Field("official", description="test faces: official, fold:I/K, subject:NAME, or a manifest's csv")
+    dedupe: Literal["none", "cross_split"] = Field("none", description="drop training copies of validation and test faces")
     label_seed: int = Field(0, ge=0, description="which faces are labelled, and which are carved for validation or test")
     # the network
     backbone: str = Field(description="any timm model by name")
@@ -91,6 +95,8 @@ class RunConfig(BaseModel):
             raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be smaller than epochs ({self.epochs}).")
         if self.dataset != "drawn" and not self.data_root:
             raise ValueError(f"data set {self.dataset!r} needs data_root, the folder or file where it lies.")
+        if self.budget and self.labels_per_class:
+            raise ValueError(f"Give labels_per_class ({self.labels_per_class}) or budget ({self.budget!r}), not both.")
         return self
 
 def _sentence(error: ValidationError, values: dict) -> str:
@@ -109,7 +115,7 @@ def run_id(config: RunConfig, data_hash: str, split_hash: str) -> str:
     "Readable beginning and ten hexadecimal digits: `supervised-drawn-50-s0-1f2e3d4c5b`."
     shaping = {k: v for k, v in config.model_dump().items() if k not in DISPLAY}
     digest = json_hash([NUMERICS, shaping, data_hash, split_hash])[:10]
-    return f"{config.method}-{config.dataset}-{config.labels_per_class or 'all'}-s{config.seed}-{digest}"
+    return f"{config.method}-{config.dataset}-{config.budget or config.labels_per_class or 'all'}-s{config.seed}-{digest}"
 
 # %% ../nbs/config.ipynb #37c68b6c
 def assigned_names(source: str) -> list[str]:

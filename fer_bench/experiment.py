@@ -20,7 +20,7 @@ from .config import RunConfig, run_id
 from .core import BenchError, atomic_file, lookup, make_folder, project_path, write_json
 from .data.faceset import cached_faceset, open_faceset
 from .data.feed import BalancedOrder, Feed, Order, batch_rows
-from .data.splits import make_split
+from .data.splits import make_split, save_manifest
 from .data.views import apply_view, make_view
 from .evaluate.metrics import classification_metrics
 from .evaluate.predict import predict
@@ -40,7 +40,9 @@ def load_data(config):
 
 def split_data(config, faceset):
     "The `Split` of `faceset` under the budget of `config`."
-    return make_split(faceset.index, faceset.meta["classes"], config.labels_per_class, config.label_seed, config.cap)
+    how = str(project_path(config.split)) if config.split.endswith(".csv") else config.split
+    return make_split(faceset.index, faceset.meta["classes"], config.budget or config.labels_per_class, config.label_seed,
+                      config.cap, how, config.dedupe)
 
 def soft_targets(faceset) -> np.ndarray:
     "Shares (N, K) of each face's votes among the classes; 0 where nobody voted for one. `BenchError` without votes."
@@ -116,6 +118,8 @@ def _lock(path: Path) -> FileLock:
 def _attempt(config, faceset, split, folder) -> None:
     write_json(folder/"config.json", config.model_dump())
     write_status(folder, "running", pid=os.getpid())
+    kept = folder.parent.parent/"splits"/f"{split.hash[:12]}.csv"
+    if not kept.exists(): save_manifest(faceset.index, split, kept)
     try: _train_and_evaluate(config, faceset, split, folder)
     except BaseException as e:
         write_status(folder, "failed" if isinstance(e, Exception) else "interrupted", error=f"{type(e).__name__}: {e}")

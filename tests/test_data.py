@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fer_bench.core import BenchError
 from fer_bench.data.feed import BalancedOrder, Feed, Order, batch_rows
 from fer_bench.data.labels import FERPLUS8, LABEL_RULES, VOTED
-from fer_bench.data.splits import ROLES, make_split
+from fer_bench.data.splits import ROLES, make_split, manifest
 from fer_bench.data.views import VIEWS, affine, apply_view, make_view, seeded, warp
 
 CLASSES = ["anger", "fear", "happiness"]
@@ -67,7 +67,7 @@ def test_split_hash_follows_labels_and_files():
     assert make_split(index, CLASSES).hash != before
 
 @pytest.mark.parametrize("change, says", [
-    (lambda i: i.assign(label="fear"), "no training face"), (lambda i: i[(i.split == "train") | (i.label != "fear")], "no test face"),
+    (lambda i: i.assign(label="fear"), "no labelled face"), (lambda i: i[(i.split == "train") | (i.label != "fear")], "no test face"),
     (lambda i: i[(i.split == "test") | (i.label != "fear")], "no training face")])
 def test_split_refuses(change, says):
     with pytest.raises(BenchError, match=says): make_split(change(plain_index()).reset_index(drop=True), CLASSES)
@@ -172,3 +172,64 @@ def test_shrinking_is_antialiased():
 def test_unknown_view():
     with pytest.raises(BenchError, match="Did you mean 'weak'"): make_view("wek")
 
+
+# folds, subjects, manifests, copies
+
+@settings(max_examples=30, deadline=None)
+@given(indexes(), st.integers(2, 5), st.integers(0, 3))
+def test_folds_cover_every_labelled_face_once(index, k, seed):
+    try: splits = [make_split(index, CLASSES, seed=seed, how=f"fold:{i}/{k}") for i in range(1, k + 1)]
+    except BenchError as e:
+        assert "no training face" in str(e) or "no labelled face" in str(e)
+        return
+    tests = np.concatenate([s.test for s in splits])
+    assert sorted(tests) == list(np.flatnonzero(index["label"].notna()))
+    if index["subject"].notna().all():
+        for s in splits:
+            seen = np.concatenate([s.labelled, s.unlabelled, s.val])
+            assert not set(index["subject"].iloc[s.test]) & set(index["subject"].iloc[seen])
+
+def test_leave_one_subject_out():
+    index = plain_index().assign(subject=[f"s{i // 30}" for i in range(300)])
+    split = make_split(index, CLASSES, how="subject:s3")
+    assert set(index["subject"].iloc[split.test]) == {"s3"} and split.origin["test"] == "subject:s3"
+    assert "s3" not in set(index["subject"].iloc[np.concatenate([split.labelled, split.unlabelled, split.val])])
+    with pytest.raises(BenchError, match="no subject with labelled faces 's99'"): make_split(index, CLASSES, how="subject:s99")
+
+def test_cross_split_copies_are_dropped_on_request():
+    index = plain_index()
+    index.loc[0, "sha256"], index.loc[1, "sha256"] = index.loc[2, "sha256"], index.loc[5, "sha256"]  # 2 and 5 are test faces
+    kept, dropped = (make_split(index, CLASSES, dedupe=d) for d in ("none", "cross_split"))
+    use = lambda s: set(s.labelled) | set(s.val)
+    assert {0, 1} <= use(kept) and not {0, 1} & (use(dropped) | set(dropped.unlabelled))
+    assert kept.hash != dropped.hash and np.array_equal(kept.test, dropped.test)
+
+def test_published_budget():
+    classes = ["anger", "fear"]
+    index = pd.DataFrame({"key": [f"{i:04d}" for i in range(400)], "split": ["train"] * 350 + ["test"] * 50, "subject": None,
+                          "label": [classes[i % 2] for i in range(400)], "sha256": [f"p{i}" for i in range(400)], "file_sha256": None})
+    split = make_split(index, classes, "ada_cm-400")
+    labels = index["label"].iloc[split.labelled]
+    assert ((labels == "fear").sum(), (labels == "anger").sum()) == (40, 60)
+    with pytest.raises(BenchError, match="no budget 'ada_cm-40'. Did you mean"): make_split(index, classes, "ada_cm-40")
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda t: t.drop(columns="role"), "no column 'role'"), (lambda t: pd.concat([t, t[:1]]), "twice"),
+    (lambda t: t.assign(key=t.key + "x"), "does not have"), (lambda t: t.assign(file_sha256="0"), "another copy"),
+    (lambda t: t.assign(role="tset"), "no role"), (lambda t: t.assign(label="fear"), "another copy")])
+def test_manifest_of_other_faces(tmp_path, spoil, says):
+    index = plain_index()
+    path = tmp_path/"split.csv"
+    spoil(manifest(index, make_split(index, CLASSES, 10))).to_csv(path, index=False)
+    with pytest.raises(BenchError, match=says): make_split(index, CLASSES, how=str(path))
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(max_size=300))
+def test_any_text_as_manifest(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("m")/"split.csv"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    with pytest.raises(BenchError): make_split(plain_index(), CLASSES, how=str(path))
+
+@pytest.mark.parametrize("how", ["fold:0/5", "fold:6/5", "fold:1/1", "fold:x", "offical", "subject:", "nowhere.csv"])
+def test_bad_split_names(how):
+    with pytest.raises(BenchError): make_split(plain_index(), CLASSES, how=how)

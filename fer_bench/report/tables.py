@@ -23,7 +23,7 @@ def _commit(record) -> str:
 
 def _row(record) -> dict:
     c, m = record.config, record.metrics
-    labels = "all" if c["labels_per_class"] is None else str(c["labels_per_class"])
+    labels = c.get("budget") or str(c["labels_per_class"] or "all")
     return {"method": c["method"], "backbone": c["backbone"], "init": c["init"],
             "labels": labels + (" (capped)" if m["capped"] else ""), "seed": c["seed"],
             "images seen": m["images_seen"], "params (M)": round(m["parameters"] / 1e6, 2),
