@@ -112,10 +112,10 @@ def build_faceset(source, folder, size: int | None = None, workers: int | None =
         raise BenchError(f"{str(folder)!r} exists and is no FaceSet. Choose another folder, so that nothing is lost.")
     if size is not None and size < 1: raise BenchError(f"Faces cannot have size {size}; give a side in pixels.")
     rows = _sorted_rows(source)
-    _check(rows, source.name, source.rejected, require_labels)
+    _check(rows, source, source.rejected, require_labels)
     with atomic_folder(folder) as part:
         index, shape, rejected = _pack(source, rows, part/"images.npy", size, workers)
-        _check(index.to_pandas(), source.name, rejected, require_labels)
+        _check(index.to_pandas(), source, rejected, require_labels)
         pq.write_table(index, part/"index.parquet")
         write_json(part/"meta.json", _meta(source, index, shape, size, rejected))
     return open_faceset(folder)
@@ -128,13 +128,14 @@ def _sorted_rows(source) -> pd.DataFrame:
         raise BenchError(f"The source {source.name!r} gives labels that are none of its classes: {sorted(odd)[:5]}.")
     return rows
 
-def _check(rows: pd.DataFrame, name: str, rejected: list, require_labels: bool) -> None:
+def _check(rows: pd.DataFrame, source, rejected: list, require_labels: bool) -> None:
     "`BenchError` where `rows` are too few to work with."
+    what = f"source {source.name!r}" + (f" in {source.root!r}" if hasattr(source, "root") else "")
     aside = f" {len(rejected)} were put aside, the first: {rejected[0][0]!r}, {rejected[0][1]}." if rejected else ""
-    if not len(rows): raise BenchError(f"The source {name!r} has no face that can be read.{aside} Is data_root right?")
+    if not len(rows): raise BenchError(f"The {what} has no face that can be read.{aside} Is data_root right?")
     if require_labels and (found := rows.label.nunique()) < 2:
-        raise BenchError(f"The {len(rows)} faces of the source {name!r} have labels of {found} classes, and a labelled "
-                         f"set needs two.{aside} Check its labels; require_labels=False builds an unlabelled pool.")
+        raise BenchError(f"The {len(rows)} faces of the {what} have labels of {found} class{'es' * (found != 1)}, and a "
+                         f"labelled set needs at least two.{aside} Check its labels; require_labels=False builds an unlabelled pool.")
 
 # %% ../../nbs/data/faceset.ipynb #28869e43
 def _pack(source, rows: pd.DataFrame, path, size, workers) -> tuple[pa.Table, tuple, list]:
@@ -260,5 +261,5 @@ def cached_faceset(source, cache_dir: str = "", size: int | None = None, workers
             for left in cache.glob(f".{name}.*.part*"): shutil.rmtree(left, ignore_errors=True)
             if not (cache/name).is_dir(): build_faceset(source, cache/name, size, workers, require_labels)
     faces = open_faceset(cache/name)
-    _check(faces.index, source.name, [], require_labels)
+    _check(faces.index, source, [], require_labels)
     return faces
