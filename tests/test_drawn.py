@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fer_bench.core import BenchError, sha256
-from fer_bench.data import drawn
-from fer_bench.data.drawn import UNITS, DrawnSource, draw_faces
+from fer_bench.data import people
+from fer_bench.data.drawn import DrawnSource, draw_faces
+from fer_bench.data.expressions import LEFT, MIRROR, UNITS
 from fer_bench.data.labels import FERPLUS8, majority
 
 HASH = "94d9ede8d6cebf8bbe7cdfc3ca3221731a4c3e0c85eec07aca3f061d0f6abf36"
@@ -63,10 +64,8 @@ def test_any_face(index, seed, size):
 
 def posed(side=(1, 1), **strengths):
     "Landmarks (68, 2) in half face widths of a frontal face, with units such as AU12=1."
-    p = drawn._person(0, [4]) | drawn._act(0, [32])
-    p["units"] = np.array([[np.multiply(strengths.get(f"AU{u}", 0), side) for u in UNITS]], float)
-    for turn in ("yaw", "pitch", "roll"): p |= {f"{turn}_sin": np.zeros(1), f"{turn}_cos": np.ones(1)}
-    return drawn._landmarks(p)["head"][0]
+    units = np.array([[np.multiply(strengths.get(f"AU{u}", 0), side) for u in UNITS]], float)
+    return people.posed(units, subject=4)["head"][0]
 
 # unit: (landmarks, axis, sign of the movement on the left of the picture)
 MOVEMENTS = {1: ([20, 21], 1, -1), 2: ([17, 18, 19], 1, -1), 4: ([19, 20, 21], 1, 1), 5: ([37, 38], 1, -1),
@@ -82,10 +81,10 @@ def test_units_move_their_landmarks(unit):
     points, axis, sign = MOVEMENTS[unit]
     moved = acted - rest
     assert (sign * moved[points, axis] > .02).all()
-    mirrored = moved[drawn.MIRROR] * [-1, 1]
+    mirrored = moved[MIRROR] * [-1, 1]
     assert np.allclose(mirrored, moved, atol=1e-12)  # both sides alike
     one_sided = posed(side=(1, 0), **{f"AU{unit}": 1}) - rest
-    right = [i for i in range(17, 68) if drawn.LEFT[i] == 0]
+    right = [i for i in range(17, 68) if LEFT[i] == 0]
     if unit != 26: assert np.allclose(one_sided[right], 0)
 
 def test_jaw_opens_the_mouth():
@@ -120,7 +119,7 @@ def test_splits_share_no_subject_and_hold_every_class(rows):
 
 def test_raters_disagree_where_it_is_hard(rows):
     assert .01 < rows.label.isna().mean() < .1
-    g = drawn._act(0, range(4000))
+    g = people.act(0, range(4000))
     votes, hit = np.array(rows.votes.tolist())[:, :8], g["expression"]
     agree = votes[np.arange(4000), hit] / 10
     weak, strong = (hit > 0) & (g["intensity"] < .5), g["intensity"] > .8

@@ -47,6 +47,11 @@ class Files:
         if len(data) != size: raise BenchError(f"cut short: {len(data)} of {size} bytes")
         return data
 
+    def find(self, *names: str) -> str | None:
+        "The key of the file that has one of `names` (small letters), in the uppermost folder; None where there is none."
+        found = [key for key in self.keys if posixpath.basename(key).lower() in names]
+        return min(found, key=lambda key: (key.count("/"), key), default=None)
+
     def read_at(self, key: str, at: int, size: int) -> bytes:
         "`size` bytes from position `at` of the file behind `key`, fewer where it ends before."
         with self.open(key) as file:
@@ -58,10 +63,11 @@ class Files:
         raise NotImplementedError
 
 def open_files(root) -> Files:
-    """The `Files` of `root`: a folder, an archive, or a folder inside an archive (`faces.tar/aligned`).
+    """The `Files` of `root`: a folder, an archive, or a folder inside an archive (`faces.tar/aligned`), or `Files` already.
 
     An archive is known by its first bytes, not by its name. `BenchError` where there is nothing, or what is there is no
     archive or a damaged one."""
+    if hasattr(root, "stamps"): return root
     path = os.path.abspath(os.path.expanduser(str(root)))
     if os.path.isdir(path): return Folder(path)
     archive = path
@@ -189,7 +195,7 @@ class Tar(Archive):
     def size(self, key: str) -> int: return self._entries[key][1]
 
     def read(self, key: str) -> bytes:
-        if (size := self.size(key)) > MAX_BYTES: raise BenchError(f"larger than {MAX_BYTES // 10**6} MB")
+        if self.size(key) > MAX_BYTES: raise BenchError(f"larger than {MAX_BYTES // 10**6} MB")
         return self._bytes.read_at(*self._entries[key])
 
     def read_at(self, key: str, at: int, size: int) -> bytes:

@@ -8,8 +8,7 @@ __all__ = ['LEVELS', 'SHOWN', 'VERSION', 'COMPONENTS', 'IMBALANCE', 'DETAIL', 'U
            'lookalikes', 'appearance', 'read_fer2013new', 'compare_labels', 'audit', 'cached_audit', 'to_terminal',
            'to_markdown', 'flagged_sheet']
 
-# %% ../../nbs/data/audit.ipynb #569f3083
-import os
+# %% ../../nbs/data/audit.ipynb #4026e08a
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,11 +16,12 @@ import numpy as np
 import pandas as pd
 
 from ..core import BenchError, read_json, write_json
+from .archives import open_files
 from .duplicates import (FLAT, FREQUENCIES, chunks, cross_split_copies, exact_copies, near_across,
                                        near_copies, sample, spectra, unit)
 from .faceset import FaceSet
 from .labels import LABEL_RULES, VOTED
-from .sources import FERPLUS_FOLDERS, read_csv
+from .sources import FERPLUS_FOLDERS, counts_of, csv_lines
 
 # %% ../../nbs/data/audit.ipynb #16c80ad1
 LEVELS = ("ok", "note", "warning", "failure")
@@ -97,22 +97,19 @@ def _measure(images, mean, axes) -> pd.DataFrame:
         out |= {"chroma": (images.max(-1) - images.min(-1)).mean((1, 2)), "warmth": red - blue}
     return pd.DataFrame(out)
 
-# %% ../../nbs/data/audit.ipynb #e1587ab2
+# %% ../../nbs/data/audit.ipynb #ee217f2d
 def counts(index: pd.DataFrame, published: dict | None) -> Finding:
-    """Are the labelled faces of each split and class those of `published`, {split: faces or {class: faces}}?
+    """Are there as many faces as `published`, {split: {class: faces}}, where the class "all" is the whole split?
 
-    Counts under a split are of labelled faces. Where `published` has only whole splits, only those are compared."""
+    Under a class only faces with that label count, under "all" those without a label too."""
     if not published: return Finding("counts", "ok", "No published counts are known for this set; nothing was compared.")
-    own = index.dropna(subset="label").groupby(["split", "label"]).size()
-    differ = []
-    for split, wanted in published.items():
-        have = own[split] if split in own.index.get_level_values(0) else pd.Series(dtype=int)
-        cells = {f"{split} {c}": (have.get(c, 0), n) for c, n in wanted.items()} if isinstance(wanted, dict) else {
-            split: (have.sum(), wanted)}
-        differ += [f"{name} {n:,} instead of {want:,}" for name, (n, want) in cells.items() if n != want]
-    if not differ: return Finding("counts", "ok", "The labelled faces of every split and class are as many as published.")
-    return Finding("counts", "failure", f"Labelled faces are not as many as published: {_few(differ)}. Compare with the "
-                   "owner's release: files may be missing, or the label rule another one.", len(differ))
+    faces, labels = index["split"].value_counts(), index.groupby(["split", "label"]).size()
+    pairs = [(s, c, int(faces.get(s, 0) if c == "all" else labels.get((s, c), 0)), n)
+             for s, wanted in published.items() for c, n in wanted.items()]
+    differ = [f"{s} {c} {have:,} instead of {n:,}" for s, c, have, n in pairs if have != n]
+    if not differ: return Finding("counts", "ok", "There are as many faces in every split and class as were published.")
+    return Finding("counts", "failure", f"There are not as many faces as were published: {_few(differ)}. Compare with the "
+                   "owner's release: files may be missing, or labels made by another rule.", len(differ))
 
 def _few(items, most: int = 8) -> str:
     items = list(map(str, items))
@@ -253,19 +250,22 @@ def _colours(table) -> list[Finding]:
 # %% ../../nbs/data/audit.ipynb #dece05d1
 FER_USAGE = dict(zip(("Training", "PublicTest", "PrivateTest"), FERPLUS_FOLDERS, strict=True))
 
-def read_fer2013new(path) -> pd.DataFrame:
-    """Votes of `fer2013new.csv` at `path`: columns key (as in `FerplusSource`; None where the name is empty) and votes.
+def read_fer2013new(root) -> pd.DataFrame:
+    """Votes of the `fer2013new.csv` in `root`, a folder or archive: columns key (as `FerplusSource` has it) and votes.
 
-    `BenchError` for a file that cannot be read, or one with other columns or no numbers."""
-    lines = read_csv(os.path.expanduser(str(path)))
-    header = [name.strip() for name in lines[0][1]] if lines else []
-    if header != ["Usage", "Image name", *VOTED]:
-        raise BenchError(f"{str(path)!r} does not begin as fer2013new.csv does: Usage,Image name,{','.join(VOTED)}.")
-    try: rows = [(f"{FER_USAGE[usage.strip()]}/{name.strip()}" if name.strip() else None, list(map(int, votes)))
-                 for _, (usage, name, *votes) in lines[1:]]
-    except (KeyError, ValueError) as e:
-        raise BenchError(f"{str(path)!r} holds a row that fer2013new.csv cannot have: {e}. Take it from the release again.") from None
-    return pd.DataFrame(rows, columns=["key", "votes"], dtype=object)
+    Where the name is empty the key is None. `BenchError` where there is no such file, or it is not that of the release."""
+    files = open_files(root)
+    if not (name := files.find("fer2013new.csv")): raise BenchError(f"{str(root)!r} holds no fer2013new.csv.")
+    (_, header), *lines = csv_lines(files, name) if files.size(name) else [(1, [])]
+    if [column.strip() for column in header] != ["Usage", "Image name", *VOTED]:
+        raise BenchError(f"{name!r} in {str(root)!r} does not begin with Usage,Image name,{','.join(VOTED)}.")
+    return pd.DataFrame([_second(name, *line) for line in lines], columns=["key", "votes"], dtype=object)
+
+def _second(name: str, number: int, fields: list[str]) -> tuple[str | None, list[int]]:
+    "(key, votes) of a line of fer2013new.csv."
+    folder, votes = FER_USAGE.get(fields[0].strip()), counts_of(fields[2:])
+    if not folder or not votes: raise BenchError(f"Line {number} of {name!r} does not hold a usage, a name and ten counts.")
+    return f"{folder}/{fields[1].strip()}" if fields[1].strip() else None, votes
 
 def compare_labels(index: pd.DataFrame, other: pd.DataFrame, rule: str = "majority") -> Finding:
     """How far `other`, with columns key and label or votes, agrees with `index`; rows: faces with another label there.
