@@ -38,7 +38,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     method: str = Field("supervised", description="what to train; `fer-bench methods` lists them")
-    dataset: str = Field("drawn", description="name of a data set: drawn, folder, csv, ferplus")
+    dataset: str = Field("drawn", description="name of a data set; `fer-bench methods` lists them")
     data_root: str = Field("", description="where its files lie, or a built FaceSet; empty for drawn faces")
     preset: str = Field("quick", description="size of the experiment: tiny, quick, standard, paper")
     # the data
@@ -113,7 +113,7 @@ def _sentence(error: ValidationError, values: dict) -> str:
 # %% ../nbs/config.ipynb #61c66fd8
 def run_id(config: RunConfig, data_hash: str, split_hash: str) -> str:
     "Readable beginning and ten hexadecimal digits: `supervised-drawn-50-s0-1f2e3d4c5b`."
-    shaping = {k: v for k, v in config.model_dump().items() if k not in DISPLAY}
+    shaping = {k: v for k, v in config.model_dump(exclude_defaults=True).items() if k not in DISPLAY}
     digest = json_hash([NUMERICS, shaping, data_hash, split_hash])[:10]
     return f"{config.method}-{config.dataset}-{config.budget or config.labels_per_class or 'all'}-s{config.seed}-{digest}"
 

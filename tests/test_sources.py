@@ -352,3 +352,25 @@ def test_fingerprint_of_a_source_without_files():
     class Made(Source):
         def __init__(self, n): self.n, self.facts = n, {}
     assert Made(1).fingerprint() == Made(1).fingerprint() != Made(2).fingerprint()
+
+
+# names of the field
+
+def test_folders_by_the_field_s_names(tree):
+    root = tree("train/Angry/1.png", "train/HAPPY/1.png", "test/sad/1.png")
+    named = FolderSource(root, field_names=True)
+    assert named.classes == ("anger", "happiness", "sadness") and FolderSource(root).classes == ("Angry", "HAPPY", "sad")
+    assert named.facts["renamed"] == {"Angry": "anger", "HAPPY": "happiness", "sad": "sadness"}
+    tree("test/Anger/2.png")  # two folders for one class: nothing is merged
+    assert FolderSource(root, field_names=True).classes == ("Anger", "Angry", "HAPPY", "sad")
+
+
+def test_one_unknown_folder_and_all_names_stay(tree):
+    source = FolderSource(tree("angry/1.png", "bored/1.png"), field_names=True)
+    assert source.classes == ("angry", "bored") and "renamed" not in source.facts
+
+
+def test_huge_counts_are_no_votes(ferplus):
+    with open(ferplus/"FER2013Test"/"label.csv", "a") as file: file.write(f"d.png,box,{'9' * 5000},0,0,0,0,0,0,0,0,0\n")
+    (ferplus/"FER2013Test"/"d.png").write_bytes(saved(GREY))
+    assert "ten counts" in FerplusSource(ferplus).rows().set_index("key").note["FER2013Test/d.png"]

@@ -69,8 +69,8 @@ COMPONENTS = 64
 def measures(images: np.ndarray) -> pd.DataFrame:
     """A row a face of `images` (N, H, W, C) uint8: contrast, detail, unlike and, in colour, chroma and warmth.
 
-    `unlike` is a robust z-score of the logarithm of the rest that principal components leave, 0 with fewer than 100
-    faces. Contrast, chroma and warmth are in grey levels, detail a fraction. Source: ours."""
+    `unlike` is a robust z-score of the norm that the main components leave of a face, 0 with fewer than 100 faces.
+    Contrast, chroma and warmth are in grey levels, detail a fraction. Source: ours."""
     mean, axes = _components(images)
     table = pd.concat([_measure(images[part], mean, axes) for part in chunks(len(images))], ignore_index=True)
     off = table["unlike"] - table["unlike"].median()
@@ -80,6 +80,8 @@ def measures(images: np.ndarray) -> pd.DataFrame:
 def _components(images) -> tuple[np.ndarray, np.ndarray]:
     "Mean (256,) and main axes (K, 256) of the spectra of a sample; none where there are too few faces to tell."
     few = unit(spectra(sample(images))).reshape(-1, FREQUENCIES ** 2)
+    far = np.linalg.norm(few - np.median(few, axis=0), axis=1)
+    few = few[far <= np.quantile(far, 0.9)]  # or the strangest faces would have an axis of their own
     axes = np.linalg.svd(few - few.mean(0), full_matrices=False)[2]
     return few.mean(0), axes[:min(COMPONENTS, len(few) // 10)]
 
@@ -90,7 +92,7 @@ def _measure(images, mean, axes) -> pd.DataFrame:
     off = unit(spectrum).reshape(len(images), -1) - mean
     rest = (off ** 2).sum(1) - ((off @ axes.T) ** 2).sum(1)
     out = {"contrast": grey.std((1, 2)), "detail": 1 - coarse / np.maximum(whole, 1e-3),
-           "unlike": np.log(np.maximum(rest, 1e-9)) if len(axes) >= 10 else 0.0}
+           "unlike": np.sqrt(np.maximum(rest, 0)) if len(axes) >= 10 else 0.0}
     if images.shape[-1] == 3:
         h, w = images.shape[1] // 3, images.shape[2] // 3
         red, _, blue = images[:, h:-h, w:-w].mean((1, 2), dtype=np.float32).T
@@ -102,8 +104,10 @@ def counts(index: pd.DataFrame, published: dict | None) -> Finding:
     """Are there as many faces as `published`, {split: {class: faces}}, where the class "all" is the whole split?
 
     Under a class only faces with that label count, under "all" those without a label too."""
-    if not published: return Finding("counts", "ok", "No published counts are known for this set; nothing was compared.")
     faces, labels = index["split"].value_counts(), index.groupby(["split", "label"]).size()
+    if not published:
+        own = _few(f"{s} {index.loc[index['split'] == s, 'label'].notna().sum():,} of {n:,}" for s, n in faces.items())
+        return Finding("counts", "ok", f"No published counts are known to compare with. Labelled faces: {own or 'no splits'}.")
     pairs = [(s, c, int(faces.get(s, 0) if c == "all" else labels.get((s, c), 0)), n)
              for s, wanted in published.items() for c, n in wanted.items()]
     differ = [f"{s} {c} {have:,} instead of {n:,}" for s, c, have, n in pairs if have != n]
@@ -119,10 +123,8 @@ def put_aside(rejected: list) -> Finding:
     "Files that the source or the builder could not use; `rejected` as in the meta data, dicts of key and reason."
     if not rejected: return Finding("put aside", "ok", "Every file was read.")
     first = f"{rejected[0]['key']!r} ({rejected[0]['reason']})"
-    return Finding("put aside", "note", f"{_n(len(rejected), 'file')} could not be used, the first: {first}; meta.json lists "
-                   "all.", len(rejected))
-
-def _n(count: int, what: str) -> str: return f"{count:,} {what}{'' if count == 1 else 's'}"
+    return Finding("put aside", "note", f"Files that could not be used: {len(rejected):,}, the first {first}. meta.json lists "
+                   "them all.", len(rejected))
 
 def subjects(index: pd.DataFrame) -> Finding:
     "Is anybody in two splits? A network recognises people, and would look better than it is."
@@ -132,8 +134,8 @@ def subjects(index: pd.DataFrame) -> Finding:
     twice = twice.index[twice > 1]
     if not len(twice): return Finding("subjects", "ok", f"None of {known['subject'].nunique():,} subjects is in two splits.")
     rows = np.flatnonzero(index["subject"].isin(twice) & index["split"].notna())
-    return Finding("subjects", "failure", f"{_n(len(twice), 'subject')} ({len(rows):,} faces) in two splits, such as "
-                   f"{_few(twice, 3)}. Make splits by subject.", len(twice), rows)
+    return Finding("subjects", "failure", f"Subjects in two splits: {len(twice):,} ({_few(twice, 3)}), with "
+                   f"{len(rows):,} of the faces. Make splits by subject.", len(twice), rows)
 
 # %% ../../nbs/data/audit.ipynb #48186d30
 IMBALANCE = 10  # largest class over smallest, from which it is worth a note
@@ -158,9 +160,9 @@ def copies(index: pd.DataFrame) -> list[Finding]:
     "Exact copies within a split, exact copies across splits, and copies with different labels."
     pairs, inside, drop = exact_copies(index), exact_copies(index, within=True), cross_split_copies(index)
     return [_or_ok("copies within a split", "note", inside, "No picture is twice in one split.",
-                   f"{_n(len(inside), 'face')} repeat the pixels of another face of the same split; each counts twice."),
+                   f"Faces with the pixels of another face of their split: {len(inside):,}. Such a picture counts twice."),
             _or_ok("copies across splits", "failure", _across(index, pairs), "No picture is in two splits.",
-                   f"{_dropped(index, drop)} pixel for pixel. Train with dedupe=cross_split, or report both numbers."),
+                   f"Exact copies: {_dropped(index, drop)}. Train with dedupe=cross_split, or report both numbers."),
             _conflicts(index, pairs)]
 
 def _or_ok(check: str, level: str, rows: np.ndarray, fine: str, wrong: str) -> Finding:
@@ -174,17 +176,19 @@ def _across(index, pairs) -> np.ndarray:
 
 def _dropped(index, drop) -> str:
     n = index["split"].iloc[drop].value_counts()
-    parts = {"train": "training faces are copies of a validation or test face", "val": "validation faces of a test face"}
-    said = [f"{n[s]:,} {text}" for s, text in parts.items() if s in n]
-    return " and ".join(said).replace("validation faces of", "validation faces are copies of" if len(said) == 1 else "validation faces of")
+    whose = {"train": "of a validation or test face in training", "val": "of a test face in validation"}
+    return " and ".join(f"{n[s]:,} {text}" for s, text in whose.items() if s in n) or "none"
 
 def _conflicts(index: pd.DataFrame, pairs: np.ndarray) -> Finding:
-    label = index["label"].astype(object).where(index["label"].notna(), None).to_numpy()
-    split = label[pairs[:, 0]] != label[pairs[:, 1]]
-    both = split & (label[pairs] != None).all(1)  # noqa: E711
-    one = f" In {_n(split.sum() - both.sum(), 'more pair')} one has a label and the other none." if split.sum() > both.sum() else ""
-    return _or_ok("labels of copies", "warning", pairs[both], f"No two copies have different labels.{one}",
-                  f"{_n(both.sum(), 'pair')} of exact copies have different labels: nobody can be right about both.{one}")
+    again = index.iloc[np.unique(pairs)].assign(row=np.unique(pairs))
+    names = again.groupby("sha256")["label"].agg(["nunique", "count", "size"])
+    half = ((names["count"] > 0) & (names["count"] < names["size"])).sum()
+    each = again[again["sha256"].isin(names.index[names["nunique"] > 1])].dropna(subset="label")
+    each = each.drop_duplicates(["sha256", "label"]).groupby("sha256")["row"]  # a face for each of its labels
+    rows = np.stack([each.nth(0), each.nth(1)], 1).astype(int)
+    more = f" Pictures of which one copy has a label and another has none: {half:,}." if half else ""
+    return _or_ok("labels of copies", "warning", rows, f"No two copies have different labels.{more}",
+                  f"Pictures whose copies have different labels: {len(rows):,}; nobody can be right about all of them.{more}")
 
 # %% ../../nbs/data/audit.ipynb #4fa0acc2
 def lookalikes(faceset: FaceSet, mirrored: bool = False) -> list[Finding]:
@@ -198,15 +202,14 @@ def lookalikes(faceset: FaceSet, mirrored: bool = False) -> list[Finding]:
     exact = cross_split_copies(faceset.index)
     drop = np.setdiff1d(cross_split_copies(faceset.index, near), exact)
     return [_or_ok("near-copies within a split", "note", inside, "No photograph is twice in one split, as far as can be seen.",
-                   f"{_n(len(inside), 'pair')} of one split show the same photograph, changed a little."),
+                   f"Pairs of faces of one split that are the same photograph, changed a little: {len(inside):,}."),
             _or_ok("near-copies across splits", "warning", across, "No photograph is in two splits, as far as can be seen.",
-                   f"{_n(len(across), 'pair')} across splits show the same photograph, changed a little; beyond the exact "
-                   f"copies {_dropped(faceset.index, drop) or 'no more faces would have to go'}. Look at them (flagged_sheet); "
-                   "cross_split_copies(index, near) drops them too.")]
+                   f"Pairs of faces of two splits that are the same photograph, changed a little: {len(across):,}. Copies beyond "
+                   f"the exact ones: {_dropped(faceset.index, drop)}. Look at some; cross_split_copies(index, near) finds them.")]
 
-# %% ../../nbs/data/audit.ipynb #da5feb36
+# %% ../../nbs/data/audit.ipynb #a92d4a3d
 DETAIL = 0.01     # share of variance
-UNLIKE = 4.5      # robust z-score; FERPlus and the LFW crops have none above 3.8, the drawn faces none above 5.5
+UNLIKE = 5.0      # robust z-score; noise has 5.4 to 20 in the sets at hand, and one real face in thousands as much
 CHROMA = 2.0      # grey levels
 COLD = 5.0        # grey levels by which blue leads
 SMALLEST = 32     # pixels, side of a FaceSet
@@ -218,11 +221,11 @@ def appearance(images: np.ndarray) -> list[Finding]:
     odd = np.flatnonzero(table["unlike"].where(table["contrast"] >= FLAT, 0) > UNLIKE)
     odd = odd[np.argsort(-table["unlike"].to_numpy()[odd])]
     return [_or_ok("flat", "warning", flat, "No face is flat.",
-                   f"{_n(len(flat), 'picture')} have next to no contrast (below {FLAT:g} grey levels): empty. Drop them."),
+                   f"Pictures with next to no contrast, below {FLAT:g} grey levels: {len(flat):,}. They are empty; drop them."),
             _tiny(images, table),
             _or_ok("unlike the others", "note", odd, "No picture is quite unlike the others.",
-                   f"{_n(len(odd), 'picture')} are unlike the other faces (not explained by their main components): noise, wrong "
-                   "crops, or something rare. Look at them."),
+                   f"Pictures unlike the other faces, not explained by their main components: {len(odd):,}. Noise, wrong crops, or "
+                   "something rare: look at them."),
             *(_colours(table) if "chroma" in table else [])]
 
 def _tiny(images, table) -> Finding:
@@ -231,8 +234,8 @@ def _tiny(images, table) -> Finding:
         return Finding("tiny", "warning", f"The faces are {side} pixels wide: too small for most expressions.", len(images))
     rows = np.flatnonzero((table["detail"] < DETAIL) & (table["contrast"] >= FLAT))
     return _or_ok("tiny", "note", rows, "No face was blown up from a tiny picture, as far as can be seen.",
-                  f"{_n(len(rows), 'face')} hold no more detail than {FREQUENCIES}x{FREQUENCIES} pixels can: blown up from tiny "
-                  "pictures, or far out of focus.")
+                  f"Faces with no more detail than {FREQUENCIES}x{FREQUENCIES} pixels can hold: {len(rows):,}. They were blown up from tiny "
+                  "pictures, or are far out of focus.")
 
 def _colours(table) -> list[Finding]:
     grey = (table["chroma"] < CHROMA).to_numpy()
@@ -244,7 +247,7 @@ def _colours(table) -> list[Finding]:
     number = f"{len(table) - grey.sum() - len(cold) if level == 'ok' else len(cold):,} of {(~grey).sum():,} faces in colour"
     order = Finding("colour order", level, f"{found} in {number}{remedy or '.'}", len(cold), cold)
     return [_or_ok("grey in colour", "note", np.flatnonzero(grey), "Every face has colours.",
-                   f"{grey.sum():,} of {_n(len(table), 'face')} are grey though stored in colour; where classes or splits differ in "
+                   f"Faces that are grey though stored in colour: {grey.sum():,} of {len(table):,}. Where classes or splits differ in "
                    "that, a network can tell them apart by it."), order]
 
 # %% ../../nbs/data/audit.ipynb #dece05d1
@@ -331,7 +334,7 @@ def to_terminal(found: Audit, console=None) -> None:
     (console or Console()).print(grid)
 
 def _title(found: Audit) -> str:
-    return f"Audit of {found.name}, {_n(len(found.keys), 'face')}: {'FAILED' if found.failed else 'passed'}"
+    return f"Audit of {found.name}, {len(found.keys):,} faces: {'FAILED' if found.failed else 'passed'}"
 
 def to_markdown(found: Audit) -> str:
     "`found` as Markdown: a table of all findings, then the first faces of each that names any."

@@ -38,7 +38,7 @@ def chunks(count: int, unit: str = "face"):
 # %% ../../nbs/data/duplicates.ipynb #51651806
 SAMPLE = 5000  # faces that stand for all where a median or a mean face is needed
 _ORDER = sorted(((i, j) for i in range(9) for j in range(9) if i + j), key=sum)[:64]  # lowest first, without the mean
-BITS = tuple(np.array(_ORDER).T)
+BITS = np.array([i * FREQUENCIES + j for i, j in _ORDER])
 MIRROR = np.where(np.arange(FREQUENCIES) % 2, -1, 1).astype(np.float32)  # of each horizontal frequency
 
 def sample(images: np.ndarray) -> np.ndarray:
@@ -51,7 +51,8 @@ def unit(spectrum: np.ndarray) -> np.ndarray:
     plain[:, 0, 0] = 0
     return plain / np.maximum(np.linalg.norm(plain, axis=(1, 2), keepdims=True), 1e-3)
 
-def _features(images: np.ndarray) -> np.ndarray: return unit(spectra(images))[:, *BITS]  # (N, 64)
+def _features(images: np.ndarray) -> np.ndarray:
+    return unit(spectra(images)).reshape(len(images), -1).take(BITS, axis=1)  # (N, 64)
 
 def picture_hashes(images: np.ndarray) -> np.ndarray:
     """(N, 2) uint64: perceptual hash of each face and of its mirror image, for `images` (N, H, W, C) uint8, N ≥ 1.
@@ -62,7 +63,7 @@ def picture_hashes(images: np.ndarray) -> np.ndarray:
     hashes = np.empty((len(images), 2), np.uint64)
     for part in chunks(len(images)):
         features = _features(images[part])
-        for side, sign in enumerate((1, MIRROR[BITS[1]])):
+        for side, sign in enumerate((1, MIRROR[BITS % FREQUENCIES])):
             hashes[part, side] = np.packbits(features * sign > medians, axis=1).view(np.uint64)[:, 0]
     return hashes
 

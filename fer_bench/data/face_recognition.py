@@ -52,7 +52,8 @@ class RecordSource(SetSource):
     def __init__(self, root):
         super().__init__(root, alignment="by the set's owner")
         self.rec, self.idx = self.files.find("train.rec"), self.files.find("train.idx")
-        if not (self.rec and self.idx): raise BenchError(f"{self.root!r} must hold both train.rec and train.idx, as InsightFace packs them.")
+        if not (self.rec and self.idx):
+            raise BenchError(f"{self.root!r} must hold both train.rec and train.idx, as InsightFace packs them.")
         self.facts["property"] = self._property()
         self._at, self._end = {}, self.files.size(self.rec)
 

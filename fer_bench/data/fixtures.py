@@ -141,7 +141,7 @@ def ck_raw(folder: Path, n: int) -> None:
 
 def jaffe(folder: Path, n: int) -> None:
     for c, name in enumerate(JAFFE7):
-        for i, face in enumerate(pictures(name, n, 224)):
+        for i, face in enumerate(pictures(name, n, 128)):
             put(folder/f"{('KA', 'KL', 'UY')[i % 3]}.{name[:2].upper()}{i // 3 + 1}.{c * n + i + 1}.tiff", grey(face))
 
 def abaw(folder: Path, n: int) -> None:
@@ -175,7 +175,9 @@ def records(folder: Path, n: int) -> None:
         Image.fromarray(face).save(file := io.BytesIO(), "JPEG", quality=95)
         add(i + 1, HEAD.pack(0, i // n, i + 1, 0) + file.getvalue())
     for k in range(8): add(8 * n + 1 + k, HEAD.pack(2, 0, 0, 0) + struct.pack("<2f", k * n + 1, (k + 1) * n + 1))
-    for name, content in (("train.rec", b"".join(parts)), ("train.idx", "".join(lines)), ("property", "8,112,112")): put(folder/name, content)
+    put(folder/"train.rec", b"".join(parts))
+    put(folder/"train.idx", "".join(lines))
+    put(folder/"property", "8,112,112")
 
 def _pieces(data: bytes) -> list[tuple[int, bytes]]:
     "(part, bytes): cut where the magic stands at a multiple of four, as the writers of this format do."

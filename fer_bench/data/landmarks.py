@@ -15,7 +15,7 @@ import zipfile
 
 import numpy as np
 
-from ..core import BenchError, json_hash, lookup, sha256, unknown
+from ..core import BenchError, json_hash, lookup, sha256
 from .archives import open_files
 from .sources import Source, csv_lines
 

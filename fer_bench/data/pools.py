@@ -30,7 +30,7 @@ class Pool:
         self.dropped = [len(rows) - len(kept) for (_, rows), (_, kept) in zip(pairs, self.members, strict=True)]
         if not sum(len(rows) for _, rows in self.members):
             raise BenchError(f"The unlabelled pool is empty: {sum(self.dropped)} faces were dropped as copies of validation or test faces, "
-                             f"and there is no other. Name a FaceSet with more faces.")
+                             "and there is no other. Name a FaceSet with more faces.")
         self.images = PoolImages([(faces.images, rows) for faces, rows in self.members], [faces.meta for faces, _ in self.members])
 
     def __len__(self) -> int: return len(self.images)

@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 
-from ..core import BenchError, lookup
+from ..core import BenchError
 from .labels import AFFECTNET8, BASIC7, CK7, FER2013_7, JAFFE7, RAFDB7, field_name
 from .sources import SetSource, class_tree, csv_lines
 
@@ -86,7 +86,7 @@ class ExpwSource(BoxedSource):
     """ExpW, RGB, every face cut out by its box; no split.
 
     `root`: folder or archive with `label.lst` (name, face, top, left, right, bottom, confidence, label) and the pictures.
-    Source: Zhang et al., IJCV 2018."""
+    Source: Zhang et al., arXiv 1609.06426."""
     name, classes, licence = "expw", FER2013_7, "for research; rights to the photographs unclear"
     ask = "mmlab.ie.cuhk.edu.hk/projects/socialrelation"
 
@@ -127,7 +127,8 @@ class AffectnetSource(BoxedSource):
     PUBLISHED = {7: {"train": {"all": 283_901}, "val": {"all": 3_500}}, 8: {"train": {"all": 287_651}, "val": {"all": 3_999}}}
 
     def __init__(self, root, count: int = 8):
-        self.published = lookup("number of AffectNet classes", count, self.PUBLISHED)
+        if count not in self.PUBLISHED: raise BenchError(f"AffectNet is used with 7 or 8 classes, not with {count!r}.")
+        self.published = self.PUBLISHED[count]
         self.name, self.classes = f"affectnet-{count}", AFFECTNET8[:count]
         super().__init__(root)
 

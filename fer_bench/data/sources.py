@@ -29,7 +29,7 @@ class Source:
 
     `rows`: list of (key, label, note why there is no label, list of votes, split, subject, and if wanted landmarks),
     each but the key may be None; split is "train", "val" or "test". Of rows with the same key the first counts; the
-    others go to `rejected`, and so do keys that are no UTF-8. `BenchError` for an unknown colour. Source: ours."""
+    others go to `rejected`. `BenchError` for an unknown colour. Source: ours."""
     name, licence, ask, published = "source", "not known: as its owner says", "its owner", {}
 
     def __init__(self, rows, classes, colour: str = "rgb", rejected=(), **facts):
@@ -41,9 +41,7 @@ class Source:
     def _sound(self, rows) -> list[tuple]:
         seen = {}
         for row in rows:
-            key = row[0].encode("utf-8", "backslashreplace").decode()  # a file's name may be any bytes
-            if key != row[0]: self.rejected.append((key, "its name is not UTF-8: rename it"))
-            elif seen.setdefault(key, row) is not row: self.rejected.append((key, "named again; its first row counts"))
+            if seen.setdefault(row[0], row) is not row: self.rejected.append((row[0], "named again; its first row counts"))
         return list(seen.values())
 
     def rows(self) -> pd.DataFrame:
