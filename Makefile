@@ -15,7 +15,7 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/ruff check
-	$(BIN)/nbdev-test --n_workers 2
+	$(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest -m "not soak"
 
 soak: .venv/installed

@@ -43,8 +43,9 @@ def _option(name: str, field):
     elif type(None) in get_args(kind): kind = get_args(kind)[0]
     preset = field.is_required()  # without a default of its own
     default = None if preset else field.default
+    words = field.description + ("; default: the preset's" if preset else "")
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[
-        Union[kind, None] if default is None else kind, typer.Option(help=f"{field.description}; default: the preset's" if preset else field.description)])  # noqa: UP007
+        Union[kind, None] if default is None else kind, typer.Option(help=words)])  # noqa: UP007
 
 def _find_notebook(name: str) -> Path:
     here = Path(__file__).parent.parent

@@ -121,7 +121,8 @@ def progress(iterable=None, **kwargs):
     mode = os.environ.get("FER_BENCH_PROGRESS") or guess
     if mode == "widget": from tqdm.notebook import tqdm
     else: from tqdm import tqdm
-    styles = {"widget": {}, "bar": {"dynamic_ncols": True, "mininterval": 0.5}, "log": {"mininterval": 30, "maxinterval": 30, "bar_format": LOG_LINE}}
+    styles = {"widget": {}, "bar": {"dynamic_ncols": True, "mininterval": 0.5},
+              "log": {"mininterval": 30, "maxinterval": 30, "bar_format": LOG_LINE}}
     return tqdm(iterable, **{"leave": False, "delay": 2, **styles[mode], **kwargs})
 
 LOG_LINE = "{desc}: {percentage:3.0f}% ({n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left){postfix}\n"

@@ -160,7 +160,8 @@ def _write(config, faceset, split, folder, method, history, logits, loaded, devi
     index, classes = faceset.index, list(faceset.meta["classes"])
     chosen = max(history, key=lambda row: (row["score"], -row["epoch"])) if "score" in history[0] else history[-1]
     write_json(folder/"metrics.json", {
-        "run_id": folder.name, "audit": failures(cached_audit(faceset)), "method": config.method, "dataset": faceset.meta["name"], "drawn": faceset.drawn,
+        "run_id": folder.name, "method": config.method, "dataset": faceset.meta["name"], "drawn": faceset.drawn,
+        "audit": failures(cached_audit(faceset)),
         "classes": classes, "n": split.counts, "origin": split.origin, "capped": split.capped,
         "data_hash": faceset.meta["content_hash"], "split_hash": split.hash, "select": config.select,
         "epoch": chosen["epoch"], "images_seen": config.epochs * config.steps_per_epoch * config.batch_size,

@@ -1,4 +1,6 @@
 "Archives: the same data as unpacked, nothing ever written, and whatever is broken or evil is named."
+import bz2
+import gzip
 import io
 import lzma
 import os
@@ -94,7 +96,7 @@ def test_reading(kind, put, monkeypatch):
     with pytest.raises(KeyError): files.read("none")
     if "zip" in kind:
         with pytest.raises(BenchError, match="pack it as a .tar"): files.read_at("a/1", 0, 1)
-    monkeypatch.setattr(archives, "MAX_BYTES", 1000)
+    monkeypatch.setattr("fer_bench.data.files.MAX_BYTES", 1000)
     with pytest.raises(BenchError, match="larger than"): files.read("a/b/2")
 
 
@@ -171,8 +173,9 @@ def test_evil_names(kind, put, tmp_path):
 
 
 def test_evil_kinds_in_a_tar(put):
+    devices = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
     evil = [special("set/sad/l.png", tarfile.SYMTYPE, "/etc/passwd"), special("set/sad/h.png", tarfile.LNKTYPE, "set/train/sad/90.png"),
-            special("set/sad/c.png", tarfile.CHRTYPE), special("set/sad/b.png", tarfile.BLKTYPE), special("set/sad/p.png", tarfile.FIFOTYPE)]
+            *(special(f"set/sad/{i}.png", kind) for i, kind in enumerate(devices))]
     for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         files = open_files(put(tar_of([*all_files(), *((info, None) for info in evil)], format=form)))
         assert len(files.keys) == 12 and [why.split()[1] for _, why in files.rejected] == ["link;"] * 2 + ["device"] * 3
@@ -244,7 +247,8 @@ def test_headers_that_lie(put):
     pax[124:136] = b"\xff" * 12
     for header in (negative, huge, pax):
         header[148:156] = b"%06o\0 " % (256 + sum(header[:148]) + sum(header[156:]))
-        with pytest.raises(BenchError, match="Copy or download"): open_files(put(tar_of([("b", b"x")])[:1024] + bytes(header) + bytes(4096)))
+        path = put(tar_of([("b", b"x")])[:1024] + bytes(header) + bytes(4096))
+        with pytest.raises(BenchError, match="Copy or download"): open_files(path)
 
 
 # damage
@@ -256,10 +260,20 @@ def test_cut_short(kind, put):
         with pytest.raises(BenchError, match="Copy or download it again"): open_files(put(whole[:int(len(whole.rstrip(b"\0")) * share)]))
 
 
+@pytest.mark.parametrize("mode", MODES.values())
+def test_cut_between_two_files(mode, put):
+    "What is left is whole in itself; only the missing end tells."
+    half = tar_of(all_files()[:6]).rstrip(b"\0")
+    half += bytes(-len(half) % 512)
+    with tarfile.open(fileobj=io.BytesIO(half + bytes(1024))) as tar: assert len(tar.getnames()) == 6
+    packed = {"w:": bytes, "w:gz": gzip.compress, "w:bz2": bz2.compress, "w:xz": lzma.compress}[mode](half)
+    with pytest.raises(BenchError, match="neither a file nor the mark of its end"): open_files(put(packed))
+
+
 def test_a_damaged_header_does_not_end_the_archive_quietly(put):
     whole = bytearray(tar_of(all_files()))
     whole[1024 * 4 + 10] ^= 0xff
-    with pytest.raises(BenchError, match="no header of a file|damaged"): open_files(put(bytes(whole)))
+    with pytest.raises(BenchError, match="neither a file nor the mark|damaged"): open_files(put(bytes(whole)))
 
 
 @pytest.mark.parametrize("data", [b"", b"no archive", b"PK\3\4", b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh", b"PK\5\6" + bytes(18), bytes(10240),
@@ -299,9 +313,12 @@ def test_any_bytes_give_files_or_an_error(kind, tmp_path, data):
     assert os.listdir(tmp_path) == ["x"]
 
 
+PATHS = st.lists(st.sampled_from(["..", ".", "", "a", "b.png", "/", "\\", "C:", "\n", "é", "~"]), max_size=5).map("/".join)
+TYPES = st.sampled_from([tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, b"S", b"V"])
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.lists(st.sampled_from(["..", ".", "", "a", "b.png", "/", "\\", "C:", "\n", "é", "~"]), max_size=5).map("/".join),
-                          st.sampled_from([tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, b"S", b"V"]))))
+@given(st.lists(st.tuples(PATHS, TYPES)))
 def test_any_names_stay_inside(tmp_path, members):
     path = tmp_path/"x"
     path.write_bytes(tar_of([(special(name, kind, "../../y"), None) for name, kind in members]))

@@ -38,7 +38,7 @@ def test_eight_to_seven_and_back():
 
 def test_synonyms_meet():
     assert label_map(("Angry", "HAPPY", "sa"), ("sad", "anger", "happiness")) == {"Angry": "anger", "HAPPY": "happiness", "sa": "sad"}
-    assert [field_name(code) for code in "AN DI FE HA NE SA SU".split()] == list(labels.JAFFE7)
+    assert [field_name(code) for code in ("AN", "DI", "FE", "HA", "NE", "SA", "SU")] == list(labels.JAFFE7)
     assert field_name("bored") is None and field_name("") is None
 
 

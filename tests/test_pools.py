@@ -107,7 +107,8 @@ def test_sizes_must_agree(sets, tmp_path):
 
 def test_hash_tells_pools_apart(sets):
     _, labelled, flat = sets
-    pools = [Pool([labelled, flat]), Pool([flat, labelled]), Pool([flat]), Pool([(flat, np.arange(29))]), Pool([(flat, np.arange(30)[::-1])])]
+    members = [[labelled, flat], [flat, labelled], [flat], [(flat, np.arange(29))], [(flat, np.arange(30)[::-1])]]
+    pools = [Pool(m) for m in members]
     assert len({pool.hash for pool in pools}) == 5 and Pool([labelled, flat]).hash == pools[0].hash == pools[0].facts["hash"]
 
 def test_real_faces(tmp_path):

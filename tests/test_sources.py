@@ -214,7 +214,7 @@ def test_load_many_gives_what_stood_in_the_way(tree):
 
 
 def test_large_files_are_not_read(tree, monkeypatch):
-    monkeypatch.setattr("fer_bench.data.archives.MAX_BYTES", 1000)
+    monkeypatch.setattr("fer_bench.data.files.MAX_BYTES", 1000)
     source = FolderSource(tree("a/film.png", data=b"x" * 2000))
     assert "larger than" in str(list(source.load_many(["a/film.png"]))[0])
 

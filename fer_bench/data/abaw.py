@@ -8,7 +8,7 @@ __all__ = ['AbawSource']
 # %% ../../nbs/data/abaw.ipynb #436e3cdb
 import posixpath
 
-from .archives import SPLITS
+from .files import SPLITS
 from .labels import ABAW8, field_name
 from .sources import SetSource, csv_lines
 

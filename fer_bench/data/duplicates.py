@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FREQUENCIES', 'CHUNK', 'SAMPLE', 'BITS', 'MIRROR', 'RADIUS', 'MOST', 'GRID', 'LIKENESS', 'FEW', 'FLAT', 'RANK',
-           'spectra', 'chunks', 'sample', 'unit', 'picture_hashes', 'close_pairs', 'likeness', 'near_copies',
+           'grey', 'spectra', 'chunks', 'sample', 'unit', 'picture_hashes', 'close_pairs', 'likeness', 'near_copies',
            'exact_copies', 'across_splits', 'cross_split_copies', 'near_across']
 
 # %% ../../nbs/data/duplicates.ipynb #da34ae7c
@@ -15,20 +15,24 @@ import pandas as pd
 
 from ..core import BenchError, progress
 
-# %% ../../nbs/data/duplicates.ipynb #55fcc0c7
-FREQUENCIES = 16  # in each direction; what a picture of 16x16 can hold
+# %% ../../nbs/data/duplicates.ipynb #d34a953c
+FREQUENCIES = 20  # in each direction; what a picture of 20x20 can hold
 CHUNK = 2048      # faces looked at together
 
 def _cosines(count: int, side: int) -> np.ndarray:
     "(count, side): the first rows of the orthonormal DCT-II."
     rows = np.cos(np.pi * np.arange(count)[:, None] * (np.arange(side) + 0.5) / side) * np.sqrt(2 / side)
     rows[0] /= np.sqrt(2)
+    rows[side:] = 0  # a smaller picture has no such frequencies
     return rows.astype(np.float32)
 
+def grey(images: np.ndarray) -> np.ndarray:
+    "(N, H, W) float32: mean of the channels of `images` (N, H, W, C)."
+    return sum(images[..., c].astype(np.float32) for c in range(images.shape[-1])) / images.shape[-1]
+
 def spectra(images: np.ndarray) -> np.ndarray:
-    "(N, 16, 16) float32: the lowest frequencies, vertical first, of the grey values of `images` (N, H, W, C) uint8."
-    grey = images.mean(-1, dtype=np.float32)  # (N, H, W)
-    return _cosines(FREQUENCIES, grey.shape[1]) @ grey @ _cosines(FREQUENCIES, grey.shape[2]).T
+    "(N, 20, 20) float32: the lowest frequencies, vertical first, of the grey values of `images` (N, H, W, C) uint8."
+    return _cosines(FREQUENCIES, images.shape[1]) @ grey(images) @ _cosines(FREQUENCIES, images.shape[2]).T
 
 def chunks(count: int, unit: str = "face"):
     "Slices of at most `CHUNK` that cover `count`, with a progress bar where there are many."
@@ -46,7 +50,7 @@ def sample(images: np.ndarray) -> np.ndarray:
     return images[np.unique(np.linspace(0, len(images) - 1, min(len(images), SAMPLE)).astype(int))]
 
 def unit(spectrum: np.ndarray) -> np.ndarray:
-    "`spectrum` (N, 16, 16) without the mean of the picture and scaled to norm 1, or to 0 where the picture is flat."
+    "`spectrum` (N, 20, 20) without the mean of the picture and scaled to norm 1, or to 0 where the picture is flat."
     plain = spectrum.copy()
     plain[:, 0, 0] = 0
     return plain / np.maximum(np.linalg.norm(plain, axis=(1, 2), keepdims=True), 1e-3)
@@ -123,8 +127,8 @@ def _blocks(rows, first, end):
         step = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
         yield np.repeat(rows[part], n), np.repeat(first[part], n) + step
 
-# %% ../../nbs/data/duplicates.ipynb #16beb520
-GRID = 24  # side of the small pictures that are compared
+# %% ../../nbs/data/duplicates.ipynb #1db304e1
+GRID = 30  # side of the small pictures that are compared
 _V, _U = np.mgrid[-1:1:GRID * 1j, -1:1:GRID * 1j].astype(np.float32)
 _INSIDE = np.s_[:, 1:-1, 1:-1]  # where the derivatives are two-sided
 
@@ -139,17 +143,17 @@ def likeness(images: np.ndarray, pairs: np.ndarray, mirrored: bool = False) -> n
     return out
 
 def _explained(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    "Multiple correlation (P,) of spectra `b` (P, 16, 16) with `a` and what little changes make of it."
+    "Multiple correlation (P,) of spectra `b` (P, 20, 20) with `a` and what little changes make of it."
     basis = _cosines(FREQUENCIES, GRID)
-    a, b = GRID * (basis.T @ a @ basis), GRID * (basis.T @ b @ basis)  # (P, 24, 24), standard deviation 1
+    a, b = GRID * (basis.T @ a @ basis), GRID * (basis.T @ b @ basis)  # (P, 30, 30), standard deviation 1
     (ay, ax), (by, bx) = np.gradient(a, axis=(1, 2)), np.gradient(b, axis=(1, 2))
     causes = np.stack([np.ones_like(a), a, a * a, ax + bx, ay + by, _U * ax + _V * ay, _U * ay - _V * ax], -1)
-    x, y = (z[_INSIDE].reshape(len(a), (GRID - 2) ** 2, -1) for z in (causes, b))  # (P, 484, 7), (P, 484, 1)
+    x, y = (z[_INSIDE].reshape(len(a), (GRID - 2) ** 2, -1) for z in (causes, b))  # (P, 784, 7), (P, 784, 1)
     y = y - y.mean(1, keepdims=True)
     xt, slight = x.transpose(0, 2, 1), 1e-3 * np.eye(x.shape[-1], dtype=np.float32)  # flat pictures can be solved too
     rest = y - x @ np.linalg.solve(xt @ x + slight, xt @ y)
-    total = np.maximum((y ** 2).sum((1, 2)), 1e-6)
-    return np.sqrt(np.clip(1 - (rest ** 2).sum((1, 2)) / total, 0, 1))
+    total = (y ** 2).sum((1, 2))  # about 784; of a flat picture 0, which is like nothing
+    return np.sqrt(np.clip(1 - (rest ** 2).sum((1, 2)) / np.maximum(total, 1), 0, 1)) * (total > 1)
 
 # %% ../../nbs/data/duplicates.ipynb #018474fe
 LIKENESS = 0.98

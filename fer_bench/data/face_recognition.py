@@ -11,7 +11,7 @@ import re
 import struct
 
 from ..core import BenchError, sha256
-from .archives import MAX_BYTES
+from .files import not_too_large
 from .pictures import decode
 from .sources import SetSource, csv_lines
 
@@ -93,7 +93,7 @@ class RecordSource(SetSource):
             part, length = self._part(at)
             data += MAGIC * bool(data) + self.files.read_at(self.rec, at + 8, length)
             at += 8 + -(-length // 4) * 4
-            if len(data) > MAX_BYTES: raise BenchError(f"larger than {MAX_BYTES // 10**6} MB")
+            not_too_large(len(data))
         return data[skip:]
 
     def _part(self, at: int) -> tuple[int, int]:

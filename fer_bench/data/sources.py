@@ -15,7 +15,8 @@ import posixpath
 import pandas as pd
 
 from ..core import BenchError, json_hash, lookup, sha256, unknown
-from .archives import SPLITS, open_files
+from .archives import open_files
+from .files import SPLITS
 from .labels import FERPLUS8, LABEL_RULES, VOTED, field_name
 from .pictures import CHANNELS, decode
 
@@ -104,10 +105,9 @@ class SetSource(FileSource):
 
     def rows(self) -> pd.DataFrame:
         if self._waiting:
-            listed, self._waiting = len(self.files.rejected), False
-            self.files.keys  # listing may note something, too
-            self.rejected += self.files.rejected[listed:]
-            self._rows = self._sound(self.label_rows())
+            self._rows, known = self._sound(self.label_rows()), set(self.rejected)
+            self.rejected += [item for item in self.files.rejected if item not in known]  # a folder is listed only now
+            self._waiting = False
         return super().rows()
 
     def fingerprint(self) -> str:

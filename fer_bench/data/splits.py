@@ -175,9 +175,10 @@ def load_manifest(index: pd.DataFrame, path) -> Split:
     if missing := {"key", "file_sha256", "label", "role"} - set(table):
         raise BenchError(f"The manifest {str(path)!r} has no column {sorted(missing)[0]!r}.")
     if odd := set(table["role"]) - set(ROLES): raise unknown("role in the manifest", sorted(odd)[0], ROLES)
-    if table["key"].duplicated().any(): raise BenchError(f"The manifest {str(path)!r} names {table.key[table.key.duplicated()].iloc[0]!r} twice.")
-    rows = pd.Index(index["key"]).get_indexer(table["key"])
-    if (rows < 0).any(): raise BenchError(f"The manifest {str(path)!r} names {table.key[rows < 0].iloc[0]!r}, which this data does not have.")
+    twice, rows = table["key"][table["key"].duplicated()], pd.Index(index["key"]).get_indexer(table["key"])
+    if len(twice): raise BenchError(f"The manifest {str(path)!r} names {twice.iloc[0]!r} twice.")
+    if (rows < 0).any():
+        raise BenchError(f"The manifest {str(path)!r} names {table.key[rows < 0].iloc[0]!r}, which this data does not have.")
     here = index.iloc[rows]
     differs = (here["file_sha256"].fillna(here["sha256"]).to_numpy() != table["file_sha256"].to_numpy()) | (
         here["label"].fillna("").to_numpy() != table["label"].to_numpy())
