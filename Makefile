@@ -1,6 +1,8 @@
 # make demo: the main job on the drawn faces.  make test: everything CI runs.  Both make their own .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# threads that spin while they wait crawl on a shared machine
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test soak export ferplus
 

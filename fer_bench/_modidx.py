@@ -149,6 +149,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fer_bench.data.audit._keys': ('data/audit.html#_keys', 'fer_bench/data/audit.py'),
                                       'fer_bench.data.audit._measure': ('data/audit.html#_measure', 'fer_bench/data/audit.py'),
                                       'fer_bench.data.audit._or_ok': ('data/audit.html#_or_ok', 'fer_bench/data/audit.py'),
+                                      'fer_bench.data.audit._order': ('data/audit.html#_order', 'fer_bench/data/audit.py'),
                                       'fer_bench.data.audit._second': ('data/audit.html#_second', 'fer_bench/data/audit.py'),
                                       'fer_bench.data.audit._tiny': ('data/audit.html#_tiny', 'fer_bench/data/audit.py'),
                                       'fer_bench.data.audit._title': ('data/audit.html#_title', 'fer_bench/data/audit.py'),

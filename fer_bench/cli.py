@@ -72,10 +72,11 @@ run.__signature__ = inspect.Signature([
 run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()} | {"return": None}
 app.command()(run)
 
-# %% ../nbs/cli.ipynb #d9396510
+# %% ../nbs/cli.ipynb #015b2e8a
 def _execute(notebook: Path, output: Path, parameters: dict) -> None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait crawl on a shared machine
     os.environ.setdefault("FER_BENCH_PROGRESS", "bar" if sys.stderr.isatty() else "log")  # the kernel cannot see who watches
     try:
         papermill.execute_notebook(notebook, output, {k: v for k, v in parameters.items() if v is not None},

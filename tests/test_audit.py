@@ -21,6 +21,7 @@ from fer_bench.data.faceset import FaceSet, cached_faceset
 from fer_bench.data.labels import FERPLUS8, VOTED
 from fer_bench.data.sources import FerplusSource
 
+
 def smooth(n: int, seed: int = 0, size: int = 48, channels: int = 1) -> np.ndarray:
     "(n, size, size, channels) uint8: `n` unlike pictures with frequencies that fall as those of photographs do."
     rng, k = np.random.default_rng(seed), np.arange(40)

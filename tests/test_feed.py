@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fer_bench.core import BenchError
-from fer_bench.data.feed import Ahead, BalancedOrder, BlockOrder, Feed, Order, batch_rows, feed_benchmark
+from fer_bench.data.faceset import build_faceset
+from fer_bench.data.feed import Ahead, BalancedOrder, BlockOrder, Feed, Order, _image_folder, batch_rows, feed_benchmark
 from fer_bench.data.shards import Joined, ShardedImages, ShardWriter, open_images
+from fer_bench.data.sources import FolderSource
 
 NOISE = np.random.default_rng(0).integers(0, 256, (23, 5, 7, 3), np.uint8)
 
@@ -164,6 +166,14 @@ def test_feed_benchmark(tmp_path):
     table = feed_benchmark(tmp_path, batch_size=8, workers=1, laps=2)
     assert list(table.columns) == ["images_a_second", "ratio"] and table.ratio.iloc[0] == 1 and (table > 0).all(axis=None)
     with pytest.raises(BenchError, match="fewer than two batches"): feed_benchmark(tmp_path, batch_size=32)
+
+def test_the_benchmark_compares_the_same_pixels(tmp_path):
+    (tmp_path/"tree"/"faces").mkdir(parents=True)
+    for i in range(9): Image.fromarray(NOISE[i]).save(tmp_path/"tree"/"faces"/f"{i}.png")
+    faces = build_faceset(FolderSource(tmp_path/"tree"), tmp_path/"faces", require_labels=False)
+    theirs = torch.cat(list(_image_folder(tmp_path/"tree", None, 4, 1)))
+    pictures = lambda batch: sorted(picture.numpy().tobytes() for picture in batch)
+    assert pictures(theirs) == pictures(Feed(faces.images)(range(9)).contiguous(memory_format=torch.contiguous_format))
 
 # memory
 

@@ -16,7 +16,7 @@ from PIL import Image
 from fer_bench.core import BenchError
 from fer_bench.data.drawn import DrawnSource, draw_faces
 from fer_bench.data.faceset import build_faceset
-from fer_bench.data.landmarks import (  # noqa: I001
+from fer_bench.data.landmarks import (
     FLIP5,
     FLIP68,
     REGIONS,
@@ -200,6 +200,13 @@ BAD = {
 def test_malformed_files(tmp_path, name):
     (tmp_path/name).write_bytes(BAD[name])
     with pytest.raises(BenchError, match="landmarks|csv"): read_landmarks(tmp_path/name)
+
+def test_no_pickle_is_opened(tmp_path):
+    class Evil:
+        def __reduce__(self): return Path.touch, (tmp_path/"opened",)
+    np.savez(tmp_path/"l.npz", names=np.array([Evil()], object), points=np.array([Evil()], object))
+    with pytest.raises(BenchError, match="no npz of plain arrays"): read_landmarks(tmp_path/"l.npz")
+    assert not (tmp_path/"opened").exists()
 
 @settings(max_examples=120, deadline=None)
 @given(st.sampled_from([".npz", ".csv", ".pts", ".tem", ".json"]), st.one_of(

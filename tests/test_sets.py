@@ -69,7 +69,7 @@ def test_labels_and_pixels_belong_together(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["raf-db", "affectnet", "ck-raw", "abaw5-expr", "fer2013"])
-@pytest.mark.parametrize("pack", [".zip", ".tar", ".tar.xz"])
+@pytest.mark.parametrize("pack", [".zip", ".tar.xz"])
 def test_archives_make_the_same_faceset(name, pack, tmp_path):
     source = SETS[name][0]
     plain = build_faceset(source(fake(name, tmp_path, 1)), tmp_path/"plain")
@@ -313,7 +313,7 @@ LABEL_FILES = {"raf-db": (RafdbSource, "*/list_*.txt"), "fer2013": (Fer2013Sourc
 
 
 @pytest.mark.parametrize("name", LABEL_FILES)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_label_file_gives_rows_or_a_reason(copies, name, data):
     make, pattern = LABEL_FILES[name]

@@ -53,7 +53,7 @@ def unit(spectrum: np.ndarray) -> np.ndarray:
     "`spectrum` (N, 20, 20) without the mean of the picture and scaled to norm 1, or to 0 where the picture is flat."
     plain = spectrum.copy()
     plain[:, 0, 0] = 0
-    return plain / np.maximum(np.linalg.norm(plain, axis=(1, 2), keepdims=True), 1e-3)
+    return plain / np.maximum(np.linalg.norm(plain, axis=(1, 2), keepdims=True), 1.0)
 
 def _features(images: np.ndarray) -> np.ndarray:
     return unit(spectra(images)).reshape(len(images), -1).take(BITS, axis=1)  # (N, 64)

@@ -38,7 +38,9 @@ class ShardWriter:
 
     def _next(self) -> None:
         self._finish()
-        self.file, self.count = open(self.folder/f"images-{self.shards:05d}.npy", "wb"), 0  # noqa: SIM115
+        if self.shards == 1: os.replace(self.folder/"images.npy", self.folder/"images-00000.npy")
+        name = f"images-{self.shards:05d}.npy" if self.shards else "images.npy"
+        self.file, self.count = open(self.folder/name, "wb"), 0  # noqa: SIM115
         self.shards += 1
         self._header()
 
@@ -54,9 +56,7 @@ class ShardWriter:
 
     def __enter__(self): return self
 
-    def __exit__(self, *_):
-        self._finish()
-        if self.shards == 1: os.replace(self.folder/"images-00000.npy", self.folder/"images.npy")
+    def __exit__(self, *_): self._finish()
 
 # %% ../../nbs/data/shards.ipynb #f8cfba5f
 class Joined:
