@@ -20,7 +20,7 @@ from .config import RunConfig, run_id
 from .core import BenchError, atomic_file, lookup, make_folder, project_path, write_json
 from .data.audit import cached_audit
 from .data.faceset import cached_faceset, open_faceset
-from .data.feed import BalancedOrder, Feed, Order, batch_rows
+from .data.feed import Ahead, BalancedOrder, Feed, Order, batch_rows
 from .data.splits import make_split, save_manifest
 from .data.views import apply_view, make_view
 from .evaluate.metrics import classification_metrics
@@ -65,9 +65,11 @@ def make_batches(config, method, feed, faceset, split):
     rows = split.labelled
     order = BalancedOrder(rows, faceset.labels[rows], config.seed, 1) if config.balance == "sampler" else Order(rows, config.seed, 1)
 
+    def rows_of(step: int) -> np.ndarray: return batch_rows(order, step, config.batch_size)
+    ahead = Ahead(feed, rows_of, stop=config.epochs * config.steps_per_epoch)  # the next batches come while this one trains
+
     def batch_at(step: int) -> dict:
-        rows = batch_rows(order, step, config.batch_size)
-        images = feed(rows)
+        rows, images = rows_of(step), ahead(step)
         return {"labelled": [apply_view(v, images, config.image_size, config.seed, step, 2 + i) for i, v in enumerate(views)],
                 "targets": targets[torch.from_numpy(rows).to(feed.device)]}
     return batch_at

@@ -403,3 +403,20 @@ def test_ferplus_every_face_comes_through(ferplus, tmp_path):
     for i in range(0, len(faces), 3571):
         assert np.array_equal(faces.images[i, ..., 0], Image.open(ferplus/faces.index.key[i]))
     verify_faceset(faces.folder)
+
+def test_shards_are_the_same_data(photos, tmp_path):
+    "Cut into shards, the set has the same hash, reads alike, and its damage is found; another build may take its place."
+    whole = build_faceset(FolderSource(photos), tmp_path/"whole")
+    cut = build_faceset(FolderSource(photos), tmp_path/"cut", shard_bytes=30 * 12 * 12 * 3)
+    assert sorted(p.name for p in cut.folder.glob("images*")) == [f"images-{i:05d}.npy" for i in range(4)]
+    assert cut.meta == whole.meta and cut.index.equals(whole.index) and len(cut) == 100
+    assert np.array_equal(cut.images[:], whole.images) and np.array_equal(cut.images[[99, 3]], whole.images[[99, 3]])
+    verify_faceset(tmp_path/"cut")
+    flip(tmp_path/"cut"/"images-00002.npy", 128 + 5 * 12 * 12 * 3 + 77)
+    with pytest.raises(BenchError, match="1 of its faces differ"): verify_faceset(tmp_path/"cut")
+    (tmp_path/"cut"/"images-00003.npy").unlink()
+    with pytest.raises(BenchError, match="damaged: 90 images, 100 rows"): open_faceset(tmp_path/"cut")
+    (tmp_path/"cut"/"images-00001.npy").unlink()
+    with pytest.raises(BenchError, match="lacks images-00001.npy"): open_faceset(tmp_path/"cut")
+    assert build_faceset(FolderSource(photos), tmp_path/"cut").meta == whole.meta
+    assert sorted(os.listdir(tmp_path/"cut")) == ["images.npy", "index.parquet", "meta.json"]

@@ -26,11 +26,12 @@ from filelock import FileLock
 from PIL import Image
 
 from ..core import BenchError, atomic_folder, json_hash, make_folder, progress, read_json, sha256, write_json
+from .shards import PIXELS, SHARD_BYTES, ShardedImages, ShardWriter, open_images
 from .sources import COLUMNS, Source
 
-# %% ../../nbs/data/faceset.ipynb #a087b28f
+# %% ../../nbs/data/faceset.ipynb #7b9f622d
 SCHEMA_VERSION = 1
-FILES = ("images.npy", "index.parquet", "meta.json")
+FILES = ("index.parquet", "meta.json")  # and the pixels, images.npy or shards
 SCHEMA = pa.schema({**dict.fromkeys([*COLUMNS, "file_sha256", "sha256"], pa.string()), "votes": pa.list_(pa.int32()),
                     "landmarks": pa.list_(pa.float32())})
 
@@ -38,10 +39,12 @@ SCHEMA = pa.schema({**dict.fromkeys([*COLUMNS, "file_sha256", "sha256"], pa.stri
 class FaceSet:
     """Faces of one data set: `images` (N, H, W, C) uint8 memory-mapped, `index` (a row a face in key order), `meta`.
 
+    `images` is a numpy array, or for shards a `data.shards.ShardedImages`, indexed by face in the same way.
+
     Columns of `index`: key, label (class name or null), note (why null), votes (counts or null), split ("train", "val",
     "test" or null), subject, file_sha256, sha256 (of the pixels), landmarks (x and y in turn, pixels, or null)."""
     folder: Path
-    images: np.ndarray
+    images: np.ndarray | ShardedImages
     index: pd.DataFrame
     meta: dict
 
@@ -67,13 +70,15 @@ class FaceSet:
 def open_faceset(folder) -> FaceSet:
     "The FaceSet in `folder`, pixels still on disk; `BenchError` where it is none, is damaged or of another version."
     folder = Path(folder).expanduser()
-    if lacking := [name for name in FILES if not (folder/name).is_file()]:
+    lacking = [name for name in FILES if not (folder/name).is_file()]
+    if not lacking and not any(map(PIXELS.fullmatch, os.listdir(folder))): lacking = ["images.npy"]
+    if lacking:
         raise BenchError(f"{str(folder)!r} is no FaceSet, for it lacks {', '.join(lacking)}. Name a folder that "
                          "build_faceset made, or build one from your data.")
     meta = read_json(folder/"meta.json")
     if not isinstance(meta, dict) or meta.get("schema_version") != SCHEMA_VERSION:
         raise BenchError(f"The FaceSet {str(folder)!r} was built by another version of fer_bench. Build it again.")
-    try: images, index = np.load(folder/"images.npy", mmap_mode="r"), pd.read_parquet(folder/"index.parquet")
+    try: images, index = open_images(folder), pd.read_parquet(folder/"index.parquet")
     except (OSError, ValueError, EOFError) as e: raise _damaged(folder, str(e)) from None
     if not (len(images) == len(index) == meta.get("faces") and list(images.shape[1:3]) == meta.get("size")):
         raise _damaged(folder, f"{len(images)} images, {len(index)} rows, {meta.get('faces')} faces in meta.json")
@@ -98,23 +103,23 @@ def fit(image: np.ndarray, size: int, landmarks=None) -> tuple[np.ndarray, np.nd
     if landmarks is not None: landmarks = (landmarks - (left, top)) * (size / side)
     return square, landmarks
 
-# %% ../../nbs/data/faceset.ipynb #4d69ef7d
+# %% ../../nbs/data/faceset.ipynb #5e2cd120
 def build_faceset(source, folder, size: int | None = None, workers: int | None = None,
-                  require_labels: bool = True) -> FaceSet:
+                  require_labels: bool = True, shard_bytes: int = SHARD_BYTES) -> FaceSet:
     """Decode all of `source` into a FaceSet in `folder`, at once or not at all; a FaceSet that is there is replaced.
 
     `size`: side in pixels, see `fit`; None: the pictures' own size, which must then be one and the same. `workers`:
-    threads; None: one a core. `require_labels=False` allows a pool without labels. What cannot be read is listed with
-    its reason in `meta["rejected"]`. `BenchError` where no face or fewer than two classes are left, pictures differ in
-    size and none is asked for, or `folder` holds something else. Source: ours."""
+    threads; None: one a core. `require_labels=False` allows a pool without labels. `shard_bytes`: bytes of pixels in one
+    file. What cannot be read is listed with its reason in `meta["rejected"]`. `BenchError` where no face or fewer than two
+    classes are left, pictures differ in size and none is asked for, or `folder` holds something else. Source: ours."""
     folder = Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or set(os.listdir(folder)) - set(FILES)):
+    if folder.exists() and (not folder.is_dir() or not all(n in FILES or PIXELS.fullmatch(n) for n in os.listdir(folder))):
         raise BenchError(f"{str(folder)!r} exists and is no FaceSet. Choose another folder, so that nothing is lost.")
     if size is not None and size < 1: raise BenchError(f"Faces cannot have size {size}; give a side in pixels.")
     rows = _sorted_rows(source)
     _check(rows, source, source.rejected, require_labels)
     with atomic_folder(folder) as part:
-        index, shape, rejected = _pack(source, rows, part/"images.npy", size, workers)
+        index, shape, rejected = _pack(source, rows, ShardWriter(part, shard_bytes), size, workers)
         _check(index.to_pandas(), source, rejected, require_labels)
         pq.write_table(index, part/"index.parquet")
         write_json(part/"meta.json", _meta(source, index, shape, size, rejected))
@@ -137,15 +142,15 @@ def _check(rows: pd.DataFrame, source, rejected: list, require_labels: bool) -> 
         raise BenchError(f"The {len(rows)} faces of the {what} have labels of {found} class{'es' * (found != 1)}, and a "
                          f"labelled set needs at least two.{aside} Check its labels; require_labels=False builds an unlabelled pool.")
 
-# %% ../../nbs/data/faceset.ipynb #28869e43
-def _pack(source, rows: pd.DataFrame, path, size, workers) -> tuple[pa.Table, tuple, list]:
-    "Write the pixels of `rows` to `path`; (index, shape of a face, rejected)."
+# %% ../../nbs/data/faceset.ipynb #a6d63b39
+def _pack(source, rows: pd.DataFrame, writer: ShardWriter, size, workers) -> tuple[pa.Table, tuple, list]:
+    "Write the pixels of `rows`; (index, shape of a face, rejected)."
     keys, marks = rows.key.tolist(), rows.landmarks.tolist() if "landmarks" in rows else [None] * len(rows)
     chunks = (list(zip(keys[i:i+32], marks[i:i+32], strict=True)) for i in range(0, len(rows), 32))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     loaded = chain.from_iterable(_in_order(partial(_load, source, size), chunks, workers or cores))
     kept, rejected = [], list(source.rejected)
-    with _PixelFile(path) as pixels, progress(loaded, total=len(rows), desc=source.name, unit="face") as bar:
+    with writer as pixels, progress(loaded, total=len(rows), desc=source.name, unit="face") as bar:
         for i, (image, *facts) in enumerate(bar):
             if image is None: rejected.append((keys[i], *facts))
             else:
@@ -175,33 +180,6 @@ def _load(source, size, chunk: list[tuple]) -> list[tuple]:
             image = image.astype(np.uint8, order="C", casting="equiv", copy=False)
             out.append((image, file_hash, sha256(image), None if marks is None else marks.astype(np.float32).ravel()))
     return out
-
-class _PixelFile:
-    "An npy file of faces that grows as they come."
-    def __init__(self, path):
-        self.file, self.count, self.shape = open(path, "wb"), 0, None  # noqa: SIM115
-
-    def append(self, image: np.ndarray, key: str) -> None:
-        if not self.count:
-            self.shape, self.first = image.shape, key
-            self._header()
-        if image.shape != self.shape:
-            raise BenchError(f"The pictures differ in size: {self.first!r} has (height, width, channels) {self.shape}, "
-                             f"{key!r} has {image.shape}. Give the side they shall have, such as size=112.")
-        self.file.write(image)
-        self.count += 1
-
-    def _header(self) -> None:
-        "Always equally long, because numpy leaves room for the digits of the count."
-        shape = (self.count, *self.shape)
-        self.file.seek(0)
-        np.lib.format.write_array_header_1_0(self.file, dict(descr="|u1", fortran_order=False, shape=shape))
-
-    def __enter__(self): return self
-
-    def __exit__(self, *_):
-        if self.shape: self._header()
-        self.file.close()
 
 # %% ../../nbs/data/faceset.ipynb #03c3ed0f
 def _index(rows: pd.DataFrame, kept: list[tuple]) -> pa.Table:
@@ -234,7 +212,7 @@ def _counts(index: pd.DataFrame, classes) -> dict:
 def verify_faceset(folder) -> FaceSet:
     "The FaceSet in `folder` after all its hashes were made again; `BenchError` that names the first faces that differ."
     faces = open_faceset(folder)
-    known = zip(faces.index.key, np.asarray(faces.images), faces.index.sha256, strict=True)
+    known = zip(faces.index.key, faces.images, faces.index.sha256, strict=True)
     differ = [key for key, image, digest in progress(known, total=len(faces), unit="face") if sha256(image) != digest]
     if differ: raise _damaged(folder, f"pixels of {len(differ)} of its faces differ from their hash: {differ[:5]}")
     index = pq.read_table(faces.folder/"index.parquet")
