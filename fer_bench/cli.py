@@ -119,20 +119,20 @@ def methods() -> None:
         for name, (_, what) in entries.items(): table.add_row(name, what)
         _print(table)
 
-# %% ../nbs/cli.ipynb #8745c819
+# %% ../nbs/cli.ipynb #28b4112d
 @data.command()
-def build(dataset: Annotated[str, typer.Argument(help="drawn, folder, csv or ferplus (see fer-bench methods)")],
+def build(dataset: Annotated[str, typer.Argument(help="a data set's name; `fer-bench methods` lists them")],
           folder: Annotated[str, typer.Argument(help="where the FaceSet goes; must not exist yet")],
           data_root: Annotated[str, typer.Option(help="where the data set's files lie")] = "",
           size: Annotated[int, typer.Option(help="side of the packed faces, pixels; 0: the pictures' own")] = 0,
           label_rule: Annotated[str, typer.Option(help="majority or argmax, for data sets with votes")] = "majority") -> None:
     "Pack a data set into a FaceSet folder: decoded once, hashed, bad files put aside and listed."
-    from fer_bench.catalogue import make_source
+    from fer_bench.catalogue import UNLABELLED, make_source
     from fer_bench.data.faceset import build_faceset
     target = project_path(folder)
     if target.exists(): raise BenchError(f"{str(target)!r} exists already. Choose another folder, or remove it first.")
     config = RunConfig(dataset=dataset, data_root=data_root, label_rule=label_rule, **({"image_size": size} if size else {}))
-    _show(build_faceset(make_source(config), target, size or None))
+    _show(build_faceset(make_source(config), target, size or None, require_labels=dataset not in UNLABELLED))
 
 @data.command()
 def verify(folder: Annotated[str, typer.Argument(help="a FaceSet folder")]) -> None:

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from fer_bench.catalogue import DATASETS, UNLABELLED
 from fer_bench.core import BenchError
+from fer_bench.data.fixtures import fake
 from fer_bench.experiment import find_record, load_classifier, load_data, run
 from fer_bench.models.backbones import create_backbone
 from fer_bench.record import Record, load_runs
@@ -115,6 +117,21 @@ def test_learns_and_starts_from_weights(tiny, tree, tmp_path):
     save_file(create_backbone("test_resnet", 32).state_dict(), tmp_path/"weights.safetensors")
     record = run(tiny(**fields, init=str(tmp_path/"weights.safetensors")))
     assert record.metrics["loaded"]["missing"] == [] and record.metrics["loaded"]["matched"] > 50
+
+LAYOUTS = {"raf-db": "raf-db", "raf-db-folders": "raf-db", "ferplus": "ferplus", "ferplus-csv": "ferplus",
+           "fer2013": "fer2013", "fer2013-icml": "fer2013", "fer2013-folders": "fer2013", "affectnet": "affectnet-8",
+           "affectnet-csv": "affectnet-7", "sfew": "sfew", "expw": "expw", "abaw5-expr": "abaw5-expr", "ck48": "ck+",
+           "ck-raw": "ck+", "jaffe": "jaffe"}
+
+def test_every_labelled_data_set_has_a_layout():
+    assert set(LAYOUTS.values()) == set(DATASETS) - UNLABELLED - {"drawn", "folder", "csv"}
+
+@pytest.mark.parametrize("layout, pack", [*((name, "") for name in LAYOUTS), ("raf-db", ".tar.xz"), ("sfew", ".zip")])
+def test_every_data_set_runs(tiny, tmp_path, layout, pack):
+    "From a fake tree of the set's layout, made of drawn faces, to a record."
+    root = fake(layout, tmp_path, faces_per_class=6, pack=pack)
+    m = run(tiny(dataset=LAYOUTS[layout], data_root=str(root), epochs=1, steps_per_epoch=1)).metrics
+    assert m["dataset"] != "drawn" and len(m["classes"]) in (7, 8) and min(m["n"][r] for r in ("labelled", "val", "test")) > 0
 
 # what a user can get wrong: a sentence that names the thing and the remedy, and no finished record
 
