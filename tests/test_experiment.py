@@ -118,7 +118,7 @@ def test_learns_and_starts_from_weights(tiny, tree, tmp_path):
     record = run(tiny(**fields, init=str(tmp_path/"weights.safetensors")))
     assert record.metrics["loaded"]["missing"] == [] and record.metrics["loaded"]["matched"] > 50
 
-LAYOUTS = {"raf-db": "raf-db", "raf-db-folders": "raf-db", "ferplus": "ferplus", "ferplus-csv": "ferplus",
+LAYOUTS = {"raf-db": "raf-db", "raf-db-folders": "raf-db", "ferplus": "ferplus",
            "fer2013": "fer2013", "fer2013-icml": "fer2013", "fer2013-folders": "fer2013", "affectnet": "affectnet-8",
            "affectnet-csv": "affectnet-7", "sfew": "sfew", "expw": "expw", "abaw5-expr": "abaw5-expr", "ck48": "ck+",
            "ck-raw": "ck+", "jaffe": "jaffe"}
