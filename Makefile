@@ -4,7 +4,7 @@ BIN := .venv/bin
 # threads that spin while they wait crawl on a shared machine
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test soak export ferplus
+.PHONY: demo test soak export
 
 .venv/installed: settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
