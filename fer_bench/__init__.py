@@ -10,9 +10,10 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-# %% ../nbs/api.ipynb #8ddbdecd
+# %% ../nbs/api.ipynb #3dfbe4fc
 NAMES = {
-    "RunConfig": "config", "run": "experiment", "load_classifier": "experiment", "Record": "record", "load_runs": "record",
+    "RunConfig": "config", "run": "experiment", "load_classifier": "experiment", "evaluate_on": "experiment",
+    "Record": "record", "load_runs": "record",
     "load_run": "record", "compare": "report.tables", "open_faceset": "data.faceset", "build_faceset": "data.faceset",
     "verify_faceset": "data.faceset", "draw_faces": "data.drawn", "audit": "data.audit", "Pool": "data.pools",
     "read_landmarks": "data.landmarks", "feed_benchmark": "data.feed",

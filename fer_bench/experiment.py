@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'load_data', 'failures', 'split_data', 'soft_targets', 'make_batches', 'evaluate_logits', 'run',
-           'find_record', 'load_classifier']
+           'find_record', 'load_classifier', 'evaluate_on']
 
 # %% ../nbs/experiment.ipynb #e3602867
 import os
@@ -21,11 +21,13 @@ from .core import BenchError, atomic_file, lookup, make_folder, project_path, wr
 from .data.audit import cached_audit
 from .data.faceset import cached_faceset, open_faceset
 from .data.feed import Ahead, BalancedOrder, Feed, Order, batch_rows
+from .data.labels import label_map
 from .data.splits import make_split, save_manifest
 from .data.views import apply_view, make_view
 from .evaluate.metrics import classification_metrics
 from .evaluate.predict import predict
 from .evaluate.statistics import bootstrap_intervals, wilson
+from .methods.base import Method
 from .models.backbones import Classifier, create_backbone, create_classifier
 from .record import Record, environment, runs_folder, write_history, write_predictions, write_status
 from .train.checkpoint import drop_checkpoints
@@ -187,3 +189,20 @@ def load_classifier(record: Record) -> Classifier:
     net = Classifier(create_backbone(config["backbone"], config["image_size"]), len(record.metrics["classes"]))
     net.load_state_dict(load_file(path))
     return net.eval()
+
+# %% ../nbs/experiment.ipynb #5c81cdce
+def evaluate_on(record: Record, faceset) -> dict:
+    """Metrics (as `evaluate_logits`) of the network of `record` on the labelled test faces of another `faceset`.
+
+    Its test split, else its val split, else all its labelled faces. "classes" are those both have, in the network's order;
+    "left_out" counts the faces of classes that are dropped. `BenchError` where the classes have no map (`label_map`)."""
+    known, index = list(record.metrics["classes"]), faceset.index
+    to = label_map(faceset.classes, known)  # class of the face -> class of the network, or None
+    rows = next(r for r in (np.flatnonzero(index["label"].notna() & m) for m in (
+        index["split"] == "test", index["split"] == "val", True)) if len(r))
+    names = index["label"].iloc[rows].map(to)
+    kept, shared = names.notna().to_numpy(), [c for c in known if c in to.values()]
+    network = Method(load_classifier(record))
+    logits = predict(network, Feed(faceset.images), rows[kept], record.config["image_size"])[:, [known.index(c) for c in shared]]
+    labels = np.array([shared.index(c) for c in names[kept]])
+    return evaluate_logits(logits, labels, shared) | {"classes": shared, "left_out": int((~kept).sum())}

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from fer_bench.catalogue import DATASETS, UNLABELLED
 from fer_bench.core import BenchError
 from fer_bench.data.fixtures import fake
-from fer_bench.experiment import find_record, load_classifier, load_data, run
+from fer_bench.experiment import evaluate_on, find_record, load_classifier, load_data, run
 from fer_bench.models.backbones import create_backbone
 from fer_bench.record import Record, load_runs
 from fer_bench.train.checkpoint import checkpoints
@@ -132,6 +132,18 @@ def test_every_data_set_runs(tiny, tmp_path, layout, pack):
     root = fake(layout, tmp_path, faces_per_class=6, pack=pack)
     m = run(tiny(dataset=LAYOUTS[layout], data_root=str(root), epochs=1, steps_per_epoch=1)).metrics
     assert m["dataset"] != "drawn" and len(m["classes"]) in (7, 8) and min(m["n"][r] for r in ("labelled", "val", "test")) > 0
+
+def test_on_another_data_set(tiny, tmp_path, tree):
+    "Through the map of classes: contempt is left out, the network chooses among what both have, and pixels decide."
+    rafdb, affectnet = (fake(name, tmp_path, faces_per_class=4) for name in ("raf-db", "affectnet"))
+    record = run(tiny(dataset="raf-db", data_root=str(rafdb)))
+    other = load_data(tiny(dataset="affectnet-8", data_root=str(affectnet)))
+    m = evaluate_on(record, other)
+    assert m["classes"] == record.metrics["classes"] and m["left_out"] == 4 and m["n"] == 28  # its val split, 4 a class
+    same = evaluate_on(record, load_data(tiny(dataset="raf-db", data_root=str(rafdb))))
+    assert same["WAR"] == record.metrics["test"]["WAR"] and same["confusion"] == record.metrics["test"]["confusion"]
+    with pytest.raises(BenchError, match="without a map"):
+        evaluate_on(run(tiny(dataset="folder", data_root=str(tree))), other)
 
 # what a user can get wrong: a sentence that names the thing and the remedy, and no finished record
 
