@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from fer_bench.catalogue import DATASETS, UNLABELLED
+from fer_bench.catalogue import DATASETS, UNLABELLED, make_source
 from fer_bench.core import BenchError
+from fer_bench.data.faceset import build_faceset
 from fer_bench.data.fixtures import fake
 from fer_bench.experiment import evaluate_on, find_record, load_classifier, load_data, run
 from fer_bench.models.backbones import create_backbone
@@ -132,6 +133,19 @@ def test_every_data_set_runs(tiny, tmp_path, layout, pack):
     root = fake(layout, tmp_path, faces_per_class=6, pack=pack)
     m = run(tiny(dataset=LAYOUTS[layout], data_root=str(root), epochs=1, steps_per_epoch=1)).metrics
     assert m["dataset"] != "drawn" and len(m["classes"]) in (7, 8) and min(m["n"][r] for r in ("labelled", "val", "test")) > 0
+
+def test_large_set_is_read_in_shuffled_blocks_from_shards(tiny, tmp_path, monkeypatch):
+    "A set cut into shards and read in blocks trains, resumes by step alone, and is the same data."
+    import fer_bench.experiment as experiment
+    config = tiny(epochs=3)
+    whole, folder = load_data(config), tmp_path/"shards"
+    build_faceset(make_source(config), folder, shard_bytes=20 * 32 * 32 * 3)
+    assert len(list(folder.glob("images-*.npy"))) == 4
+    monkeypatch.setattr(experiment, "LARGE", 0)
+    one, two = (run(tiny(epochs=3, data_root=root, results_dir=str(tmp_path/name))) for root, name in (("", "a"), (str(folder), "b")))
+    assert one.id == two.id and np.array_equal(logits(one), logits(two))
+    order = experiment.make_order(config, whole, np.arange(64))
+    assert type(order).__name__ == "BlockOrder" and sorted(order.take(np.arange(64))) == list(range(64))
 
 def test_on_another_data_set(tiny, tmp_path, tree):
     "Through the map of classes: contempt is left out, the network chooses among what both have, and pixels decide."
