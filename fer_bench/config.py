@@ -110,10 +110,13 @@ def _sentence(error: ValidationError, values: dict) -> str:
                          f"it means: {RunConfig.model_fields[name].description}.")
     return "\n".join(out)
 
-# %% ../nbs/config.ipynb #61c66fd8
-def run_id(config: RunConfig, data_hash: str, split_hash: str) -> str:
-    "Readable beginning and ten hexadecimal digits: `supervised-drawn-50-s0-1f2e3d4c5b`."
+# %% ../nbs/config.ipynb #39ca68f1
+def run_id(config: RunConfig, data_hash: str, split_hash: str, init_hash: str = "") -> str:
+    """Readable beginning and ten hexadecimal digits: `supervised-drawn-50-s0-1f2e3d4c5b`.
+
+    `init_hash`: that of the weights file, where `init` names one; it stands for the file's path."""
     shaping = {k: v for k, v in config.model_dump(exclude_defaults=True).items() if k not in DISPLAY}
+    if init_hash: shaping["init"] = init_hash
     digest = json_hash([NUMERICS, shaping, data_hash, split_hash])[:10]
     return f"{config.method}-{config.dataset}-{config.budget or config.labels_per_class or 'all'}-s{config.seed}-{digest}"
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from .catalogue import DATASETS, METHODS, NATIVE_SIZE, make_method, make_source
 from .config import RunConfig, run_id
-from .core import BenchError, atomic_file, lookup, make_folder, project_path, write_json
+from .core import BenchError, atomic_file, lookup, make_folder, project_path, sha256, write_json
 from .data.audit import cached_audit
 from .data.faceset import cached_faceset, open_faceset
 from .data.feed import Ahead, BalancedOrder, BlockOrder, Feed, Order, batch_rows
@@ -28,7 +28,7 @@ from .evaluate.metrics import classification_metrics
 from .evaluate.predict import predict
 from .evaluate.statistics import bootstrap_intervals, wilson
 from .methods.base import Method
-from .models.backbones import Classifier, create_backbone, create_classifier
+from .models.backbones import Classifier, create_backbone, create_classifier, weights_path
 from .record import Record, environment, runs_folder, write_history, write_predictions, write_status
 from .train.checkpoint import drop_checkpoints
 from .train.loop import fit, make_accelerator
@@ -121,7 +121,11 @@ def find_record(config: RunConfig) -> Record:
     return _record_of(config, faceset, split_data(config, faceset))
 
 def _record_of(config, faceset, split) -> Record:
-    return Record(runs_folder(project_path(config.results_dir))/run_id(config, faceset.meta["content_hash"], split.hash))
+    if config.select == "val" and not len(split.val):
+        raise BenchError("select = 'val', but this split has no validation face. Use select='last', or a manifest that has some.")
+    weights = "" if config.init in ("scratch", "timm") else sha256(weights_path(config.init).read_bytes())
+    name = run_id(config, faceset.meta["content_hash"], split.hash, weights)
+    return Record(runs_folder(project_path(config.results_dir))/name)
 
 def _lock(path: Path) -> FileLock:
     lock = FileLock(path)
@@ -204,9 +208,10 @@ def evaluate_on(record: Record, faceset) -> dict:
     "left_out" counts the faces of classes that are dropped. `BenchError` where the classes have no map (`label_map`)."""
     known, index = list(record.metrics["classes"]), faceset.index
     to = label_map(faceset.classes, known)  # class of the face -> class of the network, or None
-    rows = next(r for r in (np.flatnonzero(index["label"].notna() & m) for m in (
-        index["split"] == "test", index["split"] == "val", True)) if len(r))
+    rows = next(r for m in (index["split"] == "test", index["split"] == "val", True)
+                if len(r := np.flatnonzero(index["label"].notna() & m)) or m is True)
     names = index["label"].iloc[rows].map(to)
+    if names.isna().all(): raise BenchError(f"Data set {faceset.meta['name']!r} has no test face of a class that run {record.id!r} knows.")
     kept, shared = names.notna().to_numpy(), [c for c in known if c in to.values()]
     network = Method(load_classifier(record))
     logits = predict(network, Feed(faceset.images), rows[kept], record.config["image_size"])[:, [known.index(c) for c in shared]]

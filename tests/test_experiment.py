@@ -118,6 +118,9 @@ def test_learns_and_starts_from_weights(tiny, tree, tmp_path):
     save_file(create_backbone("test_resnet", 32).state_dict(), tmp_path/"weights.safetensors")
     record = run(tiny(**fields, init=str(tmp_path/"weights.safetensors")))
     assert record.metrics["loaded"]["missing"] == [] and record.metrics["loaded"]["matched"] > 50
+    torch.manual_seed(6)
+    save_file(create_backbone("test_resnet", 32).state_dict(), tmp_path/"weights.safetensors")
+    assert run(tiny(**fields, init=str(tmp_path/"weights.safetensors"))).id != record.id, "other weights, another run"
 
 LAYOUTS = {"raf-db": "raf-db", "raf-db-folders": "raf-db", "ferplus": "ferplus",
            "fer2013": "fer2013", "fer2013-icml": "fer2013", "fer2013-folders": "fer2013", "affectnet": "affectnet-8",
