@@ -835,6 +835,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                             'fer_bench.models.backbones.load_weights': ( 'models/backbones.html#load_weights',
                                                                                          'fer_bench/models/backbones.py'),
                                             'fer_bench.models.backbones.read_weights': ( 'models/backbones.html#read_weights',
+                                                                                         'fer_bench/models/backbones.py'),
+                                            'fer_bench.models.backbones.weights_path': ( 'models/backbones.html#weights_path',
                                                                                          'fer_bench/models/backbones.py')},
             'fer_bench.models.ema': { 'fer_bench.models.ema.averaged_copy': ('models/ema.html#averaged_copy', 'fer_bench/models/ema.py'),
                                       'fer_bench.models.ema.ema_decay': ('models/ema.html#ema_decay', 'fer_bench/models/ema.py'),

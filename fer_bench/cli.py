@@ -162,7 +162,8 @@ def audit_(folder: Annotated[str, typer.Argument(help="a FaceSet folder")],
            second_labels: Annotated[str, typer.Option(help="FERPlus folder whose fer2013new.csv is compared too")] = "",
            markdown: Annotated[str, typer.Option(help="also write the report to this Markdown file")] = "") -> None:
     "Look for what is wrong with a FaceSet: copies across splits, conflicting labels, counts, odd pictures."
-    from fer_bench.data.audit import audit, read_fer2013new, to_markdown, to_terminal
+    from fer_bench.data.audit import audit, to_markdown, to_terminal
+    from fer_bench.data.checks import read_fer2013new
     from fer_bench.data.faceset import open_faceset
     second = read_fer2013new(project_path(second_labels)) if second_labels else None
     found = audit(open_faceset(project_path(folder)), labels=second)

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from fer_bench.core import BenchError, sha256
 from fer_bench.data import duplicates
-from fer_bench.data.audit import audit, cached_audit, compare_labels, flagged_sheet, measures, read_fer2013new, to_markdown, to_terminal
+from fer_bench.data.audit import audit, cached_audit, flagged_sheet, to_markdown, to_terminal
+from fer_bench.data.checks import compare_labels, measures, read_fer2013new
 from fer_bench.data.drawn import draw_faces
 from fer_bench.data.duplicates import close_pairs, cross_split_copies, exact_copies, likeness, near_across, near_copies
 from fer_bench.data.faceset import FaceSet, cached_faceset

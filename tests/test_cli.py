@@ -1,4 +1,6 @@
 """The command line and the notebook through papermill: what is checked before they start, and what they leave behind."""
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +9,12 @@ import papermill
 import pytest
 from typer.testing import CliRunner
 
+from fer_bench import run
 from fer_bench.cli import app
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
+from fer_bench.data.fixtures import fake
+from fer_bench.data.labels import VOTED
 from fer_bench.record import load_runs
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +65,29 @@ def test_data_build_verify_list(tree, tmp_path):
     code, _, err = fer_bench("data", "verify", target)
     assert code == 1 and "happiness" in err  # names the face
     assert fer_bench("data", "list", "--cache-dir", tmp_path)[0] == 0
+
+def invoke(*words):
+    done = CliRunner().invoke(app, [str(w) for w in words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+def test_audit_command(tmp_path):
+    root = fake("ferplus", tmp_path, faces_per_class=3)
+    shutil.copy(root/"FER2013Test/fer0002000.png", root/"FER2013Train/fer0000000.png")  # a test face in training
+    votes = (root/"FER2013Train/label.csv").read_text().splitlines()
+    names = [f"Training,{line.split(',')[0]},{','.join(['0'] * 10)}" for line in votes]
+    (root/"fer2013new.csv").write_text("\n".join([f"Usage,Image name,{','.join(VOTED)}", *names]) + "\n")
+    invoke("data", "build", "ferplus", tmp_path/"set", "--data-root", root)
+    report = json.loads(invoke("data", "audit", tmp_path/"set", "--json", "--second-labels", root, "--markdown", tmp_path/"report.md"))
+    levels = {f["check"]: f["level"] for f in report["findings"]}
+    assert report["failed"] and levels["copies across splits"] == "failure" and levels["second label file"] == "warning"
+    assert "copies across splits" in (tmp_path/"report.md").read_text() and "FAILED" in invoke("data", "audit", tmp_path/"set")
+
+def test_evaluate_and_benchmark_commands(tmp_path):
+    record = run(RunConfig(preset="tiny", device="cpu", results_dir=str(tmp_path)))
+    out = invoke("evaluate", record.id, "--dataset", "affectnet-8", "--data-root", fake("affectnet", tmp_path), "--results-dir", tmp_path)
+    assert "16 faces of 8 classes" in out and "UAR" in out
+    assert "searching near-copies" in invoke("data", "benchmark", "--faces", 200)
 
 def test_help_lists_every_field():
     out = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output
