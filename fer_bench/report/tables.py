@@ -24,8 +24,9 @@ def _commit(record) -> str:
 def _row(record) -> dict:
     c, m = record.config, record.metrics
     labels = c.get("budget") or str(c["labels_per_class"] or "all")
+    without = " without copies" if c.get("dedupe") == "cross_split" else ""
     return {"method": c["method"], "backbone": c["backbone"], "init": c["init"],
-            "labels": labels + (" (capped)" if m["capped"] else ""), "seed": c["seed"],
+            "labels": labels + (" (capped)" if m["capped"] else "") + without, "seed": c["seed"],
             "images seen": m["images_seen"], "params (M)": round(m["parameters"] / 1e6, 2),
             "seconds": round(m["train_seconds"], 1),
             **{heading: _percent(m["test"], name) for name, heading in MEASURES.items()},
