@@ -1,8 +1,6 @@
 "Shards, orders and feeds: one array whatever the files, each face once a lap, the same bits ahead of time, little memory."
 import os
-import re
 import threading
-import time
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fer_bench.core import BenchError
+from fer_bench.data.benchmark import PeakMemory
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.feed import Ahead, BalancedOrder, BlockOrder, Feed, Order, _image_folder, batch_rows, feed_benchmark
 from fer_bench.data.shards import Joined, ShardedImages, ShardWriter, open_images
@@ -177,33 +176,12 @@ def test_the_benchmark_compares_the_same_pixels(tmp_path):
 
 # memory
 
-def anonymous() -> int:
-    "Bytes of memory of this process that no file stands behind."
-    return 1024 * int(re.search(r"RssAnon:\s*(\d+)", Path("/proc/self/status").read_text())[1])
-
-class Peak:
-    "The most anonymous memory in a `with`, beyond what there was before, in bytes."
-    def __enter__(self):
-        self.before, self.most, self.on = anonymous(), 0, True
-        self.thread = threading.Thread(target=self.watch)
-        self.thread.start()
-        return self
-
-    def watch(self):
-        while self.on:
-            self.most = max(self.most, anonymous() - self.before)
-            time.sleep(0.005)
-
-    def __exit__(self, *_):
-        self.on = False
-        self.thread.join()
-
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured through /proc")
 @pytest.mark.parametrize("count", [12_000, pytest.param(200_000, marks=pytest.mark.soak)])
 def test_memory_does_not_grow_with_the_faces(tmp_path, count):
     "Written to shards and read back block-shuffled, each face once; 12 000 of 112x112 are 451 MB."
     face = np.random.default_rng(0).integers(0, 256, (112, 112, 3), np.uint8)
-    with Peak() as peak:
+    with PeakMemory() as peak:
         with ShardWriter(tmp_path, 100_000_000) as writer:
             for i in range(count):
                 face.reshape(-1)[:4] = np.frombuffer(np.uint32(i).tobytes(), np.uint8)
@@ -213,5 +191,5 @@ def test_memory_does_not_grow_with_the_faces(tmp_path, count):
         for step in range(count // 250):
             first = ahead(step).permute(0, 2, 3, 1).reshape(250, -1)[:, :4].contiguous()
             seen[first.numpy().view(np.uint32)[:, 0]] = True
-    print(f"{count} faces, {images.nbytes / 1e6:.0f} MB of pixels: at most {peak.most / 1e6:.0f} MB of anonymous memory")
-    assert seen.all() and images.nbytes == count * 112 * 112 * 3 and peak.most < 150e6
+    print(f"{count} faces, {images.nbytes / 1e6:.0f} MB of pixels: at most {peak.megabytes:.0f} MB of anonymous memory")
+    assert seen.all() and images.nbytes == count * 112 * 112 * 3 and peak.megabytes < 150
