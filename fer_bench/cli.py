@@ -61,8 +61,9 @@ def run(compare_with: str = "supervised", **values) -> None:
     print(f"Running {config.method} on {config.dataset}; the notebook will be {output}")
     _execute(_find_notebook("run_benchmark.ipynb"), output, {**values, "compare_with": compare_with})
     from fer_bench.experiment import find_record
+    from fer_bench.record import load_runs
     record = find_record(config)
-    _print_comparison(record.folder.parent.parent, record)
+    _print_comparison(load_runs(results), record)
     print("Figures:", *sorted(map(str, (record.folder/"figures").glob("*.png"))), sep="\n  ")
 
 run.__signature__ = inspect.Signature([
@@ -87,13 +88,12 @@ def _execute(notebook: Path, output: Path, parameters: dict) -> None:
         raise BenchError(f"The run stopped with {e.ename}: {e.evalue}. The whole traceback is in {output}; finished "
                          "epochs are kept, and the same command goes on from there.") from None
 
-def _print_comparison(results_dir, record=None) -> None:
-    from fer_bench.record import load_runs
+def _print_comparison(runs: list, record) -> set[str]:
+    "Print the table of those of `runs` that may stand beside `record`; → their ids."
     from fer_bench.report.tables import comparable, compare, notes, to_terminal
-    runs = load_runs(results_dir)
-    runs = comparable(runs, record) if record else runs
-    if not runs: raise BenchError(f"There is no finished run in {str(results_dir)!r}. Begin with: fer-bench run --preset tiny")
-    to_terminal(compare(runs), notes(runs))
+    group = comparable(runs, record)
+    to_terminal(compare(group), notes(group))
+    return {r.id for r in group}
 
 # %% ../nbs/cli.ipynb #54de18fc
 @app.command("compare")
@@ -101,12 +101,11 @@ def compare_(results_dir: Annotated[str, typer.Option(help="folder of the record
              run_id: Annotated[str, typer.Option(help="only runs of the same data, split and budget as this one")] = "") -> None:
     "Print the table of the recorded runs, each group of the same data, split and budget by itself."
     from fer_bench.record import load_run, load_runs
-    from fer_bench.report.tables import comparable
     results, done = project_path(results_dir), set()
-    for record in [load_run(run_id, results)] if run_id else load_runs(results) or [None]:
-        if record and record.id in done: continue
-        _print_comparison(results, record)
-        done |= {r.id for r in comparable(load_runs(results), record)}
+    runs = load_runs(results)
+    if not runs: raise BenchError(f"There is no finished run in {str(results)!r}. Begin with: fer-bench run --preset tiny")
+    for record in [load_run(run_id, results)] if run_id else runs:
+        if record.id not in done: done |= _print_comparison(runs, record)
 
 @app.command()
 def evaluate(run_id: Annotated[str, typer.Argument(help="a finished run whose weights are here")],
