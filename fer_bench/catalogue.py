@@ -14,11 +14,19 @@ from .data.face_recognition import IdentitySource, RecordSource
 from .data.fer2013 import Fer2013Source, ferplus
 from .data.sets import CkSource, ExpwSource, JaffeSource, RafdbSource, SfewSource
 from .data.sources import CsvSource, FolderSource
+from .methods.semisupervised import semisupervised
 from .methods.supervised import supervised
 
-# %% ../nbs/catalogue.ipynb #326cd3e5
+# %% ../nbs/catalogue.ipynb #4878b341
 METHODS = {
     "supervised": (supervised, "cross-entropy on the labelled faces"),
+    "pseudo_label": (semisupervised, "pseudo-labels of confidence .95 on the very view that gave them"),
+    "fixmatch": (semisupervised, "pseudo-labels of a weak view, confidence .95, learned on a strong view"),
+    "flexmatch": (semisupervised, "FixMatch with a threshold for each class by how often it is named"),
+    "freematch": (semisupervised, "FixMatch with a threshold from running means, and fairness"),
+    "mean_teacher": (semisupervised, "agrees with its running average on all unlabelled faces"),
+    "ada_cm": (semisupervised, "threshold by confidence on labelled faces, contrast below it"),
+    "dtm": (semisupervised, "threshold that follows stage and class; unlabelled faces from face recognition"),
 }
 
 DATASETS = {
@@ -41,9 +49,11 @@ DATASETS = {
 NATIVE_SIZE = {"drawn", "raf-db", "ferplus", "fer2013", "abaw5-expr"}  # one size: the FaceSet keeps it, else it gets the run's
 UNLABELLED = {"identities", "records"}  # a pool, not a task
 
-def make_method(config, net, counts):
-    "The method that `config.method` names, around `net`; `counts` (K,): labelled faces a class. `BenchError` for a name unknown."
-    return lookup("method", config.method, METHODS)[0](net, config, counts)
+def make_method(config, net, counts, n_unlabelled: int = 0):
+    """The method that `config.method` names, around `net`; `counts` (K,): labelled faces a class; `n_unlabelled`: faces of the pool.
+
+    `BenchError` for a name unknown, and for choices that do not fit the method."""
+    return lookup("method", config.method, METHODS)[0](net, config, counts, n_unlabelled)
 
 def make_source(config):
     "The source that `config.dataset` names. `BenchError` for a name unknown, or files that are not there."

@@ -113,7 +113,10 @@ def make_split(index: pd.DataFrame, classes, labels_per_class=None, seed: int = 
     unless `cap`. `seed` draws them and whatever has to be carved. `how`: official, fold:I/K, subject:NAME, or a manifest's
     path. `dedupe`: none or cross_split. `BenchError` for fewer than two classes, a class without a training or a test
     face, a budget that a class cannot give, and a manifest of other faces. Source: ours."""
-    if how.endswith(".csv"): return load_manifest(index, how)
+    if how.endswith(".csv"):
+        split = load_manifest(index, how)
+        _need_classes(index["label"].to_numpy()[split.labelled], classes, "training")
+        return split
     labels, labelled = index["label"].to_numpy(), np.flatnonzero(index["label"].notna())
     if how != "official" and not how.startswith(("fold:", "subject:")):
         raise BenchError(f"split = {how!r}: it takes official, fold:I/K, subject:NAME, or a manifest's path ending in .csv.")

@@ -35,4 +35,4 @@ class Method(nn.Module):
     def after_step(self, step: int) -> None:
         if self.ema is not None: update_ema(self.ema, self.net, ema_decay(step, self.decay))
 
-    def after_epoch(self, epoch: int) -> None: pass
+    def after_epoch(self, progress: float, labelled) -> dict: return {}

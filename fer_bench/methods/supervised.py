@@ -40,7 +40,7 @@ class Supervised(Method):
         loss = cross_entropy(logits, batch["targets"], self.smoothing, self.weights)
         return loss, {"cross_entropy": loss}
 
-def supervised(net, config, counts) -> Supervised:
-    "`Supervised` as `config` (a `RunConfig`) says; `counts` (K,): labelled faces of each class."
+def supervised(net, config, counts, n_unlabelled: int = 0) -> Supervised:
+    "`Supervised` as `config` (a `RunConfig`) says; `counts` (K,): labelled faces of each class; unlabelled ones are not used."
     weights = class_weights(torch.as_tensor(counts)) if config.balance == "weights" else None
     return Supervised(net, config.ema, config.label_smoothing, weights)

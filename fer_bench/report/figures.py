@@ -50,8 +50,8 @@ def save_figure(fig: Figure, path) -> None:
     "Write `fig` as PNG of 200 dots an inch to `path` atomically; the same figure gives the same bytes."
     with atomic_file(path) as part: _write_png(fig, part, dpi=200)
 
-# %% ../../nbs/report/figures.ipynb #9396080d
-NO_LOSS = {"epoch", "step", "lr", "seconds", "train_seconds", "score"}  # an epoch's facts that are no loss
+# %% ../../nbs/report/figures.ipynb #5095a308
+NO_LOSS = {"epoch", "step", "lr", "seconds", "train_seconds", "score", "pool_seen", "pool_used"}  # an epoch's facts that are no loss
 JUDGED = {"val_WAR": "validation", "test_WAR": "test"}
 
 def _parts(history) -> list[str]:

@@ -10,6 +10,7 @@ import sys
 
 import pandas as pd
 
+from ..config import CHOICES, PLAIN
 from ..core import BenchError
 
 # %% ../../nbs/report/tables.ipynb #4946260c
@@ -21,13 +22,25 @@ def _commit(record) -> str:
     commit, dirty = record.environment.get("commit"), record.environment.get("dirty")
     return f"{commit[:7]}{'+' if dirty else ''}" if commit else "unknown"
 
+def _method(config: dict) -> str:
+    "The method's name, and in brackets where it departs from its own choices."
+    changed = {k: config[k] for k, v in CHOICES.get(config["method"], PLAIN).items() if config.get(k, v) != v}
+    return config["method"] + (f" ({', '.join(f'{k} {v}' for k, v in changed.items())})" if changed else "")
+
+def _labelled_seen(record) -> int:
+    c = record.config
+    return c["epochs"] * c["steps_per_epoch"] * c["batch_size"]
+
 def _row(record) -> dict:
     c, m = record.config, record.metrics
     labels = c.get("budget") or str(c["labels_per_class"] or "all")
+    pool = m.get("pool", {"members": [], "faces": []})
     without = " without copies" if c.get("dedupe") == "cross_split" else ""
-    return {"method": c["method"], "backbone": c["backbone"], "init": c["init"],
-            "labels": labels + (" (capped)" if m["capped"] else "") + without, "seed": c["seed"],
-            "images seen": m["images_seen"], "params (M)": round(m["parameters"] / 1e6, 2),
+    return {"method": _method(c), "backbone": c["backbone"], "init": c["init"],
+            "labels": labels + (" (capped)" if m["capped"] else "") + without,
+            "unlabelled": " + ".join(f"{n:,} {name}" for n, name in zip(pool["faces"], pool["members"], strict=True)) or "none",
+            "seed": c["seed"],
+            "labelled seen": _labelled_seen(record), "images seen": m["images_seen"], "params (M)": round(m["parameters"] / 1e6, 2),
             "seconds": round(m["train_seconds"], 1),
             **{heading: _percent(m["test"], name) for name, heading in MEASURES.items()},
             "select": m["select"], "data": "drawn" if m["drawn"] else c["dataset"], "commit": _commit(record)}
@@ -48,16 +61,18 @@ def compare(records) -> pd.DataFrame:
         raise BenchError(f"Runs with different classes never share a table: {found}. Compare each kind by itself.")
     return pd.DataFrame([_row(r) for r in records])
 
-# %% ../../nbs/report/tables.ipynb #d16a5dfc
+# %% ../../nbs/report/tables.ipynb #93382f64
 def _task(record) -> list:
-    "Everything that has to agree between runs that are compared: classes, data, split and budget."
+    "Everything that has to agree between runs that are compared: classes, data, split and labels."
     c, m = record.config, record.metrics
-    return [list(m["classes"]), m["data_hash"], m["split_hash"], c["image_size"], c["labels_per_class"],
-            m["images_seen"], c["epochs"] * c["steps_per_epoch"] * c["batch_size"]]
+    return [list(m["classes"]), m["data_hash"], m["split_hash"], c["image_size"], c["labels_per_class"]]
 
 def comparable(records, record) -> list:
-    "Those of `records` with the same classes, data, split, image size, labels and budget as `record`, in their order."
-    return [r for r in records if _task(r) == _task(record)]
+    """Those of `records` with the same classes, data, split, image size and labels as `record`, in their order.
+
+    They saw as many labelled faces in training as it, or as many images."""
+    seen = lambda r: (_labelled_seen(r), r.metrics["images_seen"])
+    return [r for r in records if _task(r) == _task(record) and any(a == b for a, b in zip(seen(r), seen(record), strict=True))]
 
 # %% ../../nbs/report/tables.ipynb #f12e10ce
 def notes(records) -> list[str]:
@@ -89,7 +104,9 @@ def _data(records):
 
 def _budget(records):
     if len(seen := sorted({r.metrics["images_seen"] for r in records})) > 1:
-        return f"Rows differ in budget: from {seen[0]:,} to {seen[-1]:,} images seen in training."
+        labelled = sorted({_labelled_seen(r) for r in records})
+        return (f"Rows differ in images seen in training: from {seen[0]:,} to {seen[-1]:,}, of them labelled "
+                f"{' to '.join(f'{n:,}' for n in dict.fromkeys((labelled[0], labelled[-1])))}.")
 
 def _capped(records):
     if capped := {c: n for r in records for c, n in r.metrics["capped"].items()}:

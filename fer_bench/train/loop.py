@@ -40,15 +40,15 @@ def seed_step(seed: int, step: int) -> None:
     "Set torch's generators for `step` of a run with `seed`."
     torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
 
-# %% ../../nbs/train/loop.ipynb #6a55a3d4
-def fit(method, batch_at, config, folder, accelerator: Accelerator, evaluate=None) -> list[dict]:
+# %% ../../nbs/train/loop.ipynb #ad1e5fc7
+def fit(method, batch_at, config, folder, accelerator: Accelerator, after_epoch=None) -> list[dict]:
     """Train `method` for `config.epochs` · `config.steps_per_epoch` steps; → history, a dict an epoch.
 
-    `batch_at(step)` → the batch of that step, on the device, a function of the step alone. `evaluate()` → dict of numbers
-    to log after an epoch; its "score" (higher is better) picks the epoch whose evaluated weights are kept, where it is
+    `batch_at(step)` → the batch of that step, on the device, a function of the step alone. `after_epoch(progress)` → dict of
+    numbers, or lists of them, to log after an epoch; its "score" (higher is better) picks the epoch whose evaluated weights are kept, where it is
     given. `folder`: where checkpoints go, and where an interrupted run finds them. At the end `method` carries the chosen
     weights. `BenchError` when the loss is not finite. Source: ours."""
-    optimizer = create_optimizer_v2(method, opt="sgd", lr=config.lr, weight_decay=config.weight_decay, momentum=0.9)
+    optimizer = create_optimizer_v2(method, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=0.9)
     model, optimizer = accelerator.prepare(method, optimizer)
     history, best, done = _resume(folder, method, optimizer, accelerator.device)
     total, warmup = (n * config.steps_per_epoch for n in (config.epochs, config.warmup_epochs))
@@ -67,10 +67,9 @@ def fit(method, batch_at, config, folder, accelerator: Accelerator, evaluate=Non
             method.after_step(step)
             for name, value in {"loss": loss, **parts}.items(): sums[name] = sums.get(name, 0) + value.detach()
             bar.update()
-        method.after_epoch(epoch)
         row = {"epoch": epoch + 1, **{n: float(v) / config.steps_per_epoch for n, v in sums.items()}, "lr": lr}
         _need_finite(row, config)
-        row |= evaluate() if evaluate else {}
+        row |= after_epoch((epoch + 1) / config.epochs) if after_epoch else {}
         if "score" in row and (best is None or row["score"] > best["score"]):
             best = {"score": row["score"], "epoch": epoch + 1, "weights": _copy(method.judged.state_dict())}
         row["seconds"] = round(time.perf_counter() - start, 3)
