@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/fer-bench run --method supervised --preset quick
+	$(BIN)/fer-bench run --method dtm --preset quick
 
 test: .venv/installed
 	$(BIN)/ruff check

@@ -48,26 +48,30 @@ def killed_runs(config, kills, rng):
         if find_record(config).finished: break
     return run(config)
 
-def check_kills(tiny, tmp_path, kills, seed):
-    fields = dict(epochs=12, steps_per_epoch=8, ema=0.9, select="val")
+def check_kills(tiny, tmp_path, kills, seed, **fields):
+    fields = dict(epochs=12, steps_per_epoch=8, ema=0.9, select="val", **fields)
     whole = run(tiny(**fields, results_dir=str(tmp_path/"whole")))
     killed = killed_runs(tiny(**fields), kills, random.Random(seed))
     assert np.array_equal(logits(whole), logits(killed))
     assert killed.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
     assert not checkpoints(killed.folder)
 
-def test_killed_run_ends_with_the_same_bits(tiny, tmp_path): check_kills(tiny, tmp_path, kills=3, seed=0)
+@pytest.mark.parametrize("method, kills", [("supervised", 2), ("dtm", 2)])
+def test_killed_run_ends_with_the_same_bits(tiny, tmp_path, method, kills):
+    check_kills(tiny, tmp_path, kills, seed=0, method=method, floor=0.14 if method == "dtm" else 0.8)
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(10))
-def test_many_kills(tiny, tmp_path, seed): check_kills(tiny, tmp_path, kills=5, seed=seed)
+def test_many_kills(tiny, tmp_path, seed):
+    fields = dict(method="dtm", floor=0.14) if seed % 2 else dict(method="supervised")
+    check_kills(tiny, tmp_path, kills=5, seed=seed, **fields)
 
 def test_damaged_checkpoint_costs_an_epoch_only(tiny, tmp_path, monkeypatch):
     fields = dict(epochs=4, steps_per_epoch=2)
     whole = run(tiny(**fields, results_dir=str(tmp_path/"whole")))
     config, stop = tiny(**fields), KeyboardInterrupt
     import fer_bench.methods.base as base
-    monkeypatch.setattr(base.Method, "after_epoch", lambda self, epoch: (_ for _ in ()).throw(stop) if epoch == 3 else None)
+    monkeypatch.setattr(base.Method, "after_epoch", lambda self, progress, labelled: (_ for _ in ()).throw(stop) if progress == 1 else {})
     with pytest.raises(stop): run(config)
     assert find_record(config).status["state"] == "interrupted"
     monkeypatch.undo()
@@ -139,15 +143,15 @@ def test_every_data_set_runs(tiny, tmp_path, layout, pack):
 
 def test_large_set_is_read_in_shuffled_blocks_from_shards(tiny, tmp_path, monkeypatch):
     "A set cut into shards and read in blocks trains, resumes by step alone, and is the same data."
-    import fer_bench.experiment as experiment
+    import fer_bench.train.batches as batches
     config = tiny(epochs=3)
     whole, folder = load_data(config), tmp_path/"shards"
     build_faceset(make_source(config), folder, shard_bytes=20 * 32 * 32 * 3)
     assert len(list(folder.glob("images-*.npy"))) == 4
-    monkeypatch.setattr(experiment, "LARGE", 0)
+    monkeypatch.setattr(batches, "LARGE", 0)
     one, two = (run(tiny(epochs=3, data_root=root, results_dir=str(tmp_path/name))) for root, name in (("", "a"), (str(folder), "b")))
     assert one.id == two.id and np.array_equal(logits(one), logits(two))
-    order = experiment.make_order(config, whole, np.arange(64))
+    order = batches.make_order(config, whole, np.arange(64))
     assert type(order).__name__ == "BlockOrder" and sorted(order.take(np.arange(64))) == list(range(64))
 
 def test_on_another_data_set(tiny, tmp_path, tree):

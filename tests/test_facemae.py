@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fer_bench.core import BenchError
-from fer_bench.models.backbones import create_backbone
+from fer_bench.models.backbones import create_backbone, create_classifier
 from fer_bench.models.facemae import (
     SIZES,
     Grouping,
@@ -210,8 +210,9 @@ def test_patchify_counts_row_by_row_and_comes_back(batch, channels, rows, column
 
 def test_patches_count_as_the_encoder_counts_them():
     net, images = create_facemae("tiny", 16, 4), torch.rand(2, 3, 16, 16)
-    kernel = net.embed.proj.weight.flatten(1)  # (D, P)
-    torch.testing.assert_close(net.embed(images), patchify(images, 4) @ kernel.T + net.embed.proj.bias)
+    projection = net.encoder.embed.proj
+    wanted = patchify(images, 4) @ projection.weight.flatten(1).T + projection.bias  # the weight as (D, P)
+    torch.testing.assert_close(net.encoder.embed(images), wanted)
 
 @many
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(2, 4), st.floats(0.01, 10), seeds)
@@ -281,17 +282,30 @@ def test_the_order_of_the_kept_patches_changes_nothing():
 def test_encode_without_a_mask_takes_all_patches():
     torch.manual_seed(0)
     net, images = create_facemae("tiny", 32, 8), torch.rand(2, 3, 32, 32)
-    tokens = net.encode(images)
-    assert torch.equal(tokens, net.encode(images, torch.arange(16).expand(2, -1))) and tokens.shape == (2, 16, net.num_features)
+    tokens = net.encoder.tokens(images)
+    assert torch.equal(tokens, net.encoder.tokens(images, torch.arange(16).expand(2, -1)))
+    assert tokens.shape == (2, 16, net.encoder.num_features)
+
+@pytest.mark.parametrize(("size", "patch_size"), [(48, 8), (112, 16)])
+def test_the_encoder_is_a_backbone(size, patch_size):
+    torch.manual_seed(0)
+    net, _ = create_classifier("facemae_tiny", 8, size)
+    images = torch.rand(2, 3, size, size)
+    assert net.backbone.patch_size == patch_size and net(images).shape == (2, 8)
+    torch.testing.assert_close(net.encode(images), net.backbone.tokens(images * 2 - 1).mean(1))  # it wants faces from -1 to 1
+    twin = create_backbone("facemae_tiny", size)
+    twin.load_state_dict(net.backbone.state_dict())
+    assert torch.equal(twin(images), net.backbone(images))
 
 def test_decode_puts_tokens_in_their_places():
     torch.manual_seed(0)
     net = create_facemae("tiny", 16, 4)
-    net.decoder, net.to_pixels = torch.nn.Identity(), torch.nn.Identity()
+    decoder = net.decoder
+    decoder.blocks, decoder.to_pixels = torch.nn.Identity(), torch.nn.Identity()
     tokens, ids_keep = torch.randn(1, 3, 128), torch.tensor([[7, 0, 12]])
-    got = net.decode(tokens, ids_keep) - net.decoder_positions
-    wanted = net.mask_token.expand(1, 16, -1).clone()
-    for k, n in enumerate(ids_keep[0].tolist()): wanted[0, n] = net.decoder_embed(tokens)[0, k]
+    got = decoder(tokens, ids_keep) - decoder.positions
+    wanted = decoder.mask_token.expand(1, 16, -1).clone()
+    for k, n in enumerate(ids_keep[0].tolist()): wanted[0, n] = decoder.embed(tokens)[0, k]
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
 
 @pytest.mark.parametrize("size", ["tiny", "small"])
@@ -301,8 +315,8 @@ def test_shapes_and_gradients_over_the_sizes(size, image_size, patch_size):
     ids_keep, mask = random_mask(2, n, 0.75)
     loss, tokens, predicted = net(torch.rand(2, 3, image_size, image_size), ids_keep, mask)
     loss.backward()
-    assert loss.shape == () and loss.isfinite() and net.n_patches == n
-    assert tokens.shape == (2, n // 4, SIZES[size]["width"]) and predicted.shape == (2, n, 3 * patch_size**2)
+    assert loss.shape == () and loss.isfinite() and net.encoder.n_patches == n
+    assert tokens.shape == (2, n // 4, SIZES[size][0]["width"]) and predicted.shape == (2, n, 3 * patch_size**2)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
 def test_base_has_the_parameters_of_the_paper():
@@ -323,7 +337,7 @@ def test_bf16_autocast():
 
 def test_positions_are_fixed_sines_and_cosines():
     net = create_facemae("tiny", 32, 8)
-    for positions, dim in ((net.positions, 128), (net.decoder_positions, 64)):
+    for positions, dim in ((net.encoder.positions, 128), (net.decoder.positions, 64)):
         wanted = []
         for y in range(4):
             for x in range(4):
@@ -364,6 +378,10 @@ def test_the_coarsest_map_of_at_least_4_by_4(name, size, cells):
     backbone.load_state_dict(create_backbone(name, size).state_dict())  # the stride changes no weight's shape
     assert backbone.pretrained_cfg["mean"]
 
+def test_a_classifier_with_a_map_of_a_size():
+    shape = lambda **given: create_classifier("test_resnet", 8, 64, **given)[0].backbone.forward_features(torch.rand(1, 3, 64, 64)).shape
+    assert shape()[2:] == (2, 2) and shape(min_map=4)[2:] == (4, 4)
+
 def test_a_finer_map_on_request(): assert map_size(create_cnn("test_resnet", 64, min_map=8), "test_resnet", 64) == (8, 8)
 
 # ---- errors
@@ -388,6 +406,10 @@ def test_a_finer_map_on_request(): assert map_size(create_cnn("test_resnet", 64,
     ("'swin_tiny_patch4_window7_224' makes no map of channels", lambda: create_cnn("swin_tiny_patch4_window7_224", 64)),
     ("no backbone 'resnet81'.*'resnet18'", lambda: create_cnn("resnet81", 48)),
     ("'mobilenetv3_small_050' makes a map of 2 × 2 cells from a face of 48 px", lambda: create_cnn("mobilenetv3_small_050", 48)),
+    ("no FaceMAE size 'bas'.*'base'", lambda: create_backbone("facemae_bas", 48)),
+    ("50 px cannot be cut into patches of 8", lambda: create_backbone("facemae_tiny", 50)),
+    ("no pretrained weights for 'facemae_tiny'", lambda: create_backbone("facemae_tiny", 48, pretrained=True)),
+    ("'test_vit' makes no map of channels", lambda: create_classifier("test_vit", 8, 32, min_map=4)),
     ("'vgg11' makes a map of 1 × 1 cells", lambda: create_cnn("vgg11", 48)),
     ("3 × 3 cells from a face of 24 px, even at output stride 8", lambda: create_cnn("test_resnet", 24)),
 ])

@@ -60,6 +60,12 @@ def test_schedule():
 def test_precision_changes_between_runs():
     assert [make_accelerator("cpu", p).mixed_precision for p in ("bf16", "fp32", "auto")] == ["bf16", "no", "no"]
 
+def test_features_as_wide_as_the_network_makes_them():
+    "MobileNetV3 widens its 288 channels to 1024 after the pool; others end as they are."
+    for name, width in (("mobilenetv3_small_050", 1024), ("test_resnet", None)):
+        net, images = create_classifier(name, 8, 32)[0].eval(), torch.rand(2, 3, 32, 32)
+        assert net.encode(images).shape == (2, width or net.backbone.num_features) and net(images).shape == (2, 8)
+
 # weights files
 
 @pytest.mark.parametrize("write, says", [
@@ -111,7 +117,7 @@ def test_method_contract(method):
     assert all(g is not None and g.isfinite().all() for g in grads)
     torch.optim.SGD(method.net.parameters(), 0.1).step()
     before = {k: v.clone() for k, v in method.judged.state_dict().items()}
-    method.after_step(0); method.after_epoch(0)
+    method.after_step(0); assert method.after_epoch(0.5, None) == {}
     assert any(not torch.equal(v, before[k]) for k, v in method.judged.state_dict().items())
     state = {k: v.clone() for k, v in method.state_dict().items()}
     with torch.no_grad(): logits, features = method.eval().classify(torch.rand(3, 3, 32, 32)), method.encode(torch.rand(3, 3, 32, 32))

@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "methods": BASE | {"models", "data.views"}, "train": BASE | {"data"},
     "evaluate": BASE | {"data", "models", "train"}, "catalogue": ALL - {"catalogue"}, "experiment": ALL,
     "report": BASE | {"record", "evaluate.statistics"},
-    "cli": ALL | {"experiment", "report"}, "__init__": ALL | {"experiment", "report"},
+    "benchmark": ALL | {"experiment"},
+    "cli": ALL | {"experiment", "benchmark", "report"}, "__init__": ALL | {"experiment", "benchmark", "report"},
 }
 NO_TORCH = ("core", "config", "record", "report", "cli", "__init__", "evaluate.statistics")
 

@@ -52,10 +52,8 @@ class SemiSupervised(Method):
         self.thresholds = None  # (K,), as the last step used them
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict]:
-        c, (*weak, learned), index = self.config, batch["unlabelled"], batch["index"]
-        graded = weak if c.below == "contrast" else []
-        taught = [] if graded or not weak else self._taught(weak)
-        (logits_x, *logits_w, logits_u), features = self._passes([batch["labelled"][0], *graded, learned])
+        c, index = self.config, batch["index"]
+        taught, (logits_x, *logits_w, logits_u), features = self._all_passes(batch)
         guesses = taught or logits_w or [logits_u]
         probabilities = torch.stack([g.detach().float().softmax(1) for g in guesses]).mean(0)  # (mu B, K)
         confidence, pseudo = probabilities.max(1)
@@ -71,6 +69,15 @@ class SemiSupervised(Method):
         if c.below == "contrast": parts["contrast"] = c.lambda_c * nt_xent(*features[1:3], temperature=0.07, among=~used)
         if c.below == "fairness": parts["fairness"] = c.lambda_c * fairness_loss(logits_u, used, self.policy.p, self.policy.h)
         return sum(parts.values()), parts
+
+    def passes(self, batch: dict) -> torch.Tensor: return sum(logits.mean() for logits in self._all_passes(batch)[1])
+
+    def _all_passes(self, batch: dict) -> tuple[list, list, list]:
+        "Logits that only teach, without a gradient; logits and features of the labelled view, of weak views that learn, of the learned view."
+        *weak, learned = batch["unlabelled"]
+        graded = weak if self.config.below == "contrast" else []
+        taught = [] if graded or not weak else self._taught(weak)
+        return taught, *self._passes([batch["labelled"][0], *graded, learned])
 
     @torch.no_grad()
     def _taught(self, weak: list) -> list:

@@ -6,7 +6,8 @@ face stay, and a masked autoencoder paints in the rest."""
 # %% auto #0
 __all__ = ['MIN_MAP', 'SIZES', 'create_cnn', 'map_size', 'channel_cosines', 'block_loss', 'channel_grouping_loss', 'check_groups',
            'Grouping', 'patchify', 'unpatchify', 'patches_a_side', 'patch_targets', 'n_kept', 'keep_highest',
-           'random_mask', 'semantic_mask', 'group_scores', 'FaceMAE', 'transformer', 'reconstruction_loss',
+           'random_mask', 'semantic_mask', 'group_scores', 'FaceEncoder', 'FaceDecoder', 'FaceMAE', 'paint',
+           'transformer', 'reconstruction_loss', 'usual_patch', 'create_face_encoder', 'create_face_decoder',
            'create_facemae', 'reconstruct']
 
 # %% ../../nbs/models/facemae.ipynb #a306c890
@@ -25,16 +26,16 @@ from .backbones import create_backbone
 # %% ../../nbs/models/facemae.ipynb #3efb8c91
 MIN_MAP = 4  # cells a side
 
-def create_cnn(name: str, image_size: int, min_map: int = MIN_MAP) -> nn.Module:
+def create_cnn(name: str, image_size: int, min_map: int = MIN_MAP, pretrained: bool = False) -> nn.Module:
     """timm CNN `name` without its classifier whose map has at least `min_map` × `min_map` cells for faces of `image_size` px.
 
-    The largest timm `output_stride` of 32, 16 and 8 that does it; weights are random, and the same at any stride.
+    The largest timm `output_stride` of 32, 16 and 8 that does it; weights fit at any stride, also timm's (`pretrained`).
     `forward_features`: (B, 3, S, S) → (B, num_features, h, w). `BenchError`: those of `create_backbone`; a network that
     makes no such map (a ViT, a Swin transformer); one whose map stays too small. Source: ours."""
-    backbone = create_backbone(name, image_size)
+    backbone = create_backbone(name, image_size, pretrained)
     for stride in (16, 8):
         if min(cells := map_size(backbone, name, image_size)) >= min_map: return backbone
-        try: backbone = timm.create_model(name, num_classes=0, output_stride=stride)
+        try: backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, output_stride=stride)
         except (TypeError, AssertionError, NotImplementedError):  # timm's ways to say that it cannot
             raise _too_coarse(name, image_size, cells, min_map, "and timm has no finer one of it") from None
     if min(cells := map_size(backbone, name, image_size)) >= min_map: return backbone
@@ -172,49 +173,67 @@ def group_scores(activation, n_groups: int, group, image_size: int, patch_size: 
     a = F.interpolate(a, (image_size, image_size), mode="bilinear", align_corners=False)
     return F.avg_pool2d(a, patch_size).flatten(1)
 
-# %% ../../nbs/models/facemae.ipynb #f7b0fe0e
-class FaceMAE(nn.Module):
-    """Masked autoencoder of square RGB faces: a ViT on the kept patches, a smaller one that paints the removed ones.
+# %% ../../nbs/models/facemae.ipynb #d8c6f709
+class FaceEncoder(nn.Module):
+    """ViT of square RGB faces without a class token: normalised faces (B, 3, S, S) → mean of the tokens (B, `width`).
 
     `image_size`, `patch_size` in pixels (`BenchError` unless the patch divides the face); `width`: a multiple of 4 and of
-    `heads`; `depth` in blocks; the same for the decoder. `num_features` = width, `n_patches` = L.
-    Source: SimFLE (arXiv 2303.07648) and MAE (arXiv 2111.06377)."""
-    def __init__(self, image_size: int, patch_size: int, width: int, depth: int, heads: int,
-                 decoder_width: int, decoder_depth: int, decoder_heads: int):
+    `heads`; `depth` in blocks. `num_features` = width, `n_patches` = L. Source: MAE (arXiv 2111.06377), mean-pooled."""
+    pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # what it wants to be normalised by, in timm's words
+
+    def __init__(self, image_size: int, patch_size: int, width: int, depth: int, heads: int):
         super().__init__()
         side = patches_a_side(image_size, patch_size)
         self.patch_size, self.n_patches, self.num_features = patch_size, side ** 2, width
         self.embed = PatchEmbed(image_size, patch_size, embed_dim=width)
-        self.encoder = transformer(width, depth, heads)
-        self.decoder_embed = nn.Linear(width, decoder_width)
-        self.mask_token = nn.Parameter(torch.randn(1, 1, decoder_width) * 0.02)
-        self.decoder = transformer(decoder_width, decoder_depth, decoder_heads)
-        self.to_pixels = nn.Linear(decoder_width, 3 * patch_size ** 2)
-        for name, dim in (("positions", width), ("decoder_positions", decoder_width)):
-            self.register_buffer(name, build_sincos2d_pos_embed([side, side], dim), persistent=False)  # (L, D)
+        self.blocks = transformer(width, depth, heads)
+        self.register_buffer("positions", build_sincos2d_pos_embed([side, side], width), persistent=False)  # (L, D)
         self.apply(_start)
         nn.init.xavier_uniform_(self.embed.proj.weight.data.flatten(1))  # in place, through the view
+
+    def forward(self, images): return self.tokens(images).mean(1)
+
+    def tokens(self, images, ids_keep=None):
+        "Tokens (B, K, D) of the patches `ids_keep` (B, K), in that order, or (B, L, D) of all, after the last norm."
+        tokens = self.embed(images) + self.positions  # (B, L, D)
+        if ids_keep is not None: tokens = tokens.take_along_dim(ids_keep[..., None], dim=1)  # (B, K, D)
+        return self.blocks(tokens)
+
+class FaceDecoder(nn.Module):
+    """Paints all patches from the tokens of the kept ones, (B, K, `width_in`) → (B, L, 3·p²), in the units of `patch_targets`.
+
+    `width_in`: that of the encoder; `n_patches`: L, a square number; `patch_size` p in pixels. Source: MAE (arXiv 2111.06377)."""
+    def __init__(self, width_in: int, n_patches: int, patch_size: int, width: int, depth: int, heads: int):
+        super().__init__()
+        self.embed, self.mask_token = nn.Linear(width_in, width), nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.blocks, self.to_pixels = transformer(width, depth, heads), nn.Linear(width, 3 * patch_size ** 2)
+        positions = build_sincos2d_pos_embed([math.isqrt(n_patches)] * 2, width)  # (L, D')
+        self.register_buffer("positions", positions, persistent=False)
+        self.apply(_start)
+
+    def forward(self, tokens, ids_keep):
+        tokens = self.embed(tokens)  # (B, K, D')
+        everywhere = self.mask_token.to(tokens.dtype).expand(len(tokens), len(self.positions), -1)
+        full = everywhere.scatter(1, ids_keep[..., None].expand_as(tokens), tokens)  # (B, L, D')
+        return self.to_pixels(self.blocks(full + self.positions))
+
+class FaceMAE(nn.Module):
+    "An `encoder` (`FaceEncoder`) and its `decoder` (`FaceDecoder`). Source: SimFLE (arXiv 2303.07648) and MAE (arXiv 2111.06377)."
+    def __init__(self, encoder: FaceEncoder, decoder: FaceDecoder):
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
 
     def forward(self, images, ids_keep, mask):
         """`images` (B, 3, S, S), `ids_keep` (B, K), `mask` (B, L) → (loss, tokens (B, K, D), predicted patches (B, L, P)).
 
         Tokens are those of the kept patches after the encoder's last norm; predictions are in the units of `patch_targets`."""
-        tokens = self.encode(images, ids_keep)
-        predicted = self.decode(tokens, ids_keep).to(images.dtype)
-        return reconstruction_loss(predicted, patch_targets(images, self.patch_size), mask), tokens, predicted
+        return paint(self.encoder, self.decoder, images, ids_keep, mask)
 
-    def encode(self, images, ids_keep=None):
-        "Tokens (B, K, D) of the patches `ids_keep` (B, K), in that order, or (B, L, D) of all."
-        tokens = self.embed(images) + self.positions  # (B, L, D)
-        if ids_keep is not None: tokens = tokens.take_along_dim(ids_keep[..., None], dim=1)  # (B, K, D)
-        return self.encoder(tokens)
-
-    def decode(self, tokens, ids_keep):
-        "Predicted patches (B, L, P) from the `tokens` (B, K, D) of the patches `ids_keep` (B, K)."
-        tokens = self.decoder_embed(tokens)  # (B, K, D')
-        everywhere = self.mask_token.to(tokens.dtype).expand(len(tokens), self.n_patches, -1)
-        full = everywhere.scatter(1, ids_keep[..., None].expand_as(tokens), tokens)  # (B, L, D')
-        return self.to_pixels(self.decoder(full + self.decoder_positions))
+def paint(encoder, decoder, images, ids_keep, mask) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    "What `FaceMAE` does, with an `encoder` and a `decoder` that live in different places: (loss, tokens, predicted patches)."
+    tokens = encoder.tokens(images, ids_keep)
+    predicted = decoder(tokens, ids_keep).to(images.dtype)
+    return reconstruction_loss(predicted, patch_targets(images, encoder.patch_size), mask), tokens, predicted
 
 def transformer(width: int, depth: int, heads: int) -> nn.Sequential:
     "`depth` pre-norm blocks of timm and a last norm: (B, L, `width`) → (B, L, `width`)."
@@ -227,14 +246,28 @@ def reconstruction_loss(predicted, targets, mask) -> torch.Tensor:
     "L_r: mean squared error of `predicted` against `targets`, both (B, L, P), where `mask` (B, L) is 1. Source: MAE."
     return ((predicted - targets).square().mean(2) * mask).sum() / mask.sum()
 
-# %% ../../nbs/models/facemae.ipynb #37c3a3ef
-SIZES = {"base": dict(width=768, depth=12, heads=12, decoder_width=512, decoder_depth=8, decoder_heads=16),
-         "small": dict(width=384, depth=12, heads=6, decoder_width=256, decoder_depth=4, decoder_heads=8),
-         "tiny": dict(width=128, depth=4, heads=4, decoder_width=64, decoder_depth=2, decoder_heads=4)}
+# %% ../../nbs/models/facemae.ipynb #6f61178d
+SIZES = {"base": (dict(width=768, depth=12, heads=12), dict(width=512, depth=8, heads=16)),  # encoder, decoder
+         "small": (dict(width=384, depth=12, heads=6), dict(width=256, depth=4, heads=8)),
+         "tiny": (dict(width=128, depth=4, heads=4), dict(width=64, depth=2, heads=4))}
 
-def create_facemae(size: str = "base", image_size: int = 112, patch_size: int = 16) -> FaceMAE:
-    "`FaceMAE` of a `size` in `SIZES` for faces of `image_size` px in patches of `patch_size` px; `BenchError` for either."
-    return FaceMAE(image_size, patch_size, **lookup("FaceMAE size", size, SIZES))
+def usual_patch(image_size: int) -> int:
+    "Pixels of a patch's side: 16 from faces of 112 px up, as published, and 8 below (ours)."
+    return 16 if image_size >= 112 else 8
+
+def create_face_encoder(size: str = "base", image_size: int = 112, patch_size: int | None = None) -> FaceEncoder:
+    "`FaceEncoder` of a `size` in `SIZES`; `patch_size` in pixels, None: `usual_patch`. `BenchError` for either."
+    encoder, _ = lookup("FaceMAE size", size, SIZES)
+    return FaceEncoder(image_size, usual_patch(image_size) if patch_size is None else patch_size, **encoder)
+
+def create_face_decoder(encoder: FaceEncoder, size: str = "base") -> FaceDecoder:
+    "The decoder of a `size` in `SIZES` for `encoder`; `BenchError` for another size."
+    return FaceDecoder(encoder.num_features, encoder.n_patches, encoder.patch_size, **lookup("FaceMAE size", size, SIZES)[1])
+
+def create_facemae(size: str = "base", image_size: int = 112, patch_size: int | None = None) -> FaceMAE:
+    "`FaceMAE` of a `size` in `SIZES`; `image_size` and `patch_size` in pixels, None: `usual_patch`. `BenchError` for any of them."
+    encoder = create_face_encoder(size, image_size, patch_size)
+    return FaceMAE(encoder, create_face_decoder(encoder, size))
 
 # %% ../../nbs/models/facemae.ipynb #df051fdc
 @torch.no_grad()

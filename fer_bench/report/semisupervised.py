@@ -43,9 +43,11 @@ def _by_class(record, column: str) -> np.ndarray:
                              "each class. Was the record changed by hand? Run it again.")
     return np.array(record.history[column].tolist(), dtype=float)
 
-def _percent(part, whole) -> np.ndarray:
-    "100 · part / whole, and NaN, a gap in every figure, where `whole` is 0."
+def _percent(part, whole, names: str = "") -> np.ndarray:
+    "100 · part / whole, and NaN, a gap in every figure, where `whole` is 0; `BenchError` with `names` for more than 100."
     part, whole = np.broadcast_arrays(np.asarray(part, dtype=float), np.asarray(whole, dtype=float))
+    if (part > whole).any():
+        raise BenchError(f"In the history {names} is more than there can be. Was the record changed by hand? Run it again.")
     return np.divide(100 * part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
 def _panel(record, height: float) -> tuple:
@@ -58,7 +60,7 @@ def _panel(record, height: float) -> tuple:
 def _epoch_axis(ax, record) -> None:
     first, last = record.history["epoch"].min(), record.history["epoch"].max()
     ax.set(xlabel="epoch", xlim=(first - 0.5, last + 0.5))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))
 
 # %% ../../nbs/report/semisupervised.ipynb #5e010bcf
 MARKERS = "osD^vPX*"
@@ -81,26 +83,28 @@ def threshold_curves(record) -> Figure:
         ax.plot(epochs, curves[:, k], color=COLOURS[k % len(COLOURS)], marker=MARKERS[k % len(MARKERS)], ms=4,
                 markevery=(k % every, every), clip_on=False, label=f"{name} {curves[-1, k]:.2f}")
     ax.set(ylabel="confidence threshold", ylim=(0, 1))
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="at the end", title_fontsize=7, handlelength=1.6)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="at the end", title_fontsize=7, alignment="left",
+              handlelength=1.6)
     _epoch_axis(ax, record)
     return fig
 
-# %% ../../nbs/report/semisupervised.ipynb #d57a5424
+# %% ../../nbs/report/semisupervised.ipynb #b9d1f11f
 @styled
 def pool_share(record) -> Figure:
-    """Percent of the drawn unlabelled faces that were used, by epoch, and percent of those with a known label that were right.
+    """Percent of the unlabelled faces seen that were used, by epoch, and percent of those with a known label that were right.
 
     `record`: a finished run; read are `pool_seen`, `pool_used` and, where there are some, `pseudo_known` and
     `pseudo_right` of its history. `BenchError` where the run had no pool."""
     _check(record, "pool_share")
-    history, lines = record.history, {"in use": _percent(record.history["pool_used"], record.history["pool_seen"])}
+    history, lines = record.history, {}
+    lines["unlabelled faces in use"] = _percent(history["pool_used"], history["pool_seen"], "pool_used")
     if not _lack(record, "pseudo_label_accuracy"):
         known, right = (_by_class(record, c).sum(1) for c in ("pseudo_known", "pseudo_right"))  # (E,)
-        lines["right, of those in use"] = _percent(right, known)
+        lines["right, of those"] = _percent(right, known, "pseudo_right")
     fig, ax = _panel(record, 2.4)
     for (name, line), marker in zip(lines.items(), "os", strict=False):
         ax.plot(history["epoch"], line, marker=marker, ms=4 if len(history) == 1 else 3, clip_on=False, label=name)
-    ax.set(ylabel="% of the drawn faces" if len(lines) == 1 else "%", ylim=(0, 100))
+    ax.set(ylabel="%", ylim=(0, 100))
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     _epoch_axis(ax, record)
     return fig
@@ -113,9 +117,10 @@ def pseudo_label_histogram(record) -> Figure:
     `record`: a finished run; read are `pseudo_labels` of its history, `classes`, `labelled_counts` and, where there is
     one, `pool_truth`. `BenchError` where the run had no pseudo-labels."""
     _check(record, "pseudo_label_histogram")
-    names, m = record.metrics["classes"], record.metrics
-    bars = {"pseudo-labels, last epoch": _by_class(record, "pseudo_labels")[-1], "labelled faces": np.asarray(m["labelled_counts"])}
-    if m.get("pool_truth"): bars["pool, true labels"] = np.asarray(m["pool_truth"])
+    names, truth = record.metrics["classes"], record.metrics.get("pool_truth")
+    bars = {"pseudo-labels, last epoch": _by_class(record, "pseudo_labels")[-1],
+            "labelled faces": np.array(record.metrics["labelled_counts"])}  # (K,) each
+    if np.any(truth): bars["pool, true labels"] = np.array(truth)
     fig, ax = _panel(record, 1.4 + 0.3 * len(names))
     thick = 0.8 / len(bars)
     for i, ((name, counts), hatch) in enumerate(zip(bars.items(), ("", "", "////"), strict=False)):
@@ -137,7 +142,7 @@ def pseudo_label_accuracy(record) -> Figure:
     _check(record, "pseudo_label_accuracy")
     names, epochs = record.metrics["classes"], record.history["epoch"]
     known, right = (_by_class(record, c).T for c in ("pseudo_known", "pseudo_right"))  # (K, E)
-    percent = _percent(right, known)
+    percent = _percent(right, known, "pseudo_right")
     fig, ax = _panel(record, 1.5 + 0.2 * len(names))
     ax.patch.set(hatch="//////", edgecolor="0.7", lw=0)  # seen through the gaps
     image = ax.imshow(np.ma.masked_invalid(percent), cmap="Blues", vmin=0, vmax=100, aspect="auto", interpolation="nearest",

@@ -1,0 +1,412 @@
+"""SimFLE and the self-supervised family: losses, steps against plain versions, what learns from what, resume, bad input."""
+import copy
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fer_bench.core import BenchError
+from fer_bench.methods.selfsupervised import collapsed, feature_std, momentum_at, projector, similarity_loss
+from fer_bench.methods.simfle import SELF, distillation_loss, face_size
+from fer_bench.models.backbones import create_classifier
+from fer_bench.models.facemae import create_facemae, random_mask, semantic_mask
+
+CONFIG = dict(momentum=0.9, momentum_schedule="constant", temperature=None, groups=8, mask_ratio=0.75, patch_size=None, facemae="tiny",
+              masking="semantic", lambda_d=0.3, lambda_g=0.03, proj_hidden=32, proj_dim=16, grouping_init="kaiming",
+              x0_statistics="frozen", joint_views=False, queue=20, ema=0.999, image_size=32, backbone="test_resnet", epochs=2,
+              steps_per_epoch=5, seed=0, batch_size=8)
+
+def make(name, seed=0, min_map=4, **given):
+    torch.manual_seed(seed)
+    config = SimpleNamespace(**CONFIG | {"backbone": "facemae_tiny" if name == "mae" else "test_resnet"} | given)
+    min_map = 0 if config.backbone.startswith("facemae") else min_map
+    return SELF[name][0](create_classifier(config.backbone, 8, config.image_size, min_map=min_map)[0], config, np.full(8, 4), 100).train()
+
+def batch_for(method, step=0, n=8):
+    draw = torch.Generator().manual_seed(1000 + step)
+    size = method.config.image_size
+    views = [torch.rand(n, 3, size, size, generator=draw) for _ in method.views["unlabelled"]]
+    return {"unlabelled": views, "index": torch.arange(n), "progress": step / 10}
+
+def optimiser_of(method): return torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+
+def train(method, steps, optimiser=None) -> list:
+    optimiser, losses = optimiser or optimiser_of(method), []
+    for step in steps:
+        loss, _ = method(batch_for(method, step))
+        optimiser.zero_grad(); loss.backward(); optimiser.step(); method.after_step(step)
+        losses.append(loss.item())
+    return losses
+
+def weights(net) -> dict:
+    "Parameters and running statistics; not torch's counters of batches, which nothing reads and the pass of x0 moves on."
+    return {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+
+def same(a, b): return all(torch.equal(v, w) for v, w in zip(weights(a).values(), weights(b).values(), strict=True))
+
+# ---- losses against slow plain versions
+
+def softmax(row):
+    e = [math.exp(v - max(row)) for v in row]
+    return [v / sum(e) for v in e]
+
+many = settings(max_examples=40, deadline=None)
+
+@many
+@given(st.integers(1, 5), st.integers(1, 6), st.sampled_from([0.5, 1.0, 4.0]), st.floats(0.1, 5), st.integers(0, 9999))
+def test_distillation_against_plain_loops(batch, dim, t, scale, seed):
+    z = np.random.default_rng(seed).normal(0, scale, (3, batch, dim))
+    total = 0.0
+    for b in range(batch):
+        p = softmax([sum(z[k][b][i] for k in range(3)) / 3 / t for i in range(dim)])
+        for k in range(3):
+            q = softmax([v / t for v in z[k][b]])
+            total += t**2 * sum(x * math.log(x / y) for x, y in zip(p, q, strict=True) if x > 0) / batch
+    assert distillation_loss(torch.from_numpy(z), t).item() == pytest.approx(total, rel=1e-9, abs=1e-12)
+    assert distillation_loss(torch.from_numpy(z).float(), t).item() == pytest.approx(total, rel=1e-5, abs=1e-5)
+
+@many
+@given(st.integers(1, 6), st.integers(1, 8), st.integers(0, 9999))
+def test_similarity_against_plain_loops(batch, dim, seed):
+    p, t = np.random.default_rng(seed).normal(size=(2, batch, dim))
+    dot = lambda a, b: sum(x * y for x, y in zip(a, b, strict=True))
+    wanted = sum(2 - 2 * dot(a, b) / math.sqrt(dot(a, a) * dot(b, b)) for a, b in zip(p, t, strict=True)) / batch
+    assert similarity_loss(torch.from_numpy(p), torch.from_numpy(t)).item() == pytest.approx(wanted, abs=1e-9)
+    assert similarity_loss(torch.from_numpy(p).float(), torch.from_numpy(t).float()).item() == pytest.approx(wanted, abs=1e-5)
+
+def test_the_teacher_gets_no_gradient_and_is_the_mean_of_three():
+    "The gradient of T² KL(p ‖ softmax(z_k / T)) in z_k is T (q_k − p) / B, with p fixed."
+    z = torch.randn(3, 4, 5, dtype=torch.double, requires_grad=True)
+    distillation_loss(z, 4.0).backward()
+    p, q = (z.detach().mean(0) / 4).softmax(1), (z.detach() / 4).softmax(2)
+    torch.testing.assert_close(z.grad, 4 * (q - p) / 4)
+
+def test_feature_std():
+    torch.manual_seed(0)
+    assert feature_std(torch.randn(4000, 64)).item() == pytest.approx(1, abs=0.02)
+    assert feature_std(torch.ones(8, 64)).item() < 1e-6 and feature_std(torch.randn(8, 1) * torch.ones(64)).item() > 0.5
+    assert collapsed(feature_std(1 + 0.01 * torch.randn(64, 32)).item()) and not collapsed(feature_std(torch.randn(64, 32)).item())
+
+def test_momentum():
+    assert {momentum_at(s, 10, 0.99) for s in range(10)} == {0.99}
+    rising = [momentum_at(s, 10, 0.99, "cosine") for s in range(11)]
+    assert rising == sorted(rising) and rising[0] == pytest.approx(0.99) and rising[5] == pytest.approx(0.995) and rising[10] == 1
+
+# ---- BYOL, GFL
+
+class PlainByol:
+    "BYOL as one would write it down without the library."
+    def __init__(self, method, lr=0.05):
+        self.f, self.projector, self.predictor = (copy.deepcopy(m) for m in (method.net.backbone, method.projector, method.predictor))
+        self.slow_f, self.slow_projector = copy.deepcopy(self.f), copy.deepcopy(self.projector)
+        self.mean, self.std = method.net.mean, method.net.std
+        learned = [*self.f.parameters(), *self.projector.parameters(), *self.predictor.parameters()]
+        self.optimiser = torch.optim.SGD(learned, lr=lr, momentum=0.9)
+
+    def step(self, x1, x2, m=0.9) -> float:
+        x1, x2 = (x1 - self.mean) / self.std, (x2 - self.mean) / self.std
+        h1 = self.f(x1); h2 = self.f(x2)
+        z1 = self.projector(h1); z2 = self.projector(h2)
+        p1 = self.predictor(z1); p2 = self.predictor(z2)
+        with torch.no_grad():
+            t1 = self.slow_projector(self.slow_f(x1))
+            t2 = self.slow_projector(self.slow_f(x2))
+        cos = nn.CosineSimilarity(dim=1)
+        loss = (2 - 2 * cos(p1, t2).mean()) + (2 - 2 * cos(p2, t1).mean())
+        self.optimiser.zero_grad(); loss.backward(); self.optimiser.step()
+        with torch.no_grad():
+            for slow, fast in ((self.slow_f, self.f), (self.slow_projector, self.projector)):
+                for a, b in zip(slow.parameters(), fast.parameters(), strict=True): a.lerp_(b, 1 - m)
+        return loss.item()
+
+def against_plain_byol(method, optimiser):
+    plain = PlainByol(method)
+    for step in range(3):
+        batch = batch_for(method, step)
+        loss, parts = method(batch)
+        optimiser.zero_grad(); loss.backward(); optimiser.step(); method.after_step(step)
+        assert parts["similarity"].item() == plain.step(*batch["unlabelled"][:2])
+    for ours, theirs in ((method.net.backbone, plain.f), (method.projector, plain.projector), (method.predictor, plain.predictor),
+                         (method.target.net.backbone, plain.slow_f), (method.target.projector, plain.slow_projector)):
+        assert same(ours, theirs)
+
+def test_three_steps_of_byol_are_a_plain_byol_to_the_bit():
+    method = make("byol")
+    against_plain_byol(method, optimiser_of(method))
+
+@pytest.mark.parametrize("name", ["simfle", "simfle_random"])
+def test_simfle_without_distillation_leaves_gfl_to_the_bit(name):
+    "Draws, statistics and gradients of FFL do not touch GFL: all that reaches the backbone is the distillation."
+    method = make(name, lambda_d=0.0)
+    learned = [p for p in method.parameters() if p.requires_grad]
+    state = torch.get_rng_state()
+    against_plain_byol(method, torch.optim.SGD(learned, lr=0.05, momentum=0.9))
+    method(batch_for(method))
+    assert torch.equal(torch.get_rng_state(), state)
+
+def test_simfle_starts_from_the_weights_of_byol():
+    simfle, byol = make("simfle"), make("byol")
+    batch = batch_for(simfle)
+    ours, theirs = simfle(batch)[1], byol({**batch, "unlabelled": batch["unlabelled"][:2]})[1]
+    assert torch.equal(ours["similarity"], theirs["similarity"])
+    assert all(torch.equal(v, weights(simfle)[k]) for k, v in weights(byol).items())  # statistics too, after x0 has passed
+
+def test_byol_builds_no_facemae_and_asks_for_no_x0():
+    method = make("byol")
+    assert method.views == {"unlabelled": ["ssl", "ssl"]} and not any("ffl" in name for name in method.state_dict())
+    assert make("simfle").views == {"unlabelled": ["ssl", "ssl", "plain"]}
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_target_moves_after_the_step(schedule):
+    method = make("byol", momentum_schedule=schedule)
+    before = copy.deepcopy(method.target)
+    loss, _ = method(batch_for(method)); loss.backward(); optimiser_of(method).step()
+    assert all(torch.equal(a, b) for a, b in zip(method.target.parameters(), before.parameters(), strict=True))
+    seen = [b.clone() for b in method.target.buffers()]
+    method.after_step(4)
+    m = 0.9 if schedule == "constant" else 1 - 0.1 * (math.cos(0.4 * math.pi) + 1) / 2
+    online = dict(method.named_parameters())
+    for name, p in method.target.named_parameters():
+        torch.testing.assert_close(p, m * before.get_parameter(name) + (1 - m) * online[name])
+    assert all(torch.equal(a, b) for a, b in zip(method.target.buffers(), seen, strict=True)), "buffers are its own"
+    assert method.target.training and not any(p.requires_grad for p in method.target.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(seen, before.buffers(), strict=True)), "it works in training mode"
+
+# ---- FFL: what learns from what
+
+def gradients(method, part) -> set:
+    "The first two words of the names of all parameters that `part` of the loss moves."
+    method.zero_grad(set_to_none=True)
+    method(batch_for(method))[1][part].backward()
+    return {".".join(n.split(".")[:2]) for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+def test_each_part_of_the_loss_moves_its_own():
+    method = make("simfle")
+    assert gradients(method, "reconstruction") == {"ffl.facemae"}, "not the backbone, and not the grouping: an argsort has no gradient"
+    assert gradients(method, "grouping") == {"ffl.grouping"}
+    assert gradients(method, "similarity") == {"net.backbone"} | {f"{m}.{i}" for m in ("projector", "predictor") for i in (0, 1, 3)}
+    assert gradients(method, "distillation") == {"net.backbone", "ffl.head_g", "ffl.head_f", "ffl.facemae"}
+
+def test_ffl_reaches_the_backbone_as_a_third_of_the_teacher_alone():
+    "The backbone's gradient is the one that two students get from a teacher (z1 + z2 + z3) / 3 that is a constant."
+    torch.manual_seed(0)
+    h, z3 = torch.randn(2, 4, 6, dtype=torch.double, requires_grad=True), torch.randn(4, 6, dtype=torch.double, requires_grad=True)
+    got, = torch.autograd.grad(distillation_loss(torch.stack([*h, z3])), h)
+    teacher = ((h[0] + h[1] + z3) / 3).detach()
+    students = sum(16 * F.kl_div((v / 4).log_softmax(1), (teacher / 4).softmax(1), reduction="batchmean") for v in h)
+    torch.testing.assert_close(got, torch.autograd.grad(students, h)[0])
+
+def plain_simfle(method, batch) -> dict:
+    "All parts of the loss, from the method's modules, written down from the description."
+    c, ffl = method.config, method.ffl
+    x1, x2, x0 = ((x - method.net.mean) / method.net.std for x in batch["unlabelled"])
+    h1, h2 = method.net.backbone(x1), method.net.backbone(x2)
+    p1, p2 = (method.predictor(method.projector(h)) for h in (h1, h2))
+    with torch.no_grad():
+        t1, t2 = (method.target.projector(method.target.net.backbone(x)) for x in (x1, x2))
+        features = method.net.backbone.forward_features(x0)
+    activation = F.relu(F.batch_norm(F.conv2d(features, ffl.grouping.conv.weight), None, None, training=True))
+    n, channels = activation.shape[:2]
+    a = F.normalize((activation + 0.001).flatten(2), dim=2)
+    cosines = (a @ a.transpose(1, 2)).mean(0)
+    group = torch.arange(channels) // (channels // c.groups)
+    g = 0.001 * (cosines - (group[:, None] == group).float()).square().sum() / (channels / 512) ** 2
+    drawn = torch.randint(c.groups, (n,), generator=method.generator(batch["progress"]))
+    ids_keep, mask = semantic_mask(activation, c.groups, drawn, c.image_size, 8, c.mask_ratio)
+    reconstruction, tokens, _ = ffl.facemae(x0, ids_keep, mask)
+    z = torch.stack([ffl.head_g(h1), ffl.head_g(h2), ffl.head_f(tokens.mean(1))])
+    similarity = 4 - 2 * F.cosine_similarity(p1, t2).mean() - 2 * F.cosine_similarity(p2, t1).mean()
+    return {"similarity": similarity, "reconstruction": reconstruction, "distillation": 0.3 * distillation_loss(z, 4.0),
+            "grouping": 0.03 * g**2}
+
+def test_the_parts_of_simfle_against_a_plain_version():
+    method = make("simfle")
+    batch = batch_for(method, 3)
+    wanted = plain_simfle(copy.deepcopy(method), batch)
+    loss, parts = method(batch)
+    assert parts.keys() == wanted.keys()
+    for name, value in wanted.items(): torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-5)
+    facts = method.after_epoch(0.1, None)
+    assert 0.03 * facts["g"] ** 2 == pytest.approx(parts["grouping"].item(), rel=1e-5) and 0.1 < facts["feature_std"] < 1.5
+
+def test_masks_change_with_step_and_seed_and_repeat():
+    method, kept = make("simfle_random"), []
+    method.ffl.facemae.register_forward_pre_hook(lambda m, given: kept.append(given[1].tolist()))
+    for step in (0, 1, 0): method(batch_for(method, step))
+    other = make("simfle_random")
+    other.config.seed = 1
+    other.ffl.facemae.register_forward_pre_hook(lambda m, given: kept.append(given[1].tolist()))
+    other(batch_for(other, 0))
+    assert kept[0] == kept[2] != kept[1] and kept[3] != kept[0]
+
+@pytest.mark.parametrize("given, moves", [({}, False), ({"x0_statistics": "mixed"}, True)])
+def test_statistics_of_x0(given, moves):
+    simfle, byol = make("simfle", **given), make("byol")
+    batch = batch_for(simfle)
+    simfle(batch); byol({**batch, "unlabelled": batch["unlabelled"][:2]})
+    mean = lambda m: [b for n, b in m.net.named_buffers() if n.endswith("running_mean")]
+    assert all(torch.equal(a, b) for a, b in zip(mean(simfle), mean(byol), strict=True)) is not moves
+
+def test_official_start_and_sizes_of_x0():
+    assert make("simfle", grouping_init="official").ffl.grouping.conv.weight.unique().tolist() == [1.0]
+    assert [face_size(s) for s in (32, 112, 192, 224, 256)] == [32, 112, 192, 112, 128]
+    with torch.device("meta"): patches = create_facemae("base", 112).encoder.n_patches
+    assert patches == 49
+
+def test_at_224_px_x0_is_112():
+    method = make("simfle", image_size=224, min_map=0)
+    x0, features = method.look(torch.rand(2, 3, 224, 224))
+    assert x0.shape == (2, 3, 112, 112) and features.shape[2:] == (4, 4) and method.ffl.facemae.encoder.patch_size == 16
+    loss, _ = method(batch_for(method, n=2))
+    assert loss.isfinite()
+
+def test_views_joint_or_apart():
+    method = make("byol")
+    x1, x2 = batch_for(method)["unlabelled"]
+    apart = copy.deepcopy(method).encode_views([x1, x2])
+    method.config.joint_views = True
+    joint = copy.deepcopy(method).encode_views([x1, x2])
+    both = copy.deepcopy(method).net.encode(torch.cat([x1, x2]))
+    assert torch.equal(torch.cat(joint), both) and not torch.allclose(torch.cat(apart), both, atol=1e-3)
+
+def test_explain_shows_what_the_step_does():
+    method, images = make("simfle").eval(), torch.rand(3, 3, 32, 32)
+    seen = method.explain(images, torch.tensor([0, 1, 7]))
+    assert seen["activation"].shape[2:] == (4, 4) and seen["mask"].sum(1).tolist() == [12] * 3 and seen["ids_keep"].shape == (3, 4)
+    kept = (1 - seen["mask"]).view(3, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    torch.testing.assert_close(seen["painted"] * kept, images * kept, rtol=0, atol=1e-5)
+    assert not torch.allclose(seen["painted"], images, atol=0.05)
+
+# ---- the others against plain versions
+
+def test_simclr_against_plain_loops():
+    method = make("simclr", temperature=0.3)
+    x1, x2 = batch_for(method)["unlabelled"]
+    twin = copy.deepcopy(method)
+    z = torch.cat([twin.projector(twin.net.encode(x)) for x in (x1, x2)]).double().tolist()
+    dot = lambda a, b: sum(x * y for x, y in zip(a, b, strict=True))
+    cos = lambda a, b: dot(a, b) / math.sqrt(dot(a, a) * dot(b, b))
+    total = 0.0
+    for i in range(16):
+        scores = {j: math.exp(cos(z[i], z[j]) / 0.3) for j in range(16) if j != i}
+        total -= math.log(scores[(i + 8) % 16] / sum(scores.values())) / 16
+    assert method(batch_for(method))[0].item() == pytest.approx(total, abs=1e-5)
+
+def test_mocov2_against_a_plain_version():
+    method = make("mocov2", temperature=0.3)
+    plain, queue, place = copy.deepcopy(method), method.queue.clone(), 0
+    ours, theirs = (torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.05) for m in (method, plain))
+    for step in range(4):  # 32 keys go round the queue of 20
+        x1, x2 = batch_for(method, step)["unlabelled"]
+        q = F.normalize(plain.projector(plain.net.encode(x1)), dim=1)
+        with torch.no_grad(): k = F.normalize(plain.target.projector(plain.target.net.encode(x2)), dim=1)
+        wanted = 0.0
+        for i in range(8):
+            scores = torch.stack([q[i] @ k[i], *(q[i] @ old for old in queue.clone())]) / 0.3
+            wanted = wanted - scores.log_softmax(0)[0] / 8
+        loss, _ = method(batch_for(method, step))
+        torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
+        for i in range(8): queue[(place + i) % 20] = k[i]
+        place = (place + 8) % 20
+        torch.testing.assert_close(method.queue, queue, rtol=1e-4, atol=1e-5)
+        for o, value in ((ours, loss), (theirs, wanted)): o.zero_grad(); value.backward(); o.step()
+        method.after_step(step)
+        with torch.no_grad():
+            for a, b in ((plain.target.net, plain.net), (plain.target.projector, plain.projector)):
+                for slow, fast in zip(a.parameters(), b.parameters(), strict=True): slow.copy_(0.9 * slow + 0.1 * fast)
+    assert method.pointer.item() == place
+
+def test_simsiam_against_a_plain_version():
+    method = make("simsiam")
+    twin = copy.deepcopy(method)
+    x1, x2 = batch_for(method)["unlabelled"]
+    z1, z2 = (twin.projector(twin.net.encode(x)) for x in (x1, x2))
+    D = lambda p, z: -(F.normalize(p, dim=1) * F.normalize(z.detach(), dim=1)).sum(1).mean()
+    wanted = D(twin.predictor(z1), z2) / 2 + D(twin.predictor(z2), z1) / 2
+    loss, _ = method(batch_for(method))
+    loss.backward(); wanted.backward()
+    assert loss.item() == pytest.approx(1 + wanted.item(), abs=1e-5)
+    for (name, p), q in zip(method.named_parameters(), twin.parameters(), strict=True):
+        if p.requires_grad: torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+def test_mae_is_a_facemae_around_the_backbone():
+    method = make("mae")
+    batch = batch_for(method, 2)
+    whole = create_facemae("tiny", 32, 8)
+    whole.encoder, whole.decoder = method.net.backbone, method.decoder
+    masks = random_mask(8, 16, 0.75, method.generator(0.2))
+    assert torch.equal(method(batch)[0], whole(batch["unlabelled"][0] * 2 - 1, *masks)[0])
+    assert method.views == {"unlabelled": ["weak"]}
+
+# ---- contracts of all
+
+@pytest.fixture(params=SELF)
+def method(request): return make(request.param)
+
+def test_contract(method):
+    "Parts add up, all that can learn gets a gradient, the head does not, facts come once an epoch."
+    loss, parts = method(batch_for(method))
+    loss.backward()
+    assert loss.isfinite() and loss.item() == sum(parts.values()).item() and all(v.ndim == 0 for v in parts.values())
+    for name, p in method.named_parameters():
+        target, head = name.startswith("target."), name.startswith("net.head")
+        assert p.requires_grad is not (target or head) and (p.grad is None) is not p.requires_grad, name
+    method(batch_for(method, 1))
+    facts = method.after_epoch(0.1, None)
+    assert all(type(v) is float for v in facts.values()) and facts["feature_std"] > 0 and method.after_epoch(0.2, None) == {}
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad(): assert torch.equal(method.eval().encode(images), method.net.encode(images))
+
+@pytest.mark.parametrize("name", [name for name in SELF if name != "mocov2"])  # whose queue gets harder before it gets easier
+def test_training_lowers_the_loss(name):
+    method = make(name)
+    losses = train(method, range(8), torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.01))
+    assert sum(losses[-2:]) < sum(losses[:2])
+
+def test_bf16(method):
+    kinds = []
+    method.net.backbone.register_forward_hook(lambda m, i, out: kinds.append(out.dtype))
+    if method.net.backbone.__class__.__name__ == "FaceEncoder": kinds = [torch.bfloat16]  # it is asked for tokens, not for its mean
+    with torch.autocast("cpu", torch.bfloat16): loss, parts = method(batch_for(method))
+    loss.backward()
+    assert torch.bfloat16 in kinds and {loss.dtype, *(v.dtype for v in parts.values())} == {torch.float32} and loss.isfinite()
+    for name, p in method.named_parameters():
+        if p.requires_grad: assert p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all(), name
+
+@pytest.mark.parametrize("name", SELF)
+def test_a_state_dict_goes_on_to_the_same_bits(name):
+    method, twin = make(name, momentum_schedule="cosine"), make(name, seed=7, momentum_schedule="cosine")
+    optimiser, other = optimiser_of(method), optimiser_of(twin)
+    train(method, range(2), optimiser)
+    twin.load_state_dict(copy.deepcopy(method.state_dict())); other.load_state_dict(copy.deepcopy(optimiser.state_dict()))
+    assert train(method, range(2, 4), optimiser) == train(twin, range(2, 4), other) and same(method, twin)
+
+# ---- bad input
+
+@pytest.mark.parametrize("words, name, given", [
+    ("96 channels cannot be cut into 7 groups", "simfle", {"groups": 7}),
+    ("mask_ratio=0.99 keeps none", "simfle", {"mask_ratio": 0.99}),
+    ("mask_ratio=0.0 keeps all", "simfle_random", {"mask_ratio": 0.0}),
+    ("mask_ratio=1.0 keeps none", "mae", {"mask_ratio": 1.0}),
+    ("32 px cannot be cut into patches of 10", "simfle", {"patch_size": 10}),
+    ("36 px cannot be cut into patches of 8", "mae", {"image_size": 36}),
+    ("patch_size = 4, but backbone 'facemae_tiny' has patches of 8 px", "mae", {"patch_size": 4}),
+    ("map of 1 × 1 cells from a face of 32 px; 4 × 4 are needed", "simfle", {"min_map": 0}),
+    ("'test_vit' makes no map of channels", "simfle", {"backbone": "test_vit", "min_map": 0}),
+    ("backbone is the encoder of a FaceMAE, and 'test_resnet' is none", "mae", {"backbone": "test_resnet"}),
+    ("queue = 4 is shorter than a batch of 8", "mocov2", {"queue": 4}),
+    ("no start of the grouping convolution 'ones'", "simfle", {"grouping_init": "ones"}),
+    ("no FaceMAE size 'huge'", "simfle", {"facemae": "huge"}),
+    *[("batch_size = 1", name, {"batch_size": 1}) for name in SELF],
+])
+def test_errors_before_training(words, name, given):
+    with pytest.raises(BenchError, match=words) as caught: make(name, **given)
+    assert str(caught.value).rstrip().endswith(".")
+
+def test_shared_parts_are_shared(): assert [type(m) for m in projector(4, 8, 2)] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]

@@ -1,0 +1,223 @@
+"""The strong view: its operations against PIL, its one map against steps, draws, cutout, a face apart from its neighbours.
+
+What holds for every view (shape, range, same seed same view) is in test_data."""
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance, ImageOps
+
+from fer_bench.data.drawn import draw_faces
+from fer_bench.data.views import (
+    GEOMETRIC,
+    OPS,
+    PHOTOMETRIC,
+    VIEWS,
+    WEAK,
+    affine,
+    apply_view,
+    cutout,
+    make_view,
+    motion,
+    relight,
+    seeded,
+    warp,
+)
+
+STRONG = make_view("strong")
+
+@pytest.fixture(scope="module")
+def faces():
+    "Eight drawn faces (8, 3, 48, 48) uint8; half of them lack black and white, or autocontrast would have nothing to do."
+    images = draw_faces(range(8))["images"]
+    images[::2] = images[::2] // 2 + 40
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+def floats(images): return images.float() / 255
+
+def grey_of(images): return images.float().mean(1, keepdim=True).to(torch.uint8)
+
+def row_of(params, i): return {k: v[i:i + 1] for k, v in params.items()}
+
+# light
+
+PIL = {
+    "autocontrast": lambda image, m: ImageOps.autocontrast(image),
+    "brightness": lambda image, m: ImageEnhance.Brightness(image).enhance(m),
+    "color": lambda image, m: ImageEnhance.Color(image).enhance(m),
+    "contrast": lambda image, m: ImageEnhance.Contrast(image).enhance(m),
+    "equalize": lambda image, m: ImageOps.equalize(image),
+    "posterize": lambda image, m: ImageOps.posterize(image, min(8, int(m))),
+    "sharpness": lambda image, m: ImageEnhance.Sharpness(image).enhance(m),
+    "solarize": lambda image, m: ImageOps.solarize(image, round(255 * m)),
+}
+# In levels of 255. PIL cuts its result to a whole level, which loses up to 1, and rounds a blend's other half, up to 0.5 more;
+# the mean of contrast comes from a rounded grey picture and may be the next level. The last three work on levels: exact.
+LEVELS = {"autocontrast": 1, "brightness": 1, "color": 1.5, "contrast": 2, "sharpness": 1.5, "equalize": 0, "posterize": 0, "solarize": 0}
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", PHOTOMETRIC)
+def test_light_is_as_in_pil(faces, name, channels):
+    faces = faces if channels == 3 else grey_of(faces)
+    low, high = PHOTOMETRIC[name][1:]
+    magnitude = torch.linspace(low, high, len(faces))
+    if name == "solarize": magnitude = (255 * magnitude).round() / 255  # PIL's threshold is a level
+    op = torch.full((len(faces), 1), OPS.index(name))
+    found = relight(floats(faces), op, magnitude[:, None]).mul(255).permute(0, 2, 3, 1).numpy()
+    pictures = [Image.fromarray(face.permute(1, 2, 0).squeeze(-1).numpy()) for face in faces]
+    wanted = np.stack([np.asarray(PIL[name](p, m), float) for p, m in zip(pictures, magnitude.tolist(), strict=True)])
+    assert np.abs(found - wanted.reshape(found.shape)).max() <= LEVELS[name] + 1e-3
+    if (name, channels) != ("color", 1): assert np.abs(found / 255 - floats(faces).permute(0, 2, 3, 1).numpy()).max() > 0.05
+
+def test_grey_has_no_colour_to_lose(faces):
+    grey, op = floats(grey_of(faces)), torch.full((8, 1), OPS.index("color"))
+    assert torch.equal(relight(grey.clone(), op, torch.full((8, 1), 0.3)), grey)
+
+@pytest.mark.parametrize("name", PHOTOMETRIC)
+def test_flat_pictures(name):
+    "Without any contrast there is no division by zero."
+    flat = torch.tensor([0, 0.5, 1]).view(3, 1, 1, 1).expand(3, 3, 48, 48).clone()
+    out = relight(flat, torch.full((3, 1), OPS.index(name)), torch.full((3, 1), float(PHOTOMETRIC[name][1])))
+    assert out.isfinite().all() and out.std(dim=(1, 2, 3)).max() < 1e-6
+
+def test_the_order_of_operations_is_the_order_drawn(faces):
+    pair = [OPS.index("solarize"), OPS.index("posterize")]
+    magnitude = torch.tensor([[0.4, 4.0]]).expand(8, 2)
+    both = relight(floats(faces), torch.tensor([pair]).expand(8, 2), magnitude)
+    steps = PHOTOMETRIC["posterize"][0](PHOTOMETRIC["solarize"][0](floats(faces), 0.4), torch.tensor(4.0))
+    turned = relight(floats(faces), torch.tensor([pair[::-1]]).expand(8, 2), magnitude.flip(1))
+    assert torch.equal(both, steps) and not torch.equal(both, turned)
+
+# motion
+
+def step_back(name, m, points):
+    "Where points (N, 2) of the result of operation `name` came from, by hand; coordinates from -1 to 1."
+    x, y = points.T
+    a = np.radians(m)
+    return np.stack({"rotate": (np.cos(a) * x - np.sin(a) * y, np.sin(a) * x + np.cos(a) * y), "shear_x": (x + m * y, y),
+                     "shear_y": (x, y + m * x), "translate_x": (x + 2 * m, y), "translate_y": (x, y + 2 * m)}.get(name, (x, y)), 1)
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_one_map_is_all_steps(seed):
+    """Points of the view are led back through the second operation, then the first. What `theta` does beyond that must be a
+    crop of `weak`: sides at right angles, turned by up to 10°, its area and ratio, not beyond the picture."""
+    params = STRONG.sample(seeded(seed), 16)
+    points = np.random.default_rng(seed).uniform(-1, 1, (16, 2))
+    for theta, op, m in zip(params["theta"].double().numpy(), params["op"], params["magnitude"].tolist(), strict=True):
+        at = step_back(OPS[op[0]], m[0], step_back(OPS[op[1]], m[1], points))
+        crop = np.linalg.lstsq(np.c_[at, np.ones(16)], np.c_[points, np.ones(16)] @ theta.T, rcond=None)[0]  # (3, 2)
+        width, height = np.linalg.norm(crop[:2], axis=1)
+        assert abs(crop[0] @ crop[1]) < 1e-5 and abs(np.degrees(np.arctan2(crop[1, 0], crop[1, 1]))) < 10.001
+        assert 0.7999 < width * height < 1.0001 and 0.899 < width / height < 1.101
+        assert abs(crop[2, 0]) <= 1.0001 - width and abs(crop[2, 1]) <= 1.0001 - height
+
+def waves(n):
+    "Smooth pictures (n, 1, 96, 96), so that resampling them thrice loses little."
+    at = (torch.arange(96) + 0.5) / 96
+    return torch.stack([0.5 + 0.25 * torch.sin(4 * at + i)[:, None] + 0.25 * torch.cos(5 * at - i)[None] for i in range(n)])[:, None]
+
+def test_one_resampling_shows_what_three_show():
+    "The product of the maps against crop, first and second operation one after the other, where no step looked beyond the rim."
+    n, crop, params = 200, affine(seeded(3), 200, **WEAK), STRONG.sample(seeded(3), 200)
+    first, second = (motion(params["op"][:, k], params["magnitude"][:, k]) for k in (0, 1))
+    slowly = waves(n)
+    for theta in (crop, first[:, :2], second[:, :2]): slowly = warp(slowly, theta, 96)
+    at = (torch.arange(96) * 2 + 1) / 96 - 1
+    grid = torch.stack([at.expand(96, 96), at[:, None].expand(96, 96), torch.ones(96, 96)]).view(3, -1)
+    looked = [(m @ grid)[:, :2].abs().amax(1) for m in (second, first @ second, crop @ first @ second)]
+    inside = (torch.stack(looked) < 0.97).all(0).view(n, 1, 96, 96)
+    assert inside.float().mean() > 0.5
+    assert (warp(waves(n), crop @ first @ second, 96) - slowly).abs()[inside].max() < 0.01
+
+def test_shrinking_is_antialiased():
+    "Stripes of one pixel become grey, and no cutout of zero width or operation that does nothing changes it."
+    stripes = (torch.arange(96) % 2 * 255).to(torch.uint8).expand(20, 1, 96, 96)
+    params = {**STRONG.sample(seeded(0), 20), "op": torch.zeros(20, 2, dtype=torch.long), "square": torch.zeros(20, 3)}
+    assert OPS[0] == "identity" and STRONG(stripes, 24, **params).std(dim=-1).max() < 0.1
+
+# draws
+
+def test_draws():
+    n = 42_000
+    params = STRONG.sample(seeded(0), n)
+    op, magnitude = params["op"], params["magnitude"]
+    counts = torch.stack([torch.bincount(op[:, k], minlength=14) for k in (0, 1)])
+    sigma = (n * 1 / 14 * 13 / 14) ** 0.5
+    assert (counts - n / 14).abs().max() < 5 * sigma  # a seventh of the faces over both rounds
+    assert abs((op[:, 0] == op[:, 1]).sum() - n / 14) < 5 * sigma  # the second draw knows nothing of the first
+    for i, (_, low, high) in enumerate((GEOMETRIC | PHOTOMETRIC).values()):
+        values = magnitude[op == i].double()
+        assert values.min() >= low - 1e-6 and values.max() <= high + 1e-6
+        tenths = torch.histc((values - low) / (high - low or 1), 10, 0, 1) / len(values)
+        if high > low: assert (tenths - 0.1).abs().max() < 5 * (0.09 / len(values)) ** 0.5, OPS[i]
+    assert (magnitude[:, 0] != magnitude[:, 1]).float().mean() > 0.9
+    assert torch.equal(magnitude[op == OPS.index("posterize")].floor().unique(), torch.arange(4.0, 9))
+
+def test_draws_leave_torchs_own_generator_alone(faces):
+    torch.manual_seed(0)
+    first, state = apply_view(STRONG, faces, 48, 5), torch.get_rng_state()
+    assert torch.equal(state, torch.manual_seed(0).get_state())
+    torch.manual_seed(1)
+    assert torch.equal(first, apply_view(STRONG, faces, 48, 5))
+
+# cutout
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.5)), min_size=1, max_size=4))
+def test_cutout_pixel_by_pixel(size, squares):
+    squares = torch.tensor(squares, dtype=torch.float32)
+    found = cutout(torch.ones(len(squares), 2, size, size), squares)
+    for picture, (x, y, side) in zip(found, squares.numpy(), strict=True):
+        for i, j in np.ndindex(size, size):
+            away = max(abs((j + 0.5) / size - x), abs((i + 0.5) / size - y))
+            if abs(away - side / 2) > 1e-6: assert (picture[:, i, j] == (0.5 if away < side / 2 else 1)).all()
+
+def test_share_that_cutout_hides():
+    """A side s at a random place covers s − s²/4 of an axis, the rest lies beyond the rim; the mean of its square over s from 0
+    to 1/2 is 2 (s³/3 − s⁴/8 + s⁵/80) at 1/2 = 6.849 %."""
+    square = STRONG.sample(seeded(1), 8000)["square"]
+    hidden = (cutout(torch.ones(8000, 1, 48, 48), square) == 0.5).float().mean((1, 2, 3))
+    assert abs(hidden.mean() - 0.06849) < 5 * hidden.std() / 8000 ** 0.5
+    assert 0.2 < hidden.max() <= 0.26  # a quarter, give or take a row of pixels
+
+# the whole view
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1, 3]), st.sampled_from([(48, 48), (48, 112), (112, 48), (47, 33)]))
+def test_a_face_has_no_neighbours(seed, channels, sides):
+    "A face's view is made from its own pixels and its own row of draws alone."
+    images = torch.randint(0, 256, (6, channels, sides[0], sides[0]), dtype=torch.uint8, generator=seeded(seed))
+    params = STRONG.sample(seeded(seed, 1), 6)
+    whole = STRONG(images, sides[1], **params)
+    assert whole.shape == (6, 3, sides[1], sides[1]) and whole.min() >= 0 and whole.max() <= 1
+    alone = torch.cat([STRONG(images[i:i + 1], sides[1], **row_of(params, i)) for i in range(6)])
+    torch.testing.assert_close(whole, alone, atol=1e-6, rtol=0)
+
+@pytest.mark.parametrize("size", [48, 112])
+def test_grey_is_rgb_of_repeated_grey(faces, size):
+    grey = grey_of(faces).repeat(12, 1, 1, 1)
+    out = apply_view(STRONG, grey, size, 2)
+    torch.testing.assert_close(out, apply_view(STRONG, grey.expand(-1, 3, -1, -1), size, 2), atol=1e-6, rtol=0)
+
+def test_the_same_share_of_the_face_at_any_size(faces):
+    "The same draws at 48 and at 96 px give the same view: nothing is counted in pixels. What takes sides by a level is left out."
+    params = STRONG.sample(seeded(4), 64)
+    whole = ~torch.isin(params["op"], torch.tensor([OPS.index(o) for o in ("equalize", "posterize", "sharpness", "solarize")])).any(1)
+    params = {k: v[whole] for k, v in params.items()}
+    params["square"][:, :2] = (params["square"][:, :2] * 48).round() / 48  # the square's edges between pixels at both sizes
+    params["square"][:, 2] = (params["square"][:, 2] * 24).floor() / 24
+    images = floats(faces).repeat(8, 1, 1, 1)[whole]
+    smooth = torch.nn.functional.avg_pool2d(images, 9, 1, 4).mul(255).to(torch.uint8)
+    halved = torch.nn.functional.avg_pool2d(STRONG(smooth, 96, **params), 2)
+    assert (halved - STRONG(smooth, 48, **params)).abs().max() < 0.1
+    assert len(images) > 20
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_no_device_is_asked_for_a_value(name):
+    "On the device `meta` tensors have shapes and no values: whoever asks for one, and would make a GPU wait, gets an error."
+    for channels in (1, 3):
+        images = torch.zeros(20, channels, 48, 48, dtype=torch.uint8, device="meta")
+        out = apply_view(make_view(name), images, 112, 0)
+        assert out.device.type == "meta" and out.shape == (20, 3, 112, 112) and out.dtype == torch.float32
