@@ -99,25 +99,27 @@ def test_checkpoints_hold_no_code(tmp_path):
 
 def make(name):
     torch.manual_seed(0)
-    return make_method(RunConfig(preset="tiny", method=name), create_classifier("test_resnet", 8, 32)[0], np.full(8, 4))
+    return make_method(RunConfig(preset="tiny", method=name), create_classifier("test_resnet", 8, 32)[0], np.full(8, 4),
+                       n_unlabelled=20)
 
 @pytest.fixture(params=METHODS)
 def method(request): return make(request.param)
 
 def batch_for(method, n=8):
-    return {"targets": torch.arange(n) % 8, "progress": 0.5, **{role: [torch.rand(n, 3, 32, 32) for _ in views]
+    return {"targets": torch.arange(n) % 8, "progress": 0.5, "index": torch.arange(n), **{role: [torch.rand(n, 3, 32, 32) for _ in views]
                                                                for role, views in method.views.items()}}
 
 def test_method_contract(method):
     "One forward gives a finite loss with gradients and named parts; steps move weights; evaluation changes nothing."
     loss, parts = method.train()(batch_for(method))
     loss.backward()
+    method.passes(batch_for(method)).backward()  # what the speed of a step is measured against
     assert loss.ndim == 0 and loss.isfinite() and parts and all(v.ndim == 0 for v in parts.values())
     grads = [p.grad for p in method.net.parameters()]
     assert all(g is not None and g.isfinite().all() for g in grads)
     torch.optim.SGD(method.net.parameters(), 0.1).step()
     before = {k: v.clone() for k, v in method.judged.state_dict().items()}
-    method.after_step(0); assert method.after_epoch(0.5, None) == {}
+    method.after_step(0); method.after_epoch(0.5, lambda: (torch.randn(9, 8), torch.arange(9) % 8))
     assert any(not torch.equal(v, before[k]) for k, v in method.judged.state_dict().items())
     state = {k: v.clone() for k, v in method.state_dict().items()}
     with torch.no_grad(): logits, features = method.eval().classify(torch.rand(3, 3, 32, 32)), method.encode(torch.rand(3, 3, 32, 32))

@@ -44,8 +44,8 @@ def record(run="a", epochs=3, config=None, environment=None, history=None, **met
 
 def test_a_row_says_what_was_trained_and_how_sure_the_number_is():
     assert compare([record()]).iloc[0].to_dict() == {
-        "method": "supervised", "backbone": "resnet18", "init": "scratch", "labels": "50", "seed": 0,
-        "images seen": 120, "params (M)": 11.18, "seconds": 12.3,
+        "method": "supervised", "backbone": "resnet18", "init": "scratch", "labels": "50", "unlabelled": "none", "seed": 0,
+        "labelled seen": 120, "images seen": 120, "params (M)": 11.18, "seconds": 12.3,
         "WAR": "87.4 [86.1, 88.6]", "UAR": "80.0 [77.0, 83.0]",
         "macro-F1": "79.0 [76.5, 81.5]", "select": "last", "data": "ferplus", "commit": "0123456"}
 
@@ -56,6 +56,9 @@ def test_a_row_says_what_was_trained_and_how_sure_the_number_is():
     ("data", "drawn", dict(drawn=True)),
     ("select", "oracle", dict(select="oracle")),
     ("commit", "0123456+", dict(environment={"dirty": True})),
+    ("unlabelled", "9,000 rest + 80 people", dict(pool={"members": ["rest", "people"], "faces": [9000, 80]})),
+    ("method", "dtm (policy fixed)", dict(config={"method": "dtm", "policy": "fixed", "balance": "sampler"})),
+    ("method", "supervised (balance sampler)", dict(config={"balance": "sampler"})),
     ("commit", "unknown", dict(environment={"commit": None, "dirty": None})),
 ])
 def test_a_row_marks_what_is_special(column, expected, changes):
@@ -74,12 +77,18 @@ def test_other_classes_never_share_a_table():
 
 
 @pytest.mark.parametrize("changes", [
-    dict(classes=CLASSES[:2]), dict(data_hash="e"), dict(split_hash="t"), dict(images_seen=240),
-    dict(config={"image_size": 112}), dict(config={"labels_per_class": None}), dict(config={"epochs": 6}),
-    dict(config={"batch_size": 16})], ids=str)
+    dict(classes=CLASSES[:2]), dict(data_hash="e"), dict(split_hash="t"),
+    dict(config={"image_size": 112}), dict(config={"labels_per_class": None}), dict(images_seen=240, config={"epochs": 6}),
+    dict(images_seen=240, config={"batch_size": 16})], ids=str)
 def test_comparable_leaves_out_another_task_or_budget(changes):
     ours, same = record(), record("b", select="oracle", config={"method": "dtm", "seed": 5, "backbone": "resnet50"})
     assert comparable([same, record(**changes), ours], ours) == [same, ours]
+
+
+@pytest.mark.parametrize("changes", [dict(images_seen=360), dict(config={"batch_size": 24})], ids=["labelled faces", "images"])
+def test_comparable_takes_as_many_labelled_faces_or_as_many_images(changes):
+    other = record("b", **changes)
+    assert [r.id for r in comparable([record(), other], record())] == ["a", "b"]
 
 
 def test_nothing_to_note_is_no_note():
@@ -91,7 +100,7 @@ def test_nothing_to_note_is_no_note():
     ([record(), record("b", select="oracle")], r"picked on the test split \(b\)"),
     ([record(), record(select="val")], r"chosen \(last, val\)"),
     ([record(), record(split_hash="t"), record(split_hash="t")], "2 different data sets, splits"),
-    ([record(), record(images_seen=2400)], "from 120 to 2,400 images"),
+    ([record(), record(images_seen=2400)], "images seen in training: from 120 to 2,400, of them labelled 120"),
     ([record(capped={"fear": 12}), record(capped={"contempt": 3})], r"\(fear 12, contempt 3\)"),
     ([record(), record(environment={"commit": "fedcba98"})], r"2 states of the code \(0123456, fedcba9\)"),
     ([record(environment={"dirty": True})], r"A commit with \+"),

@@ -137,7 +137,7 @@ def to_terminal(table: pd.DataFrame, notes=(), console=None) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
-    if console is None: console = Console(width=None if sys.stdout.isatty() else 200)  # a log has no width; cut nothing
+    if console is None: console = Console(width=None if sys.stdout.isatty() else 240)  # a log has no width; cut nothing
     results = {"method", *MEASURES.values()}
     shared = [c for c in table if c not in results and len(table) > 1 and table[c].nunique(dropna=False) == 1]
     say = lambda text: console.print(text, markup=False, highlight=False)
