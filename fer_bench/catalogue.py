@@ -14,7 +14,9 @@ from .data.face_recognition import IdentitySource, RecordSource
 from .data.fer2013 import Fer2013Source, ferplus
 from .data.sets import CkSource, ExpwSource, JaffeSource, RafdbSource, SfewSource
 from .data.sources import CsvSource, FolderSource
+from .methods.base import Method
 from .methods.semisupervised import semisupervised
+from .methods.simfle import SELF
 from .methods.supervised import supervised
 
 # %% ../nbs/catalogue.ipynb #4878b341
@@ -27,6 +29,8 @@ METHODS = {
     "mean_teacher": (semisupervised, "agrees with its running average on all unlabelled faces"),
     "ada_cm": (semisupervised, "threshold by confidence on labelled faces, contrast below it"),
     "dtm": (semisupervised, "threshold that follows stage and class; unlabelled faces from face recognition"),
+    **SELF,
+    "linear_probe": (lambda net, *_: Method(net), "a linear classifier on a frozen backbone: init=run:ID, or a random one"),
 }
 
 DATASETS = {

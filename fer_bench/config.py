@@ -26,11 +26,12 @@ PRESETS = {
                      batch_size=256, lr=0.1, warmup_epochs=5),
 }
 
-# %% ../nbs/config.ipynb #c35ff3b9
-PLAIN = dict(balance="none", optimizer="sgd", weight_decay=5e-4, ema=0.999, min_map=0)  # of every method that does not say otherwise
+# %% ../nbs/config.ipynb #7bea5ea6
+PLAIN = dict(balance="none", optimizer="sgd", weight_decay=5e-4, ema=0.999, clip_grad=5.0, min_map=0)  # unless a method says otherwise
 FAMILY = {**PLAIN, **dict(balance="sampler", mu=2, unlabelled="rest", policy="fixed", pseudo="weak", below="unused",
                           lambda_x=1.0, lambda_u=1.0, lambda_c=0.0)}
-PRETRAIN = {**PLAIN, **dict(weight_decay=1e-4, ema=0.0, min_map=4, mu=1, unlabelled="rest", probe="linear")}
+PRETRAIN = {**PLAIN, **dict(weight_decay=1e-4, ema=0.0, clip_grad=0.0, min_map=4, mu=1, unlabelled="rest", probe="linear",
+                            proj_hidden=4096, proj_dim=256)}
 CHOICES = {
     "pseudo_label": {**FAMILY, "pseudo": "same"},
     "fixmatch":     {**FAMILY},
@@ -42,9 +43,9 @@ CHOICES = {
     "simfle":       {**PRETRAIN, "masking": "semantic"},
     "simfle_random": {**PRETRAIN, "masking": "random"},
     "byol":         {**PRETRAIN},
-    "simclr":       {**PRETRAIN},
-    "mocov2":       {**PRETRAIN},
-    "simsiam":      {**PRETRAIN},
+    "simclr":       {**PRETRAIN, "proj_hidden": 2048, "proj_dim": 128},
+    "mocov2":       {**PRETRAIN, "proj_hidden": 2048, "proj_dim": 128},
+    "simsiam":      {**PRETRAIN, "proj_hidden": 2048, "proj_dim": 2048},
     "mae":          {**PRETRAIN, "min_map": 0},
     "linear_probe": {**PLAIN, "ema": 0.0, "min_map": 4, "probe": "linear"},
 }
@@ -53,9 +54,9 @@ SELF = tuple(m for m, c in CHOICES.items() if "mu" in c and m not in SEMI)  # th
 PRESETS_OF = {
     SEMI: {"tiny": dict(labels_per_class=1), "quick": dict(labels_per_class=25, batch_size=32, steps_per_epoch=40),
            "standard": dict(labels_per_class=50), "paper": dict(labels_per_class=100)},
-    SELF: {"tiny": dict(facemae="tiny", proj_hidden=64), "quick": dict(facemae="tiny", proj_hidden=1024),
-           "standard": dict(facemae="small", proj_hidden=4096, lr=0.025),
-           "paper": dict(facemae="base", proj_hidden=4096, lr=0.05, steps_per_epoch=1100, warmup_epochs=0)},
+    SELF: {"tiny": dict(facemae="tiny", proj_hidden=64), "quick": dict(facemae="tiny", proj_hidden=512),
+           "standard": dict(facemae="small", lr=0.025),
+           "paper": dict(facemae="base", lr=0.05, steps_per_epoch=1100, warmup_epochs=0)},
 }
 PAPER = {
     "ada_cm": dict(backbone="resnet18", optimizer="adam", lr=5e-4, weight_decay=0.0, batch_size=16, mu=1, epochs=20,
@@ -137,8 +138,8 @@ class RunConfig(BaseModel):
     grouping_init: Literal["kaiming", "official"] = Field("kaiming", description="SimFLE: start of the grouping convolution")
     x0_statistics: Literal["frozen", "mixed"] = Field("frozen", description="SimFLE: whether x0 enters the running statistics")
     joint_views: bool = Field(False, description="pretraining: both views in one batch, with common batch statistics")
-    proj_hidden: int | None = Field(None, gt=0, description="pretraining: hidden width of projector and predictor; None: the preset's")
-    proj_dim: int = Field(256, gt=0, description="pretraining: width of the projection")
+    proj_hidden: int | None = Field(None, gt=0, description="pretraining: hidden width of projector and predictor; None: the preset's or method's")
+    proj_dim: int | None = Field(None, gt=0, description="pretraining: width of the projection; None: the method's")
     queue: int = Field(4096, gt=0, description="MoCo: negatives in the queue")
     # the network
     backbone: str = Field(description="any timm model by name")
@@ -155,7 +156,7 @@ class RunConfig(BaseModel):
                                                               "sgd, or as the method's paper")
     weight_decay: float | None = Field(None, ge=0, description="weight decay, not on norms and biases; None: 5e-4, in pretraining 1e-4")
     warmup_epochs: int = Field(ge=0, description="epochs of linear warm-up before the cosine")
-    clip_grad: float = Field(5.0, ge=0, description="largest norm of the gradient; 0: no clipping")
+    clip_grad: float | None = Field(None, ge=0, description="largest norm of the gradient; 0: no clipping; None: 5, in pretraining 0")
     ema: float | None = Field(None, ge=0, lt=1, description="decay of the averaged weights used for evaluation; 0: none; None: 0.999, in "
                                                             "pretraining 0")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")

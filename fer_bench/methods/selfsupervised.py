@@ -102,6 +102,8 @@ class SelfSupervised(Method):
         steps = sums.pop("steps", 1)
         return {name: value / steps for name, value in sums.items()}
 
+    def passes(self, batch: dict) -> torch.Tensor: return sum(h.mean() for h in self.encode_views(batch["unlabelled"][:2]))
+
     def generator(self, progress: float, *tag: int) -> torch.Generator:
         "Of this step's own draws, from (seed, step): no other draw is moved by them, and a resumed run repeats them."
         return seeded(self.config.seed, round(progress * self.total), *tag)
@@ -117,6 +119,10 @@ class WithTarget(SelfSupervised):
 
     @torch.no_grad()
     def targets(self, views: list) -> list: return [self.target(view) for view in views]
+
+    def passes(self, batch: dict) -> torch.Tensor:
+        self.targets(batch["unlabelled"][:2])
+        return super().passes(batch)
 
     def after_step(self, step: int) -> None:
         momentum = momentum_at(step, self.total, self.config.momentum, self.config.momentum_schedule)
@@ -167,6 +173,11 @@ class MoCo(WithTarget):
         self._push(k)
         return loss, {"contrast": loss}
 
+    def passes(self, batch: dict) -> torch.Tensor:
+        asked, answered = batch["unlabelled"]
+        self.targets([answered])
+        return self.net.encode(asked).mean()
+
     @torch.no_grad()
     def _push(self, keys) -> None:
         rows = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
@@ -215,6 +226,8 @@ class MAE(SelfSupervised):
         loss, tokens, _ = paint(encoder, self.decoder, self.net.normalise(images), *masks)
         self.watch(feature_std=feature_std(tokens.mean(1)))
         return loss, {"reconstruction": loss}
+
+    def passes(self, batch: dict) -> torch.Tensor: return self.forward(batch)[0]
 
 def _face_encoder(backbone: nn.Module, config) -> FaceEncoder:
     if not isinstance(backbone, FaceEncoder):

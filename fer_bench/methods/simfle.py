@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core import BenchError
+from .base import running_statistics_kept
 from fer_bench.methods.selfsupervised import (
     WithTarget,
     at_least_float32,
@@ -25,7 +26,6 @@ from fer_bench.methods.selfsupervised import (
     simclr,
     simsiam,
 )
-from .semisupervised import running_statistics_kept
 from ..models.backbones import feature_width
 from fer_bench.models.facemae import (
     MIN_MAP,
@@ -124,6 +124,13 @@ class SimFLE(WithTarget):
             parts |= more; watched |= seen
         self.watch(**watched)
         return sum(parts.values()), parts
+
+    def passes(self, batch: dict) -> torch.Tensor:
+        out = super().passes(batch)
+        if not self.ffl: return out
+        x0, features = self.look(batch["unlabelled"][2])
+        masks = random_mask(len(x0), self.ffl.facemae.encoder.n_patches, self.config.mask_ratio)
+        return out + self.ffl.grouping(features).mean() + self.ffl.facemae(x0, *(m.to(x0.device) for m in masks))[0]
 
     @torch.no_grad()
     def look(self, x0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,7 +29,7 @@ def _method(config: dict) -> str:
 
 def _labelled_seen(record) -> int:
     c = record.config
-    return c["epochs"] * c["steps_per_epoch"] * c["batch_size"]
+    return record.metrics.get("labelled_seen", c["epochs"] * c["steps_per_epoch"] * c["batch_size"])
 
 def _row(record) -> dict:
     c, m = record.config, record.metrics
@@ -70,9 +70,10 @@ def _task(record) -> list:
 def comparable(records, record) -> list:
     """Those of `records` with the same classes, data, split, image size and labels as `record`, in their order.
 
-    They saw as many labelled faces in training as it, or as many images."""
+    They saw as many labelled faces in training as it, or as many images, or one of the two is a probe of a frozen backbone."""
     seen = lambda r: (_labelled_seen(r), r.metrics["images_seen"])
-    return [r for r in records if _task(r) == _task(record) and any(a == b for a, b in zip(seen(r), seen(record), strict=True))]
+    same = lambda r: 0 in (seen(r)[0], seen(record)[0]) or any(a == b for a, b in zip(seen(r), seen(record), strict=True))
+    return [r for r in records if _task(r) == _task(record) and same(r)]
 
 # %% ../../nbs/report/tables.ipynb #f12e10ce
 def notes(records) -> list[str]:

@@ -37,10 +37,12 @@ ORDER, VIEW, POOL_ORDER, POOL_VIEW = 1, 2, 100, 101  # where the random numbers 
 def make_batches(config, method, feed: Feed, faceset, split, pool=None):
     """→ `batch_at(step)`: {"labelled": views (B, 3, size, size), "targets": (B,) or (B, K)} on the feed's device.
 
-    With a `pool` also "unlabelled": views (mu · B, 3, size, size) of the same faces, and "index": (mu · B,), their places in
+    A method without labelled views gets neither. With a `pool` also "unlabelled": views (mu · B, 3, size, size) of the same faces, and "index": (mu · B,), their places in
     it. Which views, `method.views` says; the next batches are fetched while this one trains."""
     targets = torch.from_numpy(soft_targets(faceset) if config.targets == "soft" else faceset.labels.astype(np.int64)).to(feed.device)
-    parts = {"labelled": _Part(config, feed, make_order(config, faceset, split.labelled), method.views["labelled"], config.batch_size, VIEW)}
+    parts = {}
+    if "labelled" in method.views:
+        parts["labelled"] = _Part(config, feed, make_order(config, faceset, split.labelled), method.views["labelled"], config.batch_size, VIEW)
     if pool is not None:
         order = BlockOrder(range(len(pool)), config.seed, POOL_ORDER)
         parts["unlabelled"] = _Part(config, Feed(pool.images, feed.device), order, method.views["unlabelled"],
@@ -48,7 +50,7 @@ def make_batches(config, method, feed: Feed, faceset, split, pool=None):
 
     def batch_at(step: int) -> dict:
         batch = {name: part.views_at(step) for name, part in parts.items()}
-        batch["targets"] = targets[parts["labelled"].rows_at(step)]
+        if "labelled" in parts: batch["targets"] = targets[parts["labelled"].rows_at(step)]
         if pool is not None: batch["index"] = parts["unlabelled"].rows_at(step)
         return batch
     return batch_at
