@@ -100,8 +100,8 @@ class RunConfig(BaseModel):
     dedupe: Literal["none", "cross_split"] = Field("none", description="drop training copies of validation and test faces")
     label_seed: int = Field(0, ge=0, description="which faces are labelled, and which are carved for validation or test")
     # the unlabelled faces
-    unlabelled: Literal["rest", "pool", "both"] | None = Field(None, description="where unlabelled faces come from: the rest of the "
-        "training split (for self-supervised methods all of it), the pool, or both; None: the rest")
+    unlabelled: Literal["rest", "pool", "both"] | None = Field(None, description="unlabelled faces: the rest of the training split "
+                                                               "(in pretraining all of it), the pool, or both; None: the rest")
     pool_dataset: str = Field("identities", description="data set of the pool; `fer-bench methods` lists them")
     pool_root: str = Field("", description="where the pool's files lie, or a built FaceSet")
     mu: int | None = Field(None, gt=0, description="unlabelled faces for each labelled one of a step; None: 2, or 1 where "
@@ -109,7 +109,7 @@ class RunConfig(BaseModel):
     policy: Literal["none", "fixed", "labelled", "flexmatch", "freematch"] | None = Field(
         None, description="threshold of the pseudo-labels; None: the method's")
     pseudo: Literal["same", "weak", "two_weak", "ema"] | None = Field(
-        None, description="what gives the pseudo-label: the view that learns it, a weak view, two, the averaged network; None: the method's")
+        None, description="what gives the pseudo-label: the view that learns it, a weak view, two, the EMA; None: the method's")
     below: Literal["unused", "contrast", "fairness"] | None = Field(
         None, description="what else is learned: nothing, contrast below the threshold, FreeMatch's fairness; None: the method's")
     lambda_x: float | None = Field(None, ge=0, description="weight of the labelled loss; None: the method's")
@@ -121,7 +121,7 @@ class RunConfig(BaseModel):
     floor: float = Field(0.8, gt=0, le=1, description="labelled-confidence threshold: its smallest value")
     t_unit: Literal["progress", "epochs"] = Field("progress", description="labelled-confidence threshold: t = 20 · progress, or epochs")
     unlabelled_bn: Literal["joint", "apart"] = Field("joint", description="unlabelled faces share the labelled ones' batch "
-                                                     "statistics, or pass alone and leave the running ones as they are")
+                                                     "statistics, or pass alone and leave no trace")
     # pretraining without labels, and the probe after it
     probe: Literal["linear", "sgd"] | None = Field(None, description="how the frozen backbone is judged: linear (features once, L2 by "
                                                    "validation) or sgd (the published recipe); None: linear")
@@ -138,13 +138,13 @@ class RunConfig(BaseModel):
     grouping_init: Literal["kaiming", "official"] = Field("kaiming", description="SimFLE: start of the grouping convolution")
     x0_statistics: Literal["frozen", "mixed"] = Field("frozen", description="SimFLE: whether x0 enters the running statistics")
     joint_views: bool = Field(False, description="pretraining: both views in one batch, with common batch statistics")
-    proj_hidden: int | None = Field(None, gt=0, description="pretraining: hidden width of projector and predictor; None: the preset's or method's")
+    proj_hidden: int | None = Field(None, gt=0, description="pretraining: hidden width of projector and predictor; None: the method's")
     proj_dim: int | None = Field(None, gt=0, description="pretraining: width of the projection; None: the method's")
     queue: int = Field(4096, gt=0, description="MoCo: negatives in the queue")
     # the network
     backbone: str = Field(description="any timm model by name")
-    min_map: int | None = Field(None, ge=0, description="least side of the backbone's last map, reached by a smaller stride; None: 4 for "
-                                "self-supervised methods and probes, else 0, the backbone's own")
+    min_map: int | None = Field(None, ge=0, description="least side of the backbone's last map, by a smaller stride; None: 4 in "
+                                "pretraining and probes, else 0, its own")
     init: str = Field("scratch", description="scratch, timm (its pretrained weights), run:ID (the backbone of a recorded run), or a "
                                              "local weights file")
     # the training
@@ -211,7 +211,8 @@ class RunConfig(BaseModel):
         if self.unlabelled in ("pool", "both") and not self.pool_root and self.pool_dataset != "drawn":
             raise ValueError(f"unlabelled = {self.unlabelled!r} needs pool_root, the folder, archive or FaceSet of the unlabelled faces.")
         if self.unlabelled == "rest" and self.pool_root:
-            raise ValueError(f"pool_root = {self.pool_root!r} is given, but unlabelled = 'rest' does not use it. Say unlabelled='pool' or 'both'.")
+            raise ValueError(f"pool_root = {self.pool_root!r} is given, but unlabelled = 'rest' does not use it. Say unlabelled='pool' "
+                             "or 'both'.")
         if self.below == "contrast" and self.pseudo != "two_weak":
             raise ValueError(f"below = 'contrast' compares two weak views, so it needs pseudo='two_weak', not {self.pseudo!r}.")
         if self.below == "fairness" and self.policy != "freematch":

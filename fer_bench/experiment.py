@@ -69,8 +69,8 @@ def make_pool(config, faceset, split) -> Pool | None:
                          "label. Set labels_per_class, or name a pool (unlabelled='pool', pool_root=...).")
     pool = Pool(members, exam_hashes(faceset.index, split))
     if len(pool) < config.mu * config.batch_size:
-        raise BenchError(f"The unlabelled pool has {len(pool)} faces, fewer than the {config.mu * config.batch_size} of a step (mu · batch_size = "
-                         f"{config.mu} · {config.batch_size}). Lower one of them, or add faces.")
+        raise BenchError(f"The unlabelled pool has {len(pool)} faces, fewer than the {config.mu * config.batch_size} of a step (mu · "
+                         f"batch_size = {config.mu} · {config.batch_size}). Lower one of them, or add faces.")
     return pool
 
 def _load_pool(config, faceset):
@@ -113,19 +113,20 @@ def _after_epoch(config, method, feed, faceset, split, pool):
 def _spread(rows: np.ndarray, most: int) -> np.ndarray: return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
 
 def _knn_war(config, method, feed, faceset, split, rows) -> float:
-    known, asked = _spread(split.labelled, 2000), _spread(rows, 1000)
+    known, asked, n_classes = _spread(split.labelled, 2000), _spread(rows, 1000), len(faceset.meta["classes"])
     features = predict(method, feed, np.concatenate([known, asked]), config.image_size, what="encode")
-    votes = knn_logits(features[:len(known)], faceset.labels[known], features[len(known):], len(faceset.meta["classes"]), k=min(20, len(known)))
+    votes = knn_logits(features[:len(known)], faceset.labels[known], features[len(known):], n_classes, k=min(20, len(known)))
     return float((votes.argmax(1) == faceset.labels[asked]).mean())
 
 def _probe(config, method, feed, faceset, split) -> tuple[dict, list[dict]]:
     "Learn the head of `method.net` on frozen features of the labelled faces; → (what the record says of it, its history)."
-    labels, balance = faceset.labels[split.labelled], "none" if config.balance == "none" else "weights"
+    labels, n_classes = faceset.labels[split.labelled], len(faceset.meta["classes"])
+    balance = "none" if config.balance == "none" else "weights"
     if config.probe == "sgd":
         history = sgd_probe(method.net, feed, split.labelled, labels, config.image_size, seed=config.seed, balance=balance)
         return {"kind": "sgd"}, history
     features, val = (extract(method, feed, rows, config.image_size) for rows in (split.labelled, split.val))
-    found = linear_probe(features, labels, val, faceset.labels[split.val], len(faceset.meta["classes"]), balance=balance, device=feed.device)
+    found = linear_probe(features, labels, val, faceset.labels[split.val], n_classes, balance=balance, device=feed.device)
     probe_head(method.net, found)
     loss = F.cross_entropy(torch.from_numpy(found.logits(features)), torch.from_numpy(labels)).item()
     return {"kind": "linear", "strength": found.strength, "val_WAR": {f"{s:g}": float(w) for s, w in found.val_WAR.items()}}, [
@@ -169,7 +170,8 @@ def init_of(config) -> str:
     record = load_run(config.init.removeprefix("run:"), project_path(config.results_dir))
     for name in ("backbone", "min_map"):
         if (theirs := record.config.get(name, 0)) != (ours := getattr(config, name)):
-            raise BenchError(f"init = {config.init!r} was trained with {name} = {theirs!r}, and this run has {ours!r}. Say {name}={theirs!r}.")
+            raise BenchError(f"init = {config.init!r} was trained with {name} = {theirs!r}, and this run has {ours!r}. "
+                             f"Say {name}={theirs!r}.")
     return str(_weights(record))
 
 def _lock(path: Path) -> FileLock:
@@ -237,7 +239,7 @@ def _write(config, faceset, split, pool, folder, method, history, logits, loaded
         "data_hash": faceset.meta["content_hash"], "split_hash": split.hash, "select": config.select,
         "epoch": chosen["epoch"], "labelled_seen": labelled, "images_seen": labelled + steps * config.batch_size * (config.mu or 0),
         "labelled_counts": count(faceset.labels[split.labelled]), **pooled,
-        "parameters": sum(p.numel() for p in method.net.parameters()), "loaded": loaded, **({"probe": probe} if probe else {}), "device": device,
+        "parameters": sum(p.numel() for p in method.net.parameters()), "loaded": loaded, "probe": probe, "device": device,
         "train_seconds": round(sum(row["seconds"] for row in history), 1),
         "test": evaluate_logits(logits, faceset.labels[split.test], classes)})
     write_history(folder, history)

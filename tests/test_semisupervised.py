@@ -114,8 +114,8 @@ def test_fairness_against_a_plain_version(seed, k, n):
 def plain_nt_xent(z1, z2, temperature, among):
     z = np.concatenate([z1, z2]); z = z / np.linalg.norm(z, axis=1, keepdims=True)
     rows, n = [i for i in range(len(z)) if among[i % len(z1)]], len(z1)
-    losses = [-math.log(math.exp(z[i] @ z[(i + n) % (2 * n)] / temperature) / sum(math.exp(z[i] @ z[j] / temperature) for j in rows if j != i))
-              for i in rows]
+    e = lambda i, j: math.exp(z[i] @ z[j] / temperature)
+    losses = [-math.log(e(i, (i + n) % (2 * n)) / sum(e(i, j) for j in rows if j != i)) for i in rows]
     return sum(losses) / len(losses) if losses else 0.0
 
 @settings(max_examples=50, deadline=None)

@@ -49,7 +49,8 @@ def test_summary_by_hand():
     assert table.loc[("supervised", 100), "WAR gain"] == "" and table.loc[("supervised", 300), "WAR gain"] == "+1.0"
     assert table.loc[("fixmatch", 100), "WAR gain"] == "no common draw"
 
-@pytest.mark.parametrize("other, says", [(record(data_hash="e"), "2 different data sets"), (record(labels_per_class=10), "budgets of labels"),
+@pytest.mark.parametrize("other, says", [(record(data_hash="e"), "2 different data sets"),
+                                         (record(labels_per_class=10), "budgets of labels"),
                                          (record(classes=["a"]), "never share a table")])
 def test_what_does_not_belong_together(other, says):
     with pytest.raises(BenchError, match=says): summarise([record(), other])

@@ -61,7 +61,7 @@ class SemiSupervised(Method):
     def passes(self, batch: dict) -> torch.Tensor: return sum(logits.mean() for logits in self._all_passes(batch)[1])
 
     def _all_passes(self, batch: dict) -> tuple[list, list, list]:
-        "Logits that only teach, without a gradient; logits and features of the labelled view, of weak views that learn, of the learned view."
+        "Logits that only teach, without a gradient; logits and features of the labelled view, of graded weak views, of the learned one."
         *weak, learned = batch["unlabelled"]
         graded = weak if self.config.below == "contrast" else []
         taught = [] if graded or not weak else self._taught(weak)
@@ -93,7 +93,9 @@ class SemiSupervised(Method):
         return facts
 
 def ramp(progress: float, length: float = 0.4) -> float:
-    "exp(−5 (1 − x)²), x rising from 0 to 1 over the first `length` of the training. Source: Mean Teacher (arXiv 1703.01780), appendix; length ours."
+    """exp(−5 (1 − x)²), x rising from 0 to 1 over the first `length` of the training.
+
+    Source: Mean Teacher (arXiv 1703.01780), appendix; length ours."""
     return math.exp(-5 * (1 - min(1.0, progress / length)) ** 2)
 
 def semisupervised(net, config, counts, n_unlabelled: int) -> SemiSupervised:

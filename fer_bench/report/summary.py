@@ -32,9 +32,11 @@ def summarise(records, baseline: str = "supervised") -> pd.DataFrame:
 def _runs(records: list) -> pd.DataFrame:
     names = compare(records)["method"].to_numpy()  # refuses no records and different classes
     tasks = {(r.metrics["data_hash"], r.config["labels_per_class"], r.config.get("budget", "")) for r in records}
-    if len(tasks) > 1: raise BenchError(f"The runs rest on {len(tasks)} different data sets or budgets of labels; summarise each by itself.")
+    if len(tasks) > 1:
+        raise BenchError(f"The runs rest on {len(tasks)} different data sets or budgets of labels; summarise each by itself.")
     return pd.DataFrame([{"method": name, "images seen": r.metrics["images_seen"], "draw": r.config["label_seed"],
-                          "WAR": r.metrics["test"]["WAR"], "UAR": r.metrics["test"]["UAR"]} for name, r in zip(names, records, strict=True)])
+                          "WAR": r.metrics["test"]["WAR"], "UAR": r.metrics["test"]["UAR"]}
+                         for name, r in zip(names, records, strict=True)])
 
 def _line(who: str, seen: int, part: pd.DataFrame, base: pd.DataFrame, runs: int) -> dict:
     line = {"method": who, "images seen": seen, "draws": len(part), "runs": runs}

@@ -37,12 +37,14 @@ ORDER, VIEW, POOL_ORDER, POOL_VIEW = 1, 2, 100, 101  # where the random numbers 
 def make_batches(config, method, feed: Feed, faceset, split, pool=None):
     """→ `batch_at(step)`: {"labelled": views (B, 3, size, size), "targets": (B,) or (B, K)} on the feed's device.
 
-    A method without labelled views gets neither. With a `pool` also "unlabelled": views (mu · B, 3, size, size) of the same faces, and "index": (mu · B,), their places in
-    it. Which views, `method.views` says; the next batches are fetched while this one trains."""
-    targets = torch.from_numpy(soft_targets(faceset) if config.targets == "soft" else faceset.labels.astype(np.int64)).to(feed.device)
+    A method without labelled views gets neither. With a `pool` also "unlabelled": views (mu · B, 3, size, size) of the same
+    faces, and "index": (mu · B,), their places in it. Which views, `method.views` says; the next batches are fetched while this one trains."""
+    labels = soft_targets(faceset) if config.targets == "soft" else faceset.labels.astype(np.int64)
+    targets = torch.from_numpy(labels).to(feed.device)
     parts = {}
     if "labelled" in method.views:
-        parts["labelled"] = _Part(config, feed, make_order(config, faceset, split.labelled), method.views["labelled"], config.batch_size, VIEW)
+        order = make_order(config, faceset, split.labelled)
+        parts["labelled"] = _Part(config, feed, order, method.views["labelled"], config.batch_size, VIEW)
     if pool is not None:
         order = BlockOrder(range(len(pool)), config.seed, POOL_ORDER)
         parts["unlabelled"] = _Part(config, Feed(pool.images, feed.device), order, method.views["unlabelled"],

@@ -59,8 +59,8 @@ def fit(method, batch_at, config, folder, accelerator: Accelerator, after_epoch=
     """Train `method` for `config.epochs` · `config.steps_per_epoch` steps; → history, a dict an epoch.
 
     `batch_at(step)` → the batch of that step, on the device, a function of the step alone. `after_epoch(progress)` → dict of
-    numbers, or lists of them, to log after an epoch; its "score" (higher is better) picks the epoch whose evaluated weights are kept, where it is
-    given. `folder`: where checkpoints go, and where an interrupted run finds them. At the end `method` carries the chosen
+    numbers, or lists of them, to log after an epoch; its "score" (higher is better) picks the epoch whose evaluated weights are
+    kept, where it is given. `folder`: where checkpoints go, and where an interrupted run finds them. At the end `method` carries the chosen
     weights. `BenchError` when the loss is not finite. Source: ours."""
     model, optimizer = accelerator.prepare(method, make_optimizer(method, config))
     history, best, done = _resume(folder, method, optimizer, accelerator.device)
@@ -74,7 +74,8 @@ def fit(method, batch_at, config, folder, accelerator: Accelerator, after_epoch=
             lr = learning_rate(step, total, warmup, config.lr)
             for group in optimizer.param_groups: group["lr"] = lr
             batch = {**batch_at(step), "progress": step / total}
-            for name, value in train_step(model, method, optimizer, accelerator, batch, config, step).items(): sums[name] = sums.get(name, 0) + value.detach()
+            losses = train_step(model, method, optimizer, accelerator, batch, config, step)
+            for name, value in losses.items(): sums[name] = sums.get(name, 0) + value.detach()
             bar.update()
         row = {"epoch": epoch + 1, **{n: float(v) / config.steps_per_epoch for n, v in sums.items()}, "lr": lr}
         _need_finite(row, config)
