@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 
 from .config import RunConfig
-from .experiment import build, load_data, make_pool, split_data
+from .experiment import build
+from .task import load_data, make_pool, split_data
 from .train.batches import make_batches
 from .train.loop import make_optimizer, train_step
 

@@ -113,8 +113,9 @@ def evaluate(run_id: Annotated[str, typer.Argument(help="a finished run whose we
              data_root: Annotated[str, typer.Option(help="where its files lie, or a built FaceSet")] = "",
              results_dir: Annotated[str, typer.Option(help="folder of the records")] = "results") -> None:
     "Test the network of a run on another data set, through an explicit map of their classes."
-    from fer_bench.experiment import evaluate_on, load_data
+    from fer_bench.experiment import evaluate_on
     from fer_bench.record import load_run
+    from fer_bench.task import load_data
     record = load_run(run_id, project_path(results_dir))
     config = RunConfig(dataset=dataset, data_root=data_root, image_size=record.config["image_size"])
     m = evaluate_on(record, load_data(config))

@@ -18,9 +18,10 @@ from fer_bench.catalogue import DATASETS, UNLABELLED, make_source
 from fer_bench.core import BenchError
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.fixtures import fake
-from fer_bench.experiment import evaluate_on, find_record, load_classifier, load_data, run
+from fer_bench.experiment import evaluate_on, find_record, load_classifier, run
 from fer_bench.models.backbones import create_backbone
 from fer_bench.record import Record, load_runs
+from fer_bench.task import load_data
 from fer_bench.train.checkpoint import checkpoints
 
 

@@ -19,13 +19,13 @@ PAPERMILL = [p for p in NOTEBOOKS if p.parent.name == "nbs" and p.stem in
 # Each layer may import itself and what stands here (DESIGN, the table of layers).
 BASE = {"core", "config"}
 ALL = {"core", "config", "record", "data", "models", "methods", "train", "evaluate", "catalogue"}
+RUN = ALL | {"task", "judge", "experiment"}
 MAY_IMPORT = {
     "core": set(), "config": {"core"}, "record": {"core", "config"}, "data": BASE, "models": BASE,
     "methods": BASE | {"models", "data.views"}, "train": BASE | {"data"},
-    "evaluate": BASE | {"data", "models", "train"}, "catalogue": ALL - {"catalogue"}, "experiment": ALL,
+    "evaluate": BASE | {"data", "models", "train"}, "catalogue": ALL - {"catalogue"}, "task": ALL, "judge": ALL | {"task"}, "experiment": RUN - {"experiment"},
     "report": BASE | {"record", "evaluate.statistics"},
-    "benchmark": ALL | {"experiment"},
-    "cli": ALL | {"experiment", "benchmark", "report"}, "__init__": ALL | {"experiment", "benchmark", "report"},
+    "benchmark": RUN, "cli": RUN | {"benchmark", "report"}, "__init__": RUN | {"benchmark", "report"},
 }
 NO_TORCH = ("core", "config", "record", "report", "cli", "__init__", "evaluate.statistics")
 

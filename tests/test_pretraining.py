@@ -6,8 +6,9 @@ from safetensors.numpy import load_file
 from fer_bench.config import SELF, RunConfig, baseline
 from fer_bench.core import BenchError
 from fer_bench.data.fixtures import fake
-from fer_bench.experiment import load_classifier, load_data, make_pool, run, split_data
+from fer_bench.experiment import load_classifier, load_pretrained, run
 from fer_bench.record import load_runs
+from fer_bench.task import load_data, make_pool, split_data
 
 
 def weights(record): return load_file(record.folder/"weights.safetensors")

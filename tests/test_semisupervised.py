@@ -15,7 +15,7 @@ from fer_bench.data.feed import Feed
 from fer_bench.data.fixtures import fake
 from fer_bench.data.splits import save_manifest
 from fer_bench.evaluate.metrics import pseudo_label_counts
-from fer_bench.experiment import find_record, load_data, make_pool, run, split_data
+from fer_bench.experiment import find_record, run
 from fer_bench.methods.contrast import nt_xent
 from fer_bench.methods.semisupervised import semisupervised
 from fer_bench.methods.thresholds import (
@@ -28,6 +28,7 @@ from fer_bench.methods.thresholds import (
 )
 from fer_bench.models.backbones import create_classifier
 from fer_bench.record import load_runs
+from fer_bench.task import load_data, make_pool, split_data
 from fer_bench.train.batches import make_batches
 
 # the rules against slow plain versions

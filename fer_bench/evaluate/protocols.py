@@ -130,35 +130,37 @@ def _path(features, labels, class_weights, strengths, device):
     inverse = torch.where(std > 1e-6 * size, 1 / std, 0.0)  # a feature that does not vary gets no weight
     x = (x - mean) * inverse
     variance, axes = torch.linalg.eigh(x.T @ x / len(x))                    # (D,), (D, D)
-    x, variance = x @ axes, variance.clamp(min=0)
+    x = F.pad(x @ axes, (0, 1), value=1.0)                                  # (N, D + 1), the ones are for the bias,
+    variance, penalised = F.pad(variance.clamp(min=0), (0, 1), value=1.0), torch.ones(x.shape[1]).to(x)
+    penalised[-1] = 0                                                       # which is free
     labels, class_weights = (torch.from_numpy(v).to(x.device) for v in (labels, class_weights))
-    weight, bias = x.new_zeros(len(class_weights), x.shape[1]), x.new_zeros(len(class_weights))
+    weight = x.new_zeros(len(class_weights), x.shape[1])                    # (K, D + 1)
     for strength in progress(strengths, desc="linear probe", unit="strength"):
-        scale = (variance / len(bias) + strength).rsqrt()                   # (D,)
-        weight, bias = _minimum(x, labels, class_weights, strength, scale, weight, bias)
-        raw = (weight @ axes.T) * inverse                                   # back from the axes, then from the deviations
-        yield strength, raw.cpu().numpy(), (bias - raw @ mean).cpu().numpy()
+        scale = (variance / len(weight) + strength * penalised).rsqrt()
+        weight = _minimum(x, labels, class_weights, strength * penalised, scale, weight)
+        raw = (weight[:, :-1] @ axes.T) * inverse                           # back from the axes, then from the deviations
+        yield strength, raw.cpu().numpy(), (weight[:, -1] - raw @ mean).cpu().numpy()
 
-# %% ../../nbs/evaluate/protocols.ipynb #b8a43008
-TOLERANCE, MOST_STEPS = 1e-5, 2000  # largest slope at the minimum; steps of L-BFGS for one strength
+# %% ../../nbs/evaluate/protocols.ipynb #48caabb1
+TOLERANCE, MOST_STEPS = 2e-6, 2000  # largest slope at the minimum; steps of L-BFGS for one strength
 
-def _minimum(x, labels, class_weights, strength: float, scale, weight, bias):
-    "The minimum (K, D), (K,) of the penalised loss on `x` (N, D), from `weight` and `bias`, steps measured in `scale` (D,)."
-    scaled, bias = (weight / scale).requires_grad_(), bias.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([scaled, bias], max_iter=MOST_STEPS, tolerance_grad=TOLERANCE, tolerance_change=0,
+def _minimum(x, labels, class_weights, penalty, scale, weight):
+    "The minimum (K, D) of CE + ½ Σ penalty · weight² on `x` (N, D), from `weight`; `penalty` and `scale`, the unit of a step: (D,)."
+    scaled = (weight / scale).requires_grad_()
+    optimizer = torch.optim.LBFGS([scaled], max_iter=MOST_STEPS, tolerance_grad=TOLERANCE, tolerance_change=0,
                                   line_search_fn="strong_wolfe")
     def loss():
         optimizer.zero_grad()
         weight = scaled * scale
-        value = _cross_entropy(F.linear(x, weight, bias), labels, class_weights) + strength / 2 * weight.square().sum()
+        value = _cross_entropy(F.linear(x, weight), labels, class_weights) + (penalty * weight.square()).sum() / 2
         value.backward()
         return value
     with torch.enable_grad(): optimizer.step(loss)
-    slope = max(float(v.grad.abs().max()) for v in (scaled, bias))
+    slope = float(scaled.grad.abs().max())
     if slope > 100 * TOLERANCE:
-        warnings.warn(f"The probe of L2 strength {strength:g} stopped at a slope of {slope:.1e}, short of its minimum; "
-                      "it competes as it is. Leave out so weak a strength if it is chosen.", stacklevel=2)
-    return (scaled * scale).detach(), bias.detach()
+        warnings.warn(f"A linear probe stopped at a slope of {slope:.1e}, short of its minimum, at L2 strength "
+                      f"{float(penalty[0]):g}. It competes as it is; leave out so weak a strength if it is chosen.", stacklevel=2)
+    return (scaled * scale).detach()
 
 def _cross_entropy(logits, labels, class_weights):
     "Mean over the faces of w_y · CE: `logits` (B, K), `labels` (B,), `class_weights` (K,) → scalar."

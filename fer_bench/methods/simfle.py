@@ -35,9 +35,11 @@ from fer_bench.models.facemae import (
     create_facemae,
     map_size,
     n_kept,
+    patchify,
     random_mask,
     reconstruct,
     semantic_mask,
+    unpatchify,
     usual_patch,
 )
 
@@ -146,13 +148,18 @@ class SimFLE(WithTarget):
     @torch.no_grad()
     def explain(self, images, group) -> dict:
         """What FFL makes of faces `images` (B, 3, S, S) in [0, 1] when the groups `group` (B,) decide: "activation" (B, C, h, w),
-        "ids_keep" (B, K), "mask" (B, L), "painted" (B, 3, s, s) in [0, 1] as `reconstruct` paints, s the size of x0."""
+        "ids_keep" (B, K), "mask" (B, L); and as pictures (B, 3, s, s) in [0, 1], s the size of x0: the "face", the "map" of its group,
+        the patches "kept", and what is "painted", as `reconstruct` does."""
         ffl, (x0, features) = self.ffl, self.look(images)
         activation = ffl.grouping(features)
         ids_keep, mask = ffl.semantic(activation, group)
         _, _, predicted = ffl.facemae(x0, ids_keep, mask)
-        painted = reconstruct(x0, predicted, mask, ffl.patch_size) * self.net.std + self.net.mean
-        return {"activation": activation, "ids_keep": ids_keep, "mask": mask, "painted": painted.clamp(0, 1)}
+        face, painted = ((x * self.net.std + self.net.mean).clamp(0, 1) for x in (x0, reconstruct(x0, predicted, mask, ffl.patch_size)))
+        kept = unpatchify(torch.where(mask[..., None].bool(), 0.5, patchify(face, ffl.patch_size)), ffl.patch_size)
+        own = activation.unflatten(1, (self.config.groups, -1))[torch.arange(len(group), device=group.device), group].sum(1, keepdim=True)
+        own = F.interpolate(own / own.amax((2, 3), keepdim=True).clamp(min=1e-12), face.shape[-2:], mode="bilinear", align_corners=False)
+        return {"activation": activation, "ids_keep": ids_keep, "mask": mask,
+                "face": face, "map": own.expand_as(face), "kept": kept, "painted": painted}
 
 def _check_map(backbone, config) -> None:
     size = face_size(config.image_size)

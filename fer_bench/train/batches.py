@@ -37,8 +37,8 @@ ORDER, VIEW, POOL_ORDER, POOL_VIEW = 1, 2, 100, 101  # where the random numbers 
 def make_batches(config, method, feed: Feed, faceset, split, pool=None):
     """→ `batch_at(step)`: {"labelled": views (B, 3, size, size), "targets": (B,) or (B, K)} on the feed's device.
 
-    A method without labelled views gets neither. With a `pool` also "unlabelled": views (mu · B, 3, size, size) of the same
-    faces, and "index": (mu · B,), their places in it. Which views, `method.views` says; the next batches are fetched while this one trains."""
+    A method without labelled views gets neither. With a `pool` also "unlabelled": views (mu · B, 3, size, size) of the same faces,
+    and "index": (mu · B,), their places in it. Which views, `method.views` says; the next batches are fetched while this one trains."""
     labels = soft_targets(faceset) if config.targets == "soft" else faceset.labels.astype(np.int64)
     targets = torch.from_numpy(labels).to(feed.device)
     parts = {}
