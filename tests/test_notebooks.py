@@ -23,7 +23,8 @@ RUN = ALL | {"task", "judge", "experiment"}
 MAY_IMPORT = {
     "core": set(), "config": {"core"}, "record": {"core", "config"}, "data": BASE, "models": BASE,
     "methods": BASE | {"models", "data.views"}, "train": BASE | {"data"},
-    "evaluate": BASE | {"data", "models", "train"}, "catalogue": ALL - {"catalogue"}, "task": ALL, "judge": ALL | {"task"}, "experiment": RUN - {"experiment"},
+    "evaluate": BASE | {"data", "models", "train"}, "catalogue": ALL - {"catalogue"},
+    "task": ALL, "judge": ALL | {"task"}, "experiment": RUN - {"experiment"},
     "report": BASE | {"record", "evaluate.statistics"},
     "benchmark": RUN, "cli": RUN | {"benchmark", "report"}, "__init__": RUN | {"benchmark", "report"},
 }
@@ -98,6 +99,7 @@ def test_parameters_cell(path):
     for line in lines:
         (node,) = ast.parse(line).body
         assert isinstance(node, ast.AnnAssign) and "  # " in line, line
+        assert "=" not in line.split("  # ")[1], "papermill --help-notebook cannot read a comment with an equals sign"
         ast.literal_eval(node.value)
 
 def test_run_benchmark_takes_every_field_of_the_config():

@@ -1,6 +1,7 @@
 """Pretrain without labels, then probe: whole runs, what they leave for others, resume, the paper's preset, bad input."""
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from fer_bench.config import SELF, RunConfig, baseline
@@ -60,6 +61,18 @@ def test_another_run_starts_from_it(tiny, pretrained):
     for name in ("supervised", "dtm"):
         record = run(tiny(method=name, **init))
         assert record.metrics["loaded"]["matched"] > 50 and not same_backbone(pretrained, record)
+
+def test_what_it_pretrained_comes_back(pretrained):
+    "Heads and FaceMAE as they were; what they see of a face, as pictures; landmarks are watched where the faces have them."
+    seen = load_pretrained(pretrained).explain(torch.rand(3, 3, 32, 32), torch.tensor([0, 5, 31]))
+    for name in ("face", "map", "kept", "painted"):
+        assert seen[name].shape == (3, 3, 32, 32) and 0 <= seen[name].min() <= seen[name].max() <= 1
+    kept = seen["mask"] == 0
+    assert kept.sum(1).tolist() == [4, 4, 4]
+    assert (seen["kept"] != 0.5).any(1).unfold(1, 8, 8).unfold(2, 8, 8).flatten(3).any(3).flatten(1).equal(kept)
+    assert pretrained.history[["hit_all", "hit_chance", "hit_mouth"]].map(lambda v: 0 <= v <= 1).all(axis=None)
+    (pretrained.folder/"pretrained.safetensors").unlink()
+    with pytest.raises(BenchError, match="travel without weights"): load_pretrained(pretrained)
 
 def test_probe_of_the_same_labels_is_that_of_the_pretraining(tiny, pretrained):
     again = run(tiny(method="linear_probe", init=f"run:{pretrained.id}"))

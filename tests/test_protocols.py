@@ -73,7 +73,7 @@ def test_folding_is_exact():
 @given(st.integers(0, 10**6), st.floats(-3, 3), st.floats(-50, 50))
 def test_scale_and_offset_of_the_features_do_not_matter(seed, power, offset):
     x, y = blobs(n=60, width=5, classes=3, seed=seed)
-    moved = x.astype(np.float64) * 10**power + offset
+    moved = (x.astype(np.float64) + offset) * 10**power
     one, other = (linear_probe(f, y, f, y, 3, (0.1,)) for f in (x.astype(np.float64), moved))
     np.testing.assert_allclose(softmax(one.logits(x)), softmax(other.logits(moved)), atol=1e-4)
 
@@ -236,9 +236,9 @@ def test_sgd_probe_learns_what_is_separable_and_shows_it_epoch_by_epoch():
         seen.append(progress)
         return {"val_WAR": float((predict(method, feed, np.arange(40, 48), 32).argmax(1) == labels[40:]).mean())}
 
-    history = sgd_probe(method.judged, feed, np.arange(40), labels[:40], 32, epochs=15, batch_size=20, lr=10.0, after_epoch=after_epoch)
+    history = sgd_probe(method.judged, feed, np.arange(40), labels[:40], 32, 15, batch_size=20, lr=10.0, after_epoch=after_epoch)
     assert [row["epoch"] for row in history] == list(range(1, 16)) and seen[-1] == 1
-    assert history[-1]["loss"] < 0.8 * history[0]["loss"] and history[-1]["val_WAR"] == 1
+    assert history[-1]["loss"] < 0.9 * history[0]["loss"] and history[-1]["val_WAR"] == 1
 
 
 def test_sgd_probe_is_the_published_step():
@@ -299,7 +299,7 @@ def test_the_rest_says_what_is_wrong():
     with pytest.raises(BenchError, match="no face to take features of"): extract(method, feed, [], 32)
     with pytest.raises(BenchError, match="no labelled face"): sgd_probe(method.net, feed, [], [], 32)
     with pytest.raises(BenchError, match="class 1"): sgd_probe(method.net, feed, [0, 2], labels[[0, 2]], 32)
-    with pytest.raises(BenchError, match="none or weights"): sgd_probe(method.net, feed, np.arange(8), labels, 32, balance="sampler")
+    with pytest.raises(BenchError, match="none or weights"): trained(method, balance="sampler")
     with pytest.raises(BenchError, match="does not fit a head"): probe_head(method.net, linear_probe(**good()))
     method.net.backbone.conv1[0].weight.data.fill_(float("nan"))
     with pytest.raises(BenchError, match="became nan in epoch 1"): sgd_probe(method.net, feed, np.arange(8), labels, 32)

@@ -13,16 +13,16 @@ import numpy as np
 from ..core import BenchError
 from ..data.landmarks import region_points
 
-# %% ../../nbs/evaluate/landmarks.ipynb #35c519a9
+# %% ../../nbs/evaluate/landmarks.ipynb #c4461fec
 def patch_hits(mask, points, regions: dict) -> dict[str, float]:
-    """Share of each region's landmarks, over all faces, that lie in kept patches: {region: share in [0, 1], ..., "all", "chance"}.
+    """Share of landmarks, over all faces, that lie in kept patches: {region: share in [0, 1], ..., "all", "chance"}.
 
-    `mask` (B, L), 0 keep, 1 remove: an array, or a tensor on the CPU; L = side² patches of a square face, row by row. `points`
-    (B, P, 2): x, y as fractions of the picture's side; a point on the border of two patches lies in the right or lower one,
-    one at 1 in the last one, and one outside of [0, 1] in none, and counts as missed. `regions`: region -> numbers of its points, such as
-    `data.landmarks.REGIONS`. "all": the points of all regions but "contour", each once; "chance": the share of kept
-    patches. `BenchError` for shapes that do not fit each other, a point that is not known (NaN), and regions that name a point
-    beyond P, have none, or are called "all" or "chance". Source: ours."""
+    `mask` (B, L), 0 keep, 1 remove: an array, or a tensor on the CPU; L = side² patches of a square face, row by row.
+    `points` (B, P, 2): x, y as fractions of the picture's side; one on the border of two patches lies in the right or lower
+    one, one at 1 in the last, and one outside of [0, 1] in none, which is a miss. `regions`: region -> numbers of its points,
+    such as `data.landmarks.REGIONS`. "all": the points of all regions but "contour", each once; "chance": the share of kept
+    patches. `BenchError` for shapes that do not fit each other, a point that is not known (NaN), and regions that name a
+    point beyond P, have none, or are called "all" or "chance". Source: ours."""
     mask, points = np.asarray(mask), np.asarray(points, np.float64)
     _check(mask, points, regions)
     kept, hit = mask == 0, {}

@@ -145,7 +145,7 @@ def _path(features, labels, class_weights, strengths, device):
 TOLERANCE, MOST_STEPS = 2e-6, 2000  # largest slope at the minimum; steps of L-BFGS for one strength
 
 def _minimum(x, labels, class_weights, penalty, scale, weight):
-    "The minimum (K, D) of CE + ½ Σ penalty · weight² on `x` (N, D), from `weight`; `penalty` and `scale`, the unit of a step: (D,)."
+    "The minimum (K, D) of CE + ½ Σ penalty · weight² on `x` (N, D), from `weight`; `penalty` (D,), `scale` (D,) of the steps."
     scaled = (weight / scale).requires_grad_()
     optimizer = torch.optim.LBFGS([scaled], max_iter=MOST_STEPS, tolerance_grad=TOLERANCE, tolerance_change=0,
                                   line_search_fn="strong_wolfe")

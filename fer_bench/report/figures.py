@@ -50,14 +50,15 @@ def save_figure(fig: Figure, path) -> None:
     "Write `fig` as PNG of 200 dots an inch to `path` atomically; the same figure gives the same bytes."
     with atomic_file(path) as part: _write_png(fig, part, dpi=200)
 
-# %% ../../nbs/report/figures.ipynb #5095a308
-NO_LOSS = {"epoch", "step", "lr", "seconds", "train_seconds", "score", "pool_seen", "pool_used"}  # an epoch's facts that are no loss
+# %% ../../nbs/report/figures.ipynb #9fea13ef
+NO_LOSS = {"epoch", "step", "lr", "seconds", "train_seconds", "score", "pool_seen", "pool_used", "g",
+           "feature_std"}  # an epoch's facts that are no loss
 JUDGED = {"val_WAR": "validation", "test_WAR": "test"}
 
 def _parts(history) -> list[str]:
     "Columns that are parts of the loss: numbers, and not just the loss under another name."
     numbers = history.select_dtypes("number").columns
-    return [c for c in numbers if c not in NO_LOSS | {"loss"} | set(JUDGED)
+    return [c for c in numbers if c not in NO_LOSS | {"loss"} | set(JUDGED) and not c.startswith("hit_")
             and history[c].notna().any() and not np.allclose(history[c], history["loss"], equal_nan=True)]
 
 @styled

@@ -30,9 +30,9 @@ def _check(record, name: str) -> None:
         raise BenchError(f"{_title(record)}: there is no figure {name} of this run, for its history has no "
                          f"{' and no '.join(lack)}. `pretraining_figures` gives those that there are.")
 
-# %% ../../nbs/report/selfsupervised.ipynb #bd476f31
+# %% ../../nbs/report/selfsupervised.ipynb #65cc86e7
 COLLAPSED_BELOW = 0.1
-PANELS = {"reconstruction": "painted patches,\nerror", "g": "grouping\nloss g", "feature_std": "spread of\nfeatures"}
+PANELS = {"reconstruction": "error of\npainting", "g": "grouping\nloss g", "feature_std": "spread of\nfeatures"}
 
 @styled
 def pretraining_curves(record) -> Figure:
@@ -64,11 +64,13 @@ def _decades(ax, g) -> None:
     if high - low > 3: ax.yaxis.set_minor_locator(NullLocator())
 
 def _spread(ax, std) -> None:
+    "The bound of collapse, and a title that says on which side of it `std` ends."
     last = std.dropna().iloc[-1]
-    ax.axhline(COLLAPSED_BELOW, color="black", ls=":", lw=1, label=f"collapsed below {COLLAPSED_BELOW:g}")
-    ax.set_ylim(0, max(1.1, 1.1 * std.max()))
-    ax.legend(loc="lower left" if (std > 0.45).all() else "upper right", bbox_to_anchor=(0, 0.08) if (std > 0.45).all() else None)
-    if last < COLLAPSED_BELOW: ax.set_title(f"Collapsed: nearly all faces have one vector ({last:.2g}).", color=COLOURS[3])
+    ax.axhline(COLLAPSED_BELOW, color="black", ls=":", lw=1)
+    ax.set(ylim=(0, max(1.1, 1.1 * std.max())), title=f"dotted: below {COLLAPSED_BELOW:g} features have collapsed")
+    if last < COLLAPSED_BELOW:
+        ax.set_title(f"Collapsed: {last:.2g} at the end, below {COLLAPSED_BELOW:g} (dotted).\nNearly all faces have one vector.",
+                     color=COLOURS[3])
 
 # %% ../../nbs/report/selfsupervised.ipynb #9218d15c
 @styled
@@ -79,19 +81,21 @@ def landmark_hits(record) -> Figure:
     has none: another method, or faces without landmarks."""
     _check(record, "landmark_hits")
     history, regions = record.history, [c for c in _columns(record) if c.startswith("hit_") and c not in NEEDS["landmark_hits"]]
-    looks = {"hit_all": dict(color="black", marker="", lw=2.2, label="all but contour" if "hit_contour" in regions else "all"),
-             "hit_chance": dict(color="black", marker="", ls=":", label="chance")}
-    looks |= {c: dict(color=COLOURS[k % len(COLOURS)], marker=MARKERS[k % len(MARKERS)], ms=4, label=c.removeprefix("hit_"))
-              for k, c in enumerate(sorted(regions))}  # a region looks the same in every run
+    looks = {"hit_all": ("black", "x", "all but contour" if "hit_contour" in regions else "all"),
+             "hit_chance": ("0.5", "", "chance")}
+    for k, c in enumerate(sorted(regions)):  # a region looks the same in every run
+        looks[c] = (COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)], c.removeprefix("hit_"))
+    ends = {c: 100 * history[c].dropna().iloc[-1] for c in looks}
     fig, ax = _panel(record, 2.6)
-    every = -(-len(history) // 8)  # about eight markers a line
-    for column, look in sorted(looks.items(), key=lambda item: -history[item[0]].dropna().iloc[-1]):
-        percent = 100 * history[column]
-        if len(history) == 1: look = look | {"marker": look["marker"] or "_", "ms": 5 if look["marker"] else 12}
-        label = f"{look['label']} {percent.dropna().iloc[-1]:.0f}"
-        ax.plot(history["epoch"], percent, markevery=every, clip_on=False, **{**look, "label": label})
+    for column in sorted(looks, key=ends.get, reverse=True):
+        colour, marker, name = looks[column]
+        look = dict(color=colour, label=f"{name} {ends[column]:.0f}")
+        if column == "hit_chance": ax.axhline(ends[column], ls=":", zorder=3, **look)
+        else: ax.plot(history["epoch"], 100 * history[column], marker=marker, ms=4, markevery=-(-len(history) // 8),
+                      lw=2.2 if column == "hit_all" else None, clip_on=False, **look)
     ax.set(ylabel="% of landmarks in kept patches", ylim=(0, None))
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="at the end", title_fontsize=7, alignment="left", handlelength=1.6)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="at the end", title_fontsize=7, alignment="left",
+              handlelength=1.6)
     _epoch_axis(ax, record)
     return fig
 

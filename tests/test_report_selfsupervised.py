@@ -1,0 +1,177 @@
+"""Figures of a self-supervised run from records made by hand: the record's own numbers, collapse, and only what applies."""
+import io
+import json
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+
+from fer_bench.core import BenchError
+from fer_bench.report import selfsupervised as ours
+from fer_bench.report.selfsupervised import FIGURES, landmark_hits, pretraining_curves, pretraining_figures
+
+REGIONS = ("brows", "contour", "eyes", "mouth", "nose")
+HITS = ("hit_all", *(f"hit_{region}" for region in REGIONS), "hit_chance")
+BYOL = ("reconstruction", "g", *HITS)  # what it has not
+
+
+def record(epochs=3, without=(), history=None, metrics=None, config=None):
+    "A run of SimFLE as a record gives it: its history was JSON once."
+    e = np.arange(1, epochs + 1)
+    columns = {"epoch": e, "loss": 3 / e, "similarity": 2 / e, "reconstruction": 0.9 / e**0.5, "grouping": 0.1 / e,
+               "feature_std": 0.6 + 0.2 * (1 - 1 / e), "g": 80 / e**2, "val_WAR": 0.5 - 0.2 / e, "score": e * 0.0}
+    columns |= {name: 0.2 + 0.06 * i * e / epochs for i, name in enumerate(HITS)} | {"hit_chance": np.full(epochs, 0.25)}
+    columns = {name: np.asarray(c).tolist() for name, c in (columns | (history or {})).items() if name not in without}
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    return SimpleNamespace(
+        config=dict(method="simfle", dataset="lfw", labels_per_class=None, seed=0) | (config or {}),
+        history=pd.read_json(io.StringIO("\n".join(map(json.dumps, rows))), lines=True),
+        metrics=dict(drawn=False, select="last", epoch=epochs, classes=["neutral", "happiness"]) | (metrics or {}))
+
+
+def texts(fig): return list(dict.fromkeys(fig.findobj(Text)))  # it finds those of a legend twice
+
+
+def said(fig): return " ".join(t.get_text() for t in texts(fig)).replace("\n", " ")
+
+
+def undrawn(fig):
+    "Labels of ticks that lie beyond their axis."
+    for axis in (axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)):
+        low, high = axis.get_view_interval()
+        yield from (t.label1 for t in [*axis.get_major_ticks(), *axis.get_minor_ticks()] if not low <= t.get_loc() <= high)
+
+
+def faults(fig):
+    "Texts of the figure that cover each other, and whether anything is cut off at its edge."
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    page = fig.get_tightbbox(canvas.get_renderer())  # inches
+    beyond = set(undrawn(fig))
+    there = [t for t in texts(fig) if t.get_text().strip() and t.get_visible() and t not in beyond]
+    boxes = [(t.get_text(), t.get_window_extent().shrunk(0.96, 0.8)) for t in there]
+    over = [(a, b) for i, (a, one) in enumerate(boxes) for b, two in boxes[i + 1:] if one.overlaps(two)]
+    cut = min(page.min) < -0.01 or (page.max > fig.get_size_inches() + 0.01).any()
+    return [*over, "cut off"] if cut else over
+
+
+# --- every figure ---
+
+@pytest.mark.parametrize("epochs", [1, 100])
+@pytest.mark.parametrize("changes", [dict(g=1e-7), dict(without=BYOL), dict(feature_std=0.02, g=1.4)], ids=str)
+def test_each_figure_is_drawn_without_a_complaint_an_overlap_or_an_empty_panel(changes, epochs):
+    without = changes.get("without", ())
+    r = record(epochs, without, {name: np.full(epochs, v) for name, v in changes.items() if name != "without"})
+    for name, fig in pretraining_figures(r).items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert faults(fig) == [], name
+        assert fig.get_figwidth() == 3.5 and all(ax.has_data() for ax in fig.axes), name
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_says_what_run_it_is_of_and_when_it_must_not_be_believed(name):
+    assert "simfle on lfw, all labels, seed 0" in said(FIGURES[name](record()))
+    assert "substitute" not in said(FIGURES[name](record()))
+    assert "no substitute for real ones" in said(FIGURES[name](record(metrics=dict(drawn=True))))
+    long = dict(method="simfle_random", dataset="affectnet8", labels_per_class=4000)
+    fig = FIGURES[name](record(config=long, metrics=dict(select="oracle")))
+    assert "oracle selection" in said(fig) and faults(fig) == []
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_one_epoch_can_be_seen(name):
+    for line in FIGURES[name](record(1)).axes[0].lines:
+        assert line.get_marker() not in ("", "None") or len(line.get_xdata()) == 2, "a line of one point needs a marker"
+
+
+@pytest.mark.parametrize("without, expected", [
+    ((), ["pretraining_curves", "landmark_hits"]),
+    (BYOL, ["pretraining_curves"]),
+    (("hit_all",), ["pretraining_curves"]),
+    (("hit_chance",), ["pretraining_curves"]),
+    (("hit_contour", "hit_eyes"), ["pretraining_curves", "landmark_hits"]),
+    (("feature_std",), []),
+], ids=["all", "byol", "no all", "no chance", "fewer regions", "supervised"])
+def test_figures_that_apply(without, expected):
+    for r in (record(without=without), record(history={name: [None] * 3 for name in without})):
+        assert list(pretraining_figures(r)) == expected
+        for name in set(FIGURES) - set(expected):
+            with pytest.raises(BenchError, match=f"simfle on lfw.* no figure {name} of this run, .* no "): FIGURES[name](r)
+
+
+def test_what_a_record_lacks_is_named():
+    with pytest.raises(BenchError, match="history has no feature_std[.]"): pretraining_curves(record(without=("feature_std",)))
+    with pytest.raises(BenchError, match="no hit_all and no hit_chance[.]"): landmark_hits(record(without=HITS))
+
+
+# --- each figure's numbers ---
+
+@pytest.mark.parametrize("epochs", [1, 7])
+@pytest.mark.parametrize("without, expected", [((), ["reconstruction", "g", "feature_std"]), (BYOL, ["feature_std"]),
+                                               (("g",), ["reconstruction", "feature_std"])], ids=["simfle", "byol", "mae"])
+def test_panels_are_those_the_run_has_and_hold_its_numbers(without, expected, epochs):
+    r = record(epochs, without)
+    axes = pretraining_curves(r).axes
+    for ax, name in zip(axes, expected, strict=True):
+        np.testing.assert_array_equal(ax.lines[0].get_xdata(), r.history["epoch"])
+        np.testing.assert_array_equal(ax.lines[0].get_ydata(), r.history[name])
+        assert ax.get_yscale() == ("log" if name == "g" else "linear") and ax.get_ylabel()
+    assert [ax.get_xlabel() for ax in axes] == [""] * (len(axes) - 1) + ["epoch"]
+
+
+@pytest.mark.parametrize("g, limits", [([80, 20, 9], (1, 100)), ([1.5, 1.4, 1.4], (1, 10)), ([10, 10, 10], (10, 100)),
+                                       ([5e4, 1, 2e-3], (1e-3, 1e5)), ([None, 20, 30], (10, 100))])
+def test_the_axis_of_g_is_whole_decades_around_it(g, limits):
+    ax = pretraining_curves(record(history=dict(g=g))).axes[1]
+    assert ax.get_ylim() == pytest.approx(limits)
+
+
+def test_a_g_of_zero_is_not_lost_on_a_logarithmic_axis():
+    ax = pretraining_curves(record(history=dict(g=[2.0, 1.0, 0.0]))).axes[1]
+    assert ax.get_yscale() == "linear" and ax.get_ylim()[0] <= 0
+
+
+@pytest.mark.parametrize("std, collapsed", [([0.9, 0.5, 0.099], True), ([0.02, 0.05, 0.1], False), ([0.01, 0.02, 1.4], False),
+                                            ([0.5, 0.04, None], True)])
+def test_the_title_says_where_the_last_epoch_has_collapsed(std, collapsed):
+    ax = pretraining_curves(record(history=dict(feature_std=std))).axes[-1]
+    assert ("Nearly all faces have one vector" in ax.get_title()) == collapsed and "dotted" in ax.get_title()
+    assert collapsed == (f"{[v for v in std if v is not None][-1]:.2g} at the end" in ax.get_title())
+    bound = ax.lines[1]
+    assert list(bound.get_ydata()) == [0.1, 0.1] and bound.get_linestyle() == ":"
+    assert ax.get_ylim()[0] == 0 and ax.get_ylim()[1] > max(v for v in std if v is not None)
+
+
+def test_the_bound_is_that_of_the_methods():
+    from fer_bench.methods.selfsupervised import COLLAPSED_BELOW
+    assert ours.COLLAPSED_BELOW == COLLAPSED_BELOW
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 40])
+def test_hits_are_the_shares_in_the_order_they_end_with_chance_dotted(epochs):
+    r = record(epochs)
+    ax = landmark_hits(r).axes[0]
+    order = sorted(HITS, key=lambda c: -r.history[c].iloc[-1])
+    for line, c in zip(ax.lines, order, strict=True):
+        name = {"hit_all": "all but contour"}.get(c, c.removeprefix("hit_"))
+        assert line.get_label() == f"{name} {100 * r.history[c].iloc[-1]:.0f}"
+        assert (line.get_linestyle() == ":") == (c == "hit_chance")
+        np.testing.assert_allclose(line.get_ydata(), [25, 25] if c == "hit_chance" else 100 * r.history[c])
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [line.get_label() for line in ax.lines]
+    assert len({(line.get_color(), line.get_marker()) for line in ax.lines}) == 7 and ax.get_ylim()[0] == 0
+
+
+def test_without_a_contour_all_is_all_and_a_scheme_of_its_own_is_drawn():
+    found = landmark_hits(record(without=HITS[1:-1], history=dict(hit_left_eye=[0.1, 0.2, 0.4]))).axes[0].lines
+    assert {line.get_label() for line in found} == {"all 20", "left_eye 40", "chance 25"}
+
+
+def test_regions_look_the_same_whatever_they_end_at():
+    def looks(r):
+        return {line.get_label().split()[0]: (line.get_color(), line.get_marker()) for line in landmark_hits(r).axes[0].lines}
+    assert looks(record()) == looks(record(history=dict(hit_brows=[0.3, 0.5, 0.9])))

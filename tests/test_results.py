@@ -1,0 +1,28 @@
+"""The committed tables are what the committed records say."""
+import json
+from pathlib import Path
+
+import pytest
+
+from fer_bench.config import RunConfig, run_id
+from fer_bench.record import load_runs
+from fer_bench.report.summary import summarise
+from fer_bench.report.tables import to_markdown
+
+RESULTS = Path(__file__).parent.parent/"results"
+RECORDS = load_runs(RESULTS)
+
+def chosen(**fields): return [r for r in RECORDS if all(r.config[k] == v for k, v in fields.items())]
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.id)
+def test_a_record_is_whole_and_named_by_what_it_holds(record):
+    "Every file has the hash that was sealed, and the config still gives the name."
+    for name in record.status["files"]: record.path(name)
+    m, config = record.metrics, RunConfig(**record.config)
+    assert run_id(config, m["data_hash"], m["split_hash"], pool_hash=m.get("pool", {}).get("hash", "")) == record.id
+    assert m["test"]["n"] == len(record.predictions) and record.environment["dirty"] is False
+    json.dumps(record.metrics, allow_nan=False)
+
+def test_the_table_of_few_labels():
+    table = to_markdown(summarise(chosen(dataset="ferplus", labels_per_class=50)))
+    assert table in (RESULTS/"ferplus-50.md").read_text()
