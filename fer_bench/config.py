@@ -119,7 +119,8 @@ class RunConfig(BaseModel):
     beta: float = Field(0.97, gt=0, le=1, description="labelled-confidence threshold: what it rises to at confidence 1")
     gamma: float = Field(2.718281828459045, gt=1, description="labelled-confidence threshold: how fast it rises")
     floor: float = Field(0.8, gt=0, le=1, description="labelled-confidence threshold: its smallest value")
-    t_unit: Literal["progress", "epochs"] = Field("progress", description="labelled-confidence threshold: t counts epochs, or twentieths of the progress")
+    t_unit: Literal["progress", "epochs"] = Field("progress", description="labelled-confidence threshold: t counts epochs, or "
+                                                        "twentieths of the progress")
     unlabelled_bn: Literal["joint", "apart"] = Field("joint", description="unlabelled faces share the labelled ones' batch "
                                                      "statistics, or pass alone and leave no trace")
     # pretraining without labels, and the probe after it

@@ -236,9 +236,9 @@ def test_sgd_probe_learns_what_is_separable_and_shows_it_epoch_by_epoch():
         seen.append(progress)
         return {"val_WAR": float((predict(method, feed, np.arange(40, 48), 32).argmax(1) == labels[40:]).mean())}
 
-    history = sgd_probe(method.judged, feed, np.arange(40), labels[:40], 32, 15, batch_size=20, lr=10.0, after_epoch=after_epoch)
-    assert [row["epoch"] for row in history] == list(range(1, 16)) and seen[-1] == 1
-    assert history[-1]["loss"] < 0.9 * history[0]["loss"] and history[-1]["val_WAR"] == 1
+    history = sgd_probe(method.judged, feed, np.arange(40), labels[:40], 32, 25, lr=2.0, after_epoch=after_epoch)
+    assert [row["epoch"] for row in history] == list(range(1, 26)) and seen[-1] == 1
+    assert history[-1]["loss"] < 0.95 * history[0]["loss"] and history[-1]["val_WAR"] == 1
 
 
 def test_sgd_probe_is_the_published_step():
