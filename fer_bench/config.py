@@ -52,7 +52,7 @@ CHOICES = {
 SEMI = tuple(m for m, c in CHOICES.items() if "policy" in c)  # the semi-supervised methods
 SELF = tuple(m for m, c in CHOICES.items() if "mu" in c and m not in SEMI)  # the self-supervised ones
 PRESETS_OF = {
-    SEMI: {"tiny": dict(labels_per_class=1), "quick": dict(labels_per_class=25, batch_size=32, steps_per_epoch=30),
+    SEMI: {"tiny": dict(labels_per_class=1), "quick": dict(labels_per_class=25, batch_size=32, steps_per_epoch=40),
            "standard": dict(labels_per_class=50), "paper": dict(labels_per_class=100)},
     SELF: {"tiny": dict(facemae="tiny", proj_hidden=64), "quick": dict(facemae="tiny", proj_hidden=512),
            "standard": dict(facemae="small", lr=0.025),
