@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fer_bench.core import BenchError
-from fer_bench.models.backbones import create_backbone, create_classifier
+from fer_bench.models.backbones import create_backbone, create_classifier, create_cnn, map_size
 from fer_bench.models.facemae import (
     SIZES,
     Grouping,
@@ -16,11 +16,9 @@ from fer_bench.models.facemae import (
     channel_cosines,
     channel_grouping_loss,
     check_groups,
-    create_cnn,
     create_facemae,
     group_scores,
     keep_highest,
-    map_size,
     n_kept,
     patch_targets,
     patchify,

@@ -26,14 +26,13 @@ from fer_bench.methods.selfsupervised import (
     simclr,
     simsiam,
 )
-from ..models.backbones import feature_width
+from ..models.backbones import feature_width, map_size
 from fer_bench.models.facemae import (
     MIN_MAP,
     Grouping,
     channel_grouping_loss,
     check_groups,
     create_facemae,
-    map_size,
     n_kept,
     patchify,
     random_mask,
