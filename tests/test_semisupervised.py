@@ -279,7 +279,7 @@ def test_paper_presets_on_fake_trees(tiny, tmp_path, name, dataset, faces, field
     (dict(below="contrast"), "pseudo='two_weak'"), (dict(below="fairness"), "policy='freematch'"),
     (dict(pseudo="ema", policy="none", ema=0.0), "ema must be above 0"),
     (dict(labels_per_class=1, batch_size=40), "fewer than the 80 of a step"),
-    (dict(method="supervised", mu=3), "'mu' belongs to the methods that use unlabelled faces"),
+    (dict(method="supervised", mu=3), "'mu' is for other methods"),
     (dict(unlabelled="pool", pool_root="nowhere"), "nowhere"),
 ], ids=lambda v: str(v)[:40])
 def test_bad_choices(tiny, fields, says):
