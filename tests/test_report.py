@@ -183,6 +183,13 @@ def test_confusion_matrix_shows_percent_of_the_truth_and_counts():
     drawn_without_a_complaint(fig)
 
 
+
+def test_training_curve_of_a_pretraining_says_how_it_was_judged():
+    fig = training_curve(record(history={"val_WAR": 0.3, "feature_std": 0.8, "g": 20.0, "hit_all": 0.2, "similarity": 1.0}))
+    assert [t.get_text() for t in fig.axes[1].get_legend().get_texts()] == ["validation, k-NN"]
+    assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()] == ["loss", "similarity"]
+
+
 @pytest.mark.parametrize("k", [2, 11])
 def test_confusion_matrix_of_few_and_many_classes(k):
     fig = confusion_matrix(record(classes=[f"class{i}" for i in range(k)],

@@ -68,6 +68,7 @@ def training_curve(record) -> Figure:
     `record`: a finished run; read are `history`, `config` and `metrics`."""
     history, marker = record.history, "o" if len(record.history) == 1 else ""  # a line of one point cannot be seen
     judged = [c for c in JUDGED if c in history and history[c].notna().any()]
+    knn = ", k-NN" if "feature_std" in history else ""  # pretraining has no classifier yet
     fig = Picture(PAGE if judged else COLUMN + 0.8, 2.4)
     axes = np.atleast_1d(fig.subplots(1, 1 + bool(judged)))
     axes[0].plot(history["epoch"], history["loss"], marker=marker, color="black", label="loss")
@@ -75,7 +76,7 @@ def training_curve(record) -> Figure:
     axes[0].set(ylabel="training loss")
     axes[0].legend()
     if judged:
-        for c in judged: axes[1].plot(history["epoch"], 100 * history[c], marker=marker or ".", label=JUDGED[c])
+        for c in judged: axes[1].plot(history["epoch"], 100 * history[c], marker=marker or ".", label=JUDGED[c] + knn)
         axes[1].axvline(record.metrics["epoch"], color="grey", lw=1, ls=":")
         axes[1].set(ylabel="WAR (%)", title=f"dotted: the reported epoch, {record.metrics['epoch']}")
         axes[1].legend()
