@@ -42,9 +42,9 @@ def watch(config, method, feed, faceset, split, pool):
     def after_epoch(progress: float) -> dict:
         facts = {} if truth is None else pseudo_label_counts(method.decided.cpu().numpy(), truth, len(faceset.meta["classes"]))
         facts |= method.after_epoch(progress, labelled)
-        if getattr(method, "ffl", None) and faceset.index["landmarks"].notna().all():
-            facts |= _landmark_hits(config, method, feed, faceset, split)
-        if len(split.val): facts["val_WAR"] = war(split.val)
+        if len(split.val):
+            if getattr(method, "paints", False): facts |= _masks(config, method, feed, faceset, _spread(split.val, 200))
+            facts["val_WAR"] = war(split.val)
         if config.select == "oracle": facts["test_WAR"] = war(split.test)
         name = {"val": "val_WAR", "oracle": "test_WAR"}.get(config.select)
         return facts | ({"score": facts[name]} if name else {})
@@ -59,13 +59,14 @@ def _knn_war(config, method, feed, faceset, split, rows) -> float:
     votes = knn_logits(features[:len(known)], faceset.labels[known], features[len(known):], n_classes, k=min(20, len(known)))
     return float((votes.argmax(1) == faceset.labels[asked]).mean())
 
-def _landmark_hits(config, method, feed, faceset, split) -> dict:
-    "Share of the landmarks of 200 validation faces in the patches that SimFLE keeps of them, a group a face in turn."
-    rows = _spread(split.val if len(split.val) else split.labelled, 200)
+def _masks(config, method, feed, faceset, rows) -> dict:
+    "How well the method paints what its masks take from the faces `rows`, a group a face in turn, and the landmarks they leave."
     images = make_view("plain")(feed(rows), config.image_size)
-    with evaluating(method): mask = method.explain(images, torch.arange(len(rows), device=images.device) % config.groups)["mask"]
-    hits = patch_hits(mask.cpu().numpy(), landmarks_of(faceset, rows) / faceset.images.shape[1], regions_of(faceset))
-    return {f"hit_{region}": share for region, share in hits.items()}
+    with evaluating(method): seen = method.explain(images, torch.arange(len(rows), device=images.device) % config.groups)
+    facts = {"val_reconstruction": float(seen["reconstruction"])}
+    if faceset.index["landmarks"].isna().any(): return facts
+    hits = patch_hits(seen["mask"].cpu().numpy(), landmarks_of(faceset, rows) / faceset.images.shape[1], regions_of(faceset))
+    return facts | {f"hit_{region}": share for region, share in hits.items()}
 
 def probe(config, method, feed, faceset, split) -> tuple[dict, list[dict]]:
     "Learn the head of `method.net` on frozen features of the labelled faces; → (what the record says of it, its history)."

@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 
 from fer_bench.core import BenchError
 from fer_bench.evaluate.metrics import classification_metrics, confusion_counts, rates
-from fer_bench.evaluate.statistics import bootstrap_intervals, wilson
+from fer_bench.evaluate.statistics import bootstrap_intervals, paired_bootstrap, wilson
 
 
 @st.composite
@@ -180,3 +180,33 @@ def test_statistics_and_report_need_no_torch():
     code = ("import sys, fer_bench.evaluate.statistics, fer_bench.report.tables, fer_bench.report.figures; "
             "sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ---- two models on the same faces
+
+def test_paired_bootstrap_is_that_of_drawing_faces():
+    "Differences exactly; quantiles as those of drawing faces one by one, up to the noise of two bootstraps."
+    rng = np.random.default_rng(0)
+    labels, logits = rng.integers(0, 3, 120), rng.normal(size=(120, 3))
+    logits[np.arange(120), labels] += 1
+    others = logits + rng.normal(size=(120, 3))  # a worse model that mostly agrees
+    found = paired_bootstrap(logits, others, labels, n_resamples=4000)
+    scores = lambda rows, z: plain(z[rows], labels[rows])
+    faces = [rng.integers(0, 120, 120) for _ in range(1000)]
+    for name, (difference, low, high) in found.items():
+        assert difference == pytest.approx(scores(np.arange(120), logits)[name] - scores(np.arange(120), others)[name])
+        drawn = [scores(rows, logits)[name] - scores(rows, others)[name] for rows in faces]
+        assert (low, high) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.015)
+
+def test_paired_bootstrap_of_a_model_with_itself_and_turned_round():
+    rng = np.random.default_rng(1)
+    labels, logits, others = rng.integers(0, 4, 60), rng.normal(size=(60, 4)), rng.normal(size=(60, 4))
+    assert set(paired_bootstrap(logits, logits, labels).values()) == {(0.0, 0.0, 0.0)}
+    one, two = paired_bootstrap(logits, others, labels), paired_bootstrap(others, logits, labels)
+    for name in one: assert one[name][0] == pytest.approx(-two[name][0]) and one[name][1] < one[name][2]
+
+def test_paired_bootstrap_needs_two_models_on_the_same_faces():
+    labels, logits = np.array([0, 1, 1]), np.eye(3)[[0, 1, 1]]
+    with pytest.raises(BenchError, match="same faces"): paired_bootstrap(logits, logits[:, :2], labels)
+    with pytest.raises(BenchError): paired_bootstrap(logits, logits[:2], labels)
+    with pytest.raises(BenchError, match="n_resamples"): paired_bootstrap(logits, logits, labels, n_resamples=0)

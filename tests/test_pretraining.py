@@ -71,6 +71,7 @@ def test_what_it_pretrained_comes_back(pretrained):
     assert kept.sum(1).tolist() == [4, 4, 4]
     assert (seen["kept"] != 0.5).any(1).unfold(1, 8, 8).unfold(2, 8, 8).flatten(3).any(3).flatten(1).equal(kept)
     assert pretrained.history[["hit_all", "hit_chance", "hit_mouth"]].map(lambda v: 0 <= v <= 1).all(axis=None)
+    assert (pretrained.history["val_reconstruction"] > 0).all()
     (pretrained.folder/"pretrained.safetensors").unlink()
     with pytest.raises(BenchError, match="travel without weights"): load_pretrained(pretrained)
 

@@ -19,7 +19,7 @@ def test_a_record_is_whole_and_named_by_what_it_holds(record):
     "Every file has the hash that was sealed, and the config still gives the name."
     for name in record.status["files"]: record.path(name)
     m, config = record.metrics, RunConfig(**record.config)
-    assert run_id(config, m["data_hash"], m["split_hash"], pool_hash=m.get("pool", {}).get("hash", "")) == record.id
+    assert run_id(config, m["data_hash"], m["split_hash"], m.get("init_hash", ""), m.get("pool", {}).get("hash", "")) == record.id
     assert m["test"]["n"] == len(record.predictions) and record.environment["dirty"] is False
     json.dumps(record.metrics, allow_nan=False)
 

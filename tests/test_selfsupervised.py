@@ -285,6 +285,21 @@ def test_explain_shows_what_the_step_does():
     torch.testing.assert_close(seen["painted"] * kept, images * kept, rtol=0, atol=1e-5)
     assert not torch.allclose(seen["painted"], images, atol=0.05)
 
+@pytest.mark.parametrize("name", ["simfle_random", "mae"])
+def test_explain_of_random_masks(name):
+    "The same masks at every call, not those of the groups, and the error of painting under them."
+    method, images = make(name).eval(), torch.rand(5, 3, 32, 32)
+    one, two = (method.explain(images, torch.full((5,), group)) for group in (0, 1))
+    assert torch.equal(one["mask"], two["mask"]) and len({tuple(m) for m in one["mask"].tolist()}) > 1
+    predicted, target = (cut(v, 8) for v in (one["painted"], one["face"]))
+    assert one["reconstruction"].item() > 0 and (predicted - target).abs()[one["mask"].bool()].mean() > 0.01
+    torch.testing.assert_close(predicted[~one["mask"].bool()], target[~one["mask"].bool()], rtol=0, atol=1e-5)
+
+def cut(pictures, p):
+    "(B, L, C, p, p) of pictures (B, C, S, S), patch by patch."
+    side = pictures.shape[2] // p
+    return torch.stack([pictures[:, :, r*p:(r+1)*p, c*p:(c+1)*p] for r in range(side) for c in range(side)], 1)
+
 # ---- the others against plain versions
 
 def test_simclr_against_plain_loops():

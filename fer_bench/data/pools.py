@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['exam_hashes', 'Pool', 'PoolImages']
 
-# %% ../../nbs/data/pools.ipynb #823359e0
+# %% ../../nbs/data/pools.ipynb #25ee26c4
+from functools import cached_property
+
 import numpy as np
 import pandas as pd
 
@@ -43,7 +45,7 @@ class Pool:
         return np.concatenate([[None if pd.isna(s) else f"{i}/{s}" for s in faces.index["subject"].iloc[rows]]
                                for i, (faces, rows) in enumerate(self.members)]).astype(object)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         return json_hash([[faces.meta["content_hash"], sha256(np.ascontiguousarray(rows))] for faces, rows in self.members])
 

@@ -83,8 +83,8 @@ def _class_weights(labels: np.ndarray, n_classes: int, balance: str) -> np.ndarr
         raise BenchError(f"balance = {balance!r}: a probe takes none or weights, since it has no batches to draw by class.")
     return np.ones(n_classes) if balance == "none" else len(labels) / (n_classes * np.bincount(labels, minlength=n_classes))
 
-# %% ../../nbs/evaluate/protocols.ipynb #003e05a9
-STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)  # L2 penalties λ of the mean loss
+# %% ../../nbs/evaluate/protocols.ipynb #813e2852
+STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)  # L2 penalties λ of the mean loss
 
 @dataclass
 class Probe:

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core import BenchError
+from ..data.views import seeded
 from .base import running_statistics_kept
+from .mae import mae, painting
 from fer_bench.methods.selfsupervised import (
     WithTarget,
     at_least_float32,
     feature_std,
-    mae,
     mocov2,
     projector,
     similarity_loss,
@@ -34,11 +35,8 @@ from fer_bench.models.facemae import (
     check_groups,
     create_facemae,
     n_kept,
-    patchify,
     random_mask,
-    reconstruct,
     semantic_mask,
-    unpatchify,
     usual_patch,
 )
 
@@ -85,18 +83,15 @@ class FFL(nn.Module):
         parts = {"reconstruction": reconstruction, "distillation": c.lambda_d * distillation_loss(z), "grouping": c.lambda_g * g**2}
         return parts, {"g": g}
 
-    def masks(self, activation, generator) -> tuple[torch.Tensor, torch.Tensor]:
-        "(`ids_keep` (B, K), `mask` (B, L), 0 keep 1 remove) for `activation` (B, C, h, w), by semantic or random masks."
+    def masks(self, activation, generator, group=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(`ids_keep` (B, K), `mask` (B, L), 0 keep 1 remove) for `activation` (B, C, h, w), by semantic or random masks.
+
+        `group` (B,): the groups that decide; None: drawn from `generator`, as the random masks are."""
         c, n, device = self.config, len(activation), activation.device
         if self.masking == "random":
             masks = random_mask(n, self.facemae.encoder.n_patches, c.mask_ratio, generator)
             return tuple(m.to(device, non_blocking=True) for m in masks)
-        group = torch.randint(c.groups, (n,), generator=generator).to(device, non_blocking=True)
-        return self.semantic(activation, group)
-
-    def semantic(self, activation, group) -> tuple[torch.Tensor, torch.Tensor]:
-        "(`ids_keep` (B, K), `mask` (B, L)): `semantic_mask` of `activation` (B, C, h, w) by `group` (B,), as `config` says."
-        c = self.config
+        if group is None: group = torch.randint(c.groups, (n,), generator=generator).to(device, non_blocking=True)
         return semantic_mask(activation, c.groups, group, self.size, self.patch_size, c.mask_ratio)
 
 # %% ../../nbs/methods/simfle.ipynb #bd897dfc
@@ -111,6 +106,7 @@ class SimFLE(WithTarget):
         super().__init__(net, config, projector(feature_width(net.backbone), config.proj_hidden, config.proj_dim))
         self.predictor = projector(config.proj_dim, config.proj_hidden, config.proj_dim)
         if ffl: _check_map(net.backbone, config)
+        self.paints = ffl
         self.ffl = FFL(net.backbone.num_features, self.width, config, masking) if ffl else None  # last, so that GFL starts as BYOL does
         self.views = {"unlabelled": ["ssl", "ssl", *["plain"] * ffl]}
 
@@ -147,18 +143,14 @@ class SimFLE(WithTarget):
     @torch.no_grad()
     def explain(self, images, group) -> dict:
         """What FFL makes of faces `images` (B, 3, S, S) in [0, 1] when the groups `group` (B,) decide: "activation" (B, C, h, w),
-        "ids_keep" (B, K), "mask" (B, L); and as pictures (B, 3, s, s) in [0, 1], s the size of x0: the "face", the "map" of its group,
-        the patches "kept", and what is "painted", as `reconstruct` does."""
+        the "map" of that group as pictures (B, 3, s, s) in [0, 1], s the size of x0, and what `painting` gives. Random masks are
+        the same at every call."""
         ffl, (x0, features) = self.ffl, self.look(images)
         activation = ffl.grouping(features)
-        ids_keep, mask = ffl.semantic(activation, group)
-        _, _, predicted = ffl.facemae(x0, ids_keep, mask)
-        face, painted = ((x * self.net.std + self.net.mean).clamp(0, 1) for x in (x0, reconstruct(x0, predicted, mask, ffl.patch_size)))
-        kept = unpatchify(torch.where(mask[..., None].bool(), 0.5, patchify(face, ffl.patch_size)), ffl.patch_size)
+        seen = painting(self.net, ffl.facemae.encoder, ffl.facemae.decoder, x0, *ffl.masks(activation, seeded(self.config.seed), group))
         own = activation.unflatten(1, (self.config.groups, -1))[torch.arange(len(group), device=group.device), group].sum(1, keepdim=True)
-        own = F.interpolate(own / own.amax((2, 3), keepdim=True).clamp(min=1e-12), face.shape[-2:], mode="bilinear", align_corners=False)
-        return {"activation": activation, "ids_keep": ids_keep, "mask": mask,
-                "face": face, "map": own.expand_as(face), "kept": kept, "painted": painted}
+        own = F.interpolate(own / own.amax((2, 3), keepdim=True).clamp(min=1e-12), x0.shape[-2:], mode="bilinear", align_corners=False)
+        return {"activation": activation, "map": own.expand_as(x0), **seen}
 
 def _check_map(backbone, config) -> None:
     size = face_size(config.image_size)
