@@ -15,13 +15,15 @@ from .data.fer2013 import Fer2013Source, ferplus
 from .data.sets import CkSource, ExpwSource, JaffeSource, RafdbSource, SfewSource
 from .data.sources import CsvSource, FolderSource
 from .methods.base import Method
+from .methods.eac import eac
 from .methods.semisupervised import semisupervised
 from .methods.simfle import SELF
 from .methods.supervised import supervised
 
-# %% ../nbs/catalogue.ipynb #4878b341
+# %% ../nbs/catalogue.ipynb #6f0c1ea5
 METHODS = {
     "supervised": (supervised, "cross-entropy on the labelled faces"),
+    "eac": (eac, "cross-entropy, and class-activation maps that agree between a face and its mirror image"),
     "pseudo_label": (semisupervised, "pseudo-labels of confidence .95 on the very view that gave them"),
     "fixmatch": (semisupervised, "pseudo-labels of a weak view, confidence .95, learned on a strong view"),
     "flexmatch": (semisupervised, "FixMatch with a threshold for each class by how often it is named"),

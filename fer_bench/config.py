@@ -161,6 +161,7 @@ class RunConfig(BaseModel):
     ema: float | None = Field(None, ge=0, lt=1, description="decay of the averaged weights used for evaluation; 0: none; None: 0.999, in "
                                                             "pretraining 0")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    lambda_eac: float = Field(5.0, ge=0, description="EAC: weight of the agreement between the maps of a face and its mirror image")
     balance: Literal["none", "sampler", "weights"] | None = Field(None, description="class balancing: none, by draw, by loss; "
                                                                   "None: by draw for semi-supervised methods, else none")
     select: Literal["last", "val", "oracle"] = Field("last", description="epoch reported: the last, the best on "
@@ -225,7 +226,7 @@ def _fields(first: str, last: str) -> tuple[str, ...]:
 
 FIELDS_OF = {  # methods -> the parameters that only they have a use for
     (*SEMI, *SELF): _fields("unlabelled", "mu"), SEMI: _fields("policy", "unlabelled_bn"),
-    (*SELF, "linear_probe"): ("probe",), SELF: _fields("momentum", "queue"),
+    (*SELF, "linear_probe"): ("probe",), ("eac",): ("lambda_eac",), SELF: _fields("momentum", "queue"),
 }
 
 def _sentence(error: ValidationError, values: dict) -> str:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WEAK', 'DEGREE', 'GEOMETRIC', 'PHOTOMETRIC', 'OPS', 'SMALL_FACE', 'LEAST_CROP', 'VIEWS', 'seeded', 'uniform',
            'to_rgb', 'affine', 'warp', 'shrink', 'Plain', 'Weak', 'luma', 'mean_grey', 'posterize', 'motion', 'relight',
-           'cutout', 'Strong', 'turn_hue', 'recolour', 'blur', 'Ssl', 'make_view', 'apply_view']
+           'cutout', 'erase', 'Strong', 'turn_hue', 'recolour', 'blur', 'Ssl', 'Erased', 'make_view', 'apply_view']
 
 # %% ../../nbs/data/views.ipynb #5fe7241e
 import math
@@ -144,9 +144,13 @@ def cutout(images: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
 
     `square`: (B, 3), x and y of its middle and its side as shares of the picture; it may reach over the rim. A pixel lies in
     it where its middle does. Source: DeVries and Taylor, arXiv 1708.04552."""
-    x, y, side = square.to(images, non_blocking=True).T[..., None]  # (B, 1) each
+    return erase(images, square[:, [0, 1, 2, 2]])
+
+def erase(images: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
+    "As `cutout`, with `box` (B, 4): x and y of the middle, width and height."
+    x, y, width, height = box.to(images, non_blocking=True).T[..., None]  # (B, 1) each
     middles = (torch.arange(images.shape[-1], device=images.device) + 0.5) / images.shape[-1]
-    across, down = (middles - x).abs() < side / 2, (middles - y).abs() < side / 2  # (B, S)
+    across, down = (middles - x).abs() < width / 2, (middles - y).abs() < height / 2  # (B, S)
     return images.masked_fill_(across[:, None, None, :] & down[:, None, :, None], 0.5)
 
 # %% ../../nbs/data/views.ipynb #a1f91fa7
@@ -221,8 +225,23 @@ class Ssl:
         sigma = sigma.to(images, non_blocking=True) * size / 224
         return blur(images, sigma, 2 * round(size / 20) + 1).clamp_(0, 1).expand(-1, 3, -1, -1)
 
-# %% ../../nbs/data/views.ipynb #ab5bc804
-VIEWS = {"plain": Plain, "weak": Weak, "strong": Strong, "ssl": Ssl}
+# %% ../../nbs/data/views.ipynb #46ec8483
+class Erased(Weak):
+    """The view `weak`, then for half of the faces a grey rectangle over 2 to 25 % of the area: (B, 3, size, size) in [0, 1].
+
+    Sides 3:10 to 10:3, wholly inside the picture. Sources: arXiv 1708.04896; the share of EAC, arXiv 2207.10299."""
+    def sample(self, generator, n: int) -> dict:
+        moved, area = super().sample(generator, n), uniform(generator, n, 0.02, 0.25) * (torch.rand(n, generator=generator) < 0.5)
+        stretch = torch.exp(uniform(generator, n, math.log(0.3), -math.log(0.3))).sqrt()
+        sides = torch.stack([area.sqrt() * stretch, area.sqrt() / stretch], 1)  # (n, 2), at most .91
+        middle = torch.rand(n, 2, generator=generator) * (1 - sides) + sides / 2
+        return {**moved, "box": torch.cat([middle, sides], 1)}
+
+    def __call__(self, images, size: int, theta, gain, lift, box) -> torch.Tensor:
+        return erase(super().__call__(images, size, theta, gain, lift).contiguous(), box)
+
+# %% ../../nbs/data/views.ipynb #dc72e0e0
+VIEWS = {"plain": Plain, "weak": Weak, "strong": Strong, "ssl": Ssl, "erased": Erased}
 
 def make_view(name: str):
     "The view called `name`; `BenchError` with the nearest names where there is none."

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ..core import BenchError
 from .base import Method, running_statistics_kept
 from .contrast import nt_xent
-from .supervised import class_weights, cross_entropy
+from .supervised import cross_entropy, loss_weights
 from .thresholds import fairness_loss, make_policy
 
 # %% ../../nbs/methods/semisupervised.ipynb #82c2f87a
@@ -104,6 +104,6 @@ def semisupervised(net, config, counts, n_unlabelled: int) -> SemiSupervised:
     `BenchError` for thresholds outside (0, 1], and an averaged teacher without averaging."""
     if config.pseudo == "ema" and not config.ema:
         raise BenchError("pseudo = 'ema' takes its targets from the averaged network, so ema must be above 0, such as 0.999.")
-    weights = class_weights(torch.as_tensor(counts)) if config.balance == "weights" else None
+    weights = loss_weights(config, counts)
     policy = None if config.policy == "none" else make_policy(config.policy, len(counts), n_unlabelled, config)
     return SemiSupervised(net, policy, config, n_unlabelled, weights)
