@@ -1,17 +1,11 @@
 """Figures of a self-supervised run from records made by hand: the record's own numbers, collapse, and only what applies."""
-import io
-import json
-import warnings
-from types import SimpleNamespace
-
 import numpy as np
-import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
+from figure_checks import assert_readable, assert_says_what_it_is_of, legend, made_record
 
 from fer_bench.core import BenchError
 from fer_bench.report import selfsupervised as ours
+from fer_bench.report.figures import training_curve
 from fer_bench.report.selfsupervised import FIGURES, landmark_hits, pretraining_curves, pretraining_figures
 
 REGIONS = ("brows", "contour", "eyes", "mouth", "nose")
@@ -20,67 +14,31 @@ BYOL = ("reconstruction", "g", *HITS)  # what it has not
 
 
 def record(epochs=3, without=(), history=None, metrics=None, config=None):
-    "A run of SimFLE as a record gives it: its history was JSON once."
+    "A run of SimFLE as a record gives it."
     e = np.arange(1, epochs + 1)
     columns = {"epoch": e, "loss": 3 / e, "similarity": 2 / e, "reconstruction": 0.9 / e**0.5, "grouping": 0.1 / e,
                "feature_std": 0.6 + 0.2 * (1 - 1 / e), "g": 80 / e**2, "val_WAR": 0.5 - 0.2 / e, "score": e * 0.0}
     columns |= {name: 0.2 + 0.06 * i * e / epochs for i, name in enumerate(HITS)} | {"hit_chance": np.full(epochs, 0.25)}
-    columns = {name: np.asarray(c).tolist() for name, c in (columns | (history or {})).items() if name not in without}
-    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    return SimpleNamespace(
-        config=dict(method="simfle", dataset="lfw", labels_per_class=None, seed=0) | (config or {}),
-        history=pd.read_json(io.StringIO("\n".join(map(json.dumps, rows))), lines=True),
-        metrics=dict(drawn=False, select="last", epoch=epochs, classes=["neutral", "happiness"]) | (metrics or {}))
-
-
-def texts(fig): return list(dict.fromkeys(fig.findobj(Text)))  # it finds those of a legend twice
-
-
-def said(fig): return " ".join(t.get_text() for t in texts(fig)).replace("\n", " ")
-
-
-def undrawn(fig):
-    "Labels of ticks that lie beyond their axis."
-    for axis in (axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)):
-        low, high = axis.get_view_interval()
-        yield from (t.label1 for t in [*axis.get_major_ticks(), *axis.get_minor_ticks()] if not low <= t.get_loc() <= high)
-
-
-def faults(fig):
-    "Texts of the figure that cover each other, and whether anything is cut off at its edge."
-    canvas = FigureCanvasAgg(fig)
-    canvas.draw()
-    page = fig.get_tightbbox(canvas.get_renderer())  # inches
-    beyond = set(undrawn(fig))
-    there = [t for t in texts(fig) if t.get_text().strip() and t.get_visible() and t not in beyond]
-    boxes = [(t.get_text(), t.get_window_extent().shrunk(0.96, 0.8)) for t in there]
-    over = [(a, b) for i, (a, one) in enumerate(boxes) for b, two in boxes[i + 1:] if one.overlaps(two)]
-    cut = min(page.min) < -0.01 or (page.max > fig.get_size_inches() + 0.01).any()
-    return [*over, "cut off"] if cut else over
+    return made_record(
+        columns | (history or {}), without, dict(method="simfle", dataset="lfw", labels_per_class=None, seed=0) | (config or {}),
+        dict(drawn=False, select="last", epoch=epochs, classes=["neutral", "happiness"]) | (metrics or {}))
 
 
 # --- every figure ---
 
 @pytest.mark.parametrize("epochs", [1, 100])
-@pytest.mark.parametrize("changes", [dict(g=1e-7), dict(without=BYOL), dict(feature_std=0.02, g=1.4)], ids=str)
+@pytest.mark.parametrize("changes", [dict(g=1e-7), dict(without=BYOL), dict(feature_std=0.02, g=1.4),
+                                     dict(val_reconstruction=0.9), dict(val_reconstruction=0.9, without=("g",))], ids=str)
 def test_each_figure_is_drawn_without_a_complaint_an_overlap_or_an_empty_panel(changes, epochs):
     without = changes.get("without", ())
     r = record(epochs, without, {name: np.full(epochs, v) for name, v in changes.items() if name != "without"})
-    for name, fig in pretraining_figures(r).items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert faults(fig) == [], name
-        assert fig.get_figwidth() == 3.5 and all(ax.has_data() for ax in fig.axes), name
+    assert_readable(pretraining_figures(r))
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_says_what_run_it_is_of_and_when_it_must_not_be_believed(name):
-    assert "simfle on lfw, all labels, seed 0" in said(FIGURES[name](record()))
-    assert "substitute" not in said(FIGURES[name](record()))
-    assert "no substitute for real ones" in said(FIGURES[name](record(metrics=dict(drawn=True))))
-    long = dict(method="simfle_random", dataset="affectnet8", labels_per_class=4000)
-    fig = FIGURES[name](record(config=long, metrics=dict(select="oracle")))
-    assert "oracle selection" in said(fig) and faults(fig) == []
+    assert_says_what_it_is_of(FIGURES[name], record, "simfle on lfw, all labels, seed 0",
+                              dict(method="simfle_random", dataset="affectnet8", labels_per_class=4000))
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -124,6 +82,29 @@ def test_panels_are_those_the_run_has_and_hold_its_numbers(without, expected, ep
     assert [ax.get_xlabel() for ax in axes] == [""] * (len(axes) - 1) + ["epoch"]
 
 
+@pytest.mark.parametrize("held_out", [[0.95, 0.8, 0.85], [None, 0.8, None]], ids=["each epoch", "one epoch"])
+def test_held_out_faces_are_a_second_line_in_the_panel_of_painting(held_out):
+    r = record(history=dict(val_reconstruction=held_out))
+    fig = pretraining_curves(r)
+    training, held = fig.axes[0].lines
+    np.testing.assert_array_equal(training.get_ydata(), r.history["reconstruction"])
+    np.testing.assert_array_equal(held.get_xdata(), r.history["epoch"])
+    np.testing.assert_allclose(held.get_ydata(), np.array(held_out, dtype=float))
+    assert legend(fig.axes[0]) == ["training", "held-out faces"] and len(fig.axes) == 3
+    assert held.get_color() != training.get_color() and held.get_marker() != training.get_marker()
+
+
+@pytest.mark.parametrize("history", [{}, dict(val_reconstruction=[None] * 3)], ids=["absent", "null"])
+def test_without_held_out_faces_the_panel_of_painting_has_one_line(history):
+    ax = pretraining_curves(record(history=history)).axes[0]
+    assert len(ax.lines) == 1 and ax.get_legend() is None
+
+
+def test_the_error_on_held_out_faces_is_no_part_of_the_training_loss():
+    ax = training_curve(record(history=dict(val_reconstruction=[0.9, 0.8, 0.7]))).axes[0]
+    assert legend(ax) == ["loss", "similarity", "reconstruction", "grouping"]
+
+
 @pytest.mark.parametrize("g, limits", [([80, 20, 9], (1, 100)), ([1.5, 1.4, 1.4], (1, 10)), ([10, 10, 10], (10, 100)),
                                        ([5e4, 1, 2e-3], (1e-3, 1e5)), ([None, 20, 30], (10, 100))])
 def test_the_axis_of_g_is_whole_decades_around_it(g, limits):
@@ -162,7 +143,7 @@ def test_hits_are_the_shares_in_the_order_they_end_with_chance_dotted(epochs):
         assert line.get_label() == f"{name} {100 * r.history[c].iloc[-1]:.0f}"
         assert (line.get_linestyle() == ":") == (c == "hit_chance")
         np.testing.assert_allclose(line.get_ydata(), [25, 25] if c == "hit_chance" else 100 * r.history[c])
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == [line.get_label() for line in ax.lines]
+    assert legend(ax) == [line.get_label() for line in ax.lines]
     assert len({(line.get_color(), line.get_marker()) for line in ax.lines}) == 7 and ax.get_ylim()[0] == 0
 
 

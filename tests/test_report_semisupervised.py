@@ -1,14 +1,7 @@
 """Figures of a semi-supervised run from records made by hand: the record's own numbers, gaps, and only what applies."""
-import io
-import json
-import warnings
-from types import SimpleNamespace
-
 import numpy as np
-import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
+from figure_checks import assert_readable, assert_says_what_it_is_of, legend, made_record
 
 from fer_bench.core import BenchError
 from fer_bench.report.semisupervised import (
@@ -25,44 +18,21 @@ TRUTH = ("pseudo_known", "pseudo_right")
 
 
 def record(k=8, epochs=3, without=(), history=None, metrics=None, config=None):
-    """A run of `k` classes as a record gives it: its history was JSON once. In the first epoch no face was taken for the
-    last class."""
+    "A run of `k` classes as a record gives it; in the first epoch no face was taken for the last class."
     rng = np.random.default_rng(0)
     used = rng.integers(50, 90, (epochs, k))
     used[0, -1] = 0
     columns = {"epoch": np.arange(1, epochs + 1), "loss": np.linspace(1, 0.5, epochs),
                "thresholds": rng.uniform(0.1, 1, (epochs, k)), "pool_seen": np.full(epochs, 900),
                "pool_used": used.sum(1), "pseudo_labels": used, "pseudo_known": used // 2, "pseudo_right": used // 3}
-    columns = {name: np.asarray(c).tolist() for name, c in (columns | (history or {})).items() if name not in without}
-    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    lines = "\n".join(map(json.dumps, rows))
     measured = dict(drawn=False, select="last", epoch=epochs, classes=NAMES[:k], labelled_counts=list(range(10, 10 + k)),
                     pool=dict(members=["lfw"], faces=900, dropped=3, hash="h"), pool_truth=list(range(100, 100 + k)))
-    return SimpleNamespace(
-        config=dict(method="dtm", dataset="ferplus", labels_per_class=50, seed=0) | (config or {}),
-        history=pd.read_json(io.StringIO(lines), lines=True),
-        metrics={n: v for n, v in (measured | (metrics or {})).items() if n not in without})
+    return made_record(columns | (history or {}), without,
+                       dict(method="dtm", dataset="ferplus", labels_per_class=50, seed=0) | (config or {}),
+                       measured | (metrics or {}))
 
 
 def lists(r, column): return np.array(r.history[column].tolist(), dtype=float)
-
-
-def labels(ax): return [t.get_text() for t in ax.get_legend().get_texts()]
-
-
-def texts(fig): return list(dict.fromkeys(fig.findobj(Text)))  # it finds those of a legend twice
-
-
-def faults(fig):
-    "Texts of the figure that cover each other, and whether anything is cut off at its edge."
-    canvas = FigureCanvasAgg(fig)
-    canvas.draw()
-    page = fig.get_tightbbox(canvas.get_renderer())  # inches
-    there = [t for t in texts(fig) if t.get_text().strip() and t.get_visible()]
-    boxes = [(t.get_text(), t.get_window_extent().shrunk(0.96, 0.8)) for t in there]
-    over = [(a, b) for i, (a, one) in enumerate(boxes) for b, two in boxes[i + 1:] if one.overlaps(two)]
-    cut = min(page.min) < -0.01 or (page.max > fig.get_size_inches() + 0.01).any()
-    return [*over, "cut off"] if cut else over
 
 
 # --- every figure ---
@@ -71,21 +41,13 @@ def faults(fig):
 @pytest.mark.parametrize("k", [2, 8])
 @pytest.mark.parametrize("without", [(), (*TRUTH, "pool_truth")], ids=["truth known", "no truth"])
 def test_each_figure_is_drawn_without_a_complaint_an_overlap_or_an_empty_panel(k, epochs, without):
-    for name, fig in pseudo_label_figures(record(k, epochs, without)).items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert faults(fig) == [], name
-        assert fig.get_figwidth() == 3.5 and all(ax.has_data() for ax in fig.axes), name
+    assert_readable(pseudo_label_figures(record(k, epochs, without)))
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_says_what_run_it_is_of_and_when_it_must_not_be_believed(name):
-    def said(r): return " ".join(t.get_text() for t in texts(FIGURES[name](r))).replace("\n", " ")
-    assert "dtm on ferplus, 50 labels a class, seed 0" in said(record())
-    assert "substitute" not in said(record())
-    assert "no substitute for real ones" in said(record(metrics=dict(drawn=True)))
-    long = dict(method="mean_teacher", dataset="affectnet8", labels_per_class=4000)
-    assert "oracle selection" in said(record(config=long, metrics=dict(select="oracle")))
+    assert_says_what_it_is_of(FIGURES[name], record, "dtm on ferplus, 50 labels a class, seed 0",
+                              dict(method="mean_teacher", dataset="affectnet8", labels_per_class=4000))
 
 
 ALL = list(FIGURES)
@@ -133,7 +95,7 @@ def test_threshold_curves_are_the_thresholds_in_the_order_they_end(k, epochs):
     ax = threshold_curves(r).axes[0]
     curves = lists(r, "thresholds")
     order = np.argsort(-curves[-1])
-    assert ax.get_ylim() == (0, 1) and labels(ax) == [f"{NAMES[c]} {curves[-1, c]:.2f}" for c in order]
+    assert ax.get_ylim() == (0, 1) and legend(ax) == [f"{NAMES[c]} {curves[-1, c]:.2f}" for c in order]
     for line, c in zip(ax.lines, order, strict=True):
         np.testing.assert_array_equal(line.get_xdata(), r.history["epoch"])
         np.testing.assert_array_equal(line.get_ydata(), curves[:, c])
@@ -149,10 +111,10 @@ def test_every_line_has_a_marker_to_be_told_by():
 
 def test_classes_with_the_same_thresholds_are_one_line():
     curves = np.full((3, 8), 0.95)
-    assert labels(threshold_curves(record(history=dict(thresholds=curves))).axes[0]) == ["all classes 0.95"]
+    assert legend(threshold_curves(record(history=dict(thresholds=curves))).axes[0]) == ["all classes 0.95"]
     curves[:, 1:] = 0.8
     curves[2, 1] = 0.9
-    found = [" ".join(text.split()) for text in labels(threshold_curves(record(history=dict(thresholds=curves))).axes[0])]
+    found = [" ".join(text.split()) for text in legend(threshold_curves(record(history=dict(thresholds=curves))).axes[0])]
     assert found == ["neutral 0.95", "happiness 0.90", "surprise, sadness, anger, disgust, fear, contempt 0.80"]
 
 
@@ -177,7 +139,7 @@ def test_histogram_bars_are_shares_of_the_last_epoch_the_prior_and_the_pool(k, t
     expected = [lists(r, "pseudo_labels")[-1], np.arange(10, 10 + k), np.arange(100, 100 + k)][:2 + (truth == "known")]
     for bars, counts in zip(ax.containers, expected, strict=True):
         np.testing.assert_allclose([b.get_width() for b in bars], 100 * counts / counts.sum())
-    assert [int(text.split("(")[1].rstrip(")").replace(",", "")) for text in labels(ax)] == [c.sum() for c in expected]
+    assert [int(text.split("(")[1].rstrip(")").replace(",", "")) for text in legend(ax)] == [c.sum() for c in expected]
     assert [t.get_text() for t in ax.get_yticklabels()] == NAMES[:k]
     places = [[b.get_y() for b in bars] for bars in ax.containers]
     assert (np.diff(places, axis=0) > 0).all() and (np.diff(places, axis=1) > 0).all() and ax.yaxis_inverted()
@@ -185,7 +147,7 @@ def test_histogram_bars_are_shares_of_the_last_epoch_the_prior_and_the_pool(k, t
 
 def test_histogram_of_an_epoch_that_used_nothing_says_so():
     ax = pseudo_label_histogram(record(history=dict(pseudo_labels=np.zeros((3, 8), int)))).axes[0]
-    assert labels(ax)[0].endswith("(0)") and np.isnan([b.get_width() for b in ax.containers[0]]).all()
+    assert legend(ax)[0].endswith("(0)") and np.isnan([b.get_width() for b in ax.containers[0]]).all()
 
 
 @pytest.mark.parametrize("k, epochs", [(2, 2), (8, 1), (8, 40)])

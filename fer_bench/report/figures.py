@@ -50,9 +50,9 @@ def save_figure(fig: Figure, path) -> None:
     "Write `fig` as PNG of 200 dots an inch to `path` atomically; the same figure gives the same bytes."
     with atomic_file(path) as part: _write_png(fig, part, dpi=200)
 
-# %% ../../nbs/report/figures.ipynb #9fea13ef
+# %% ../../nbs/report/figures.ipynb #683c4c94
 NO_LOSS = {"epoch", "step", "lr", "seconds", "train_seconds", "score", "pool_seen", "pool_used", "g",
-           "feature_std"}  # an epoch's facts that are no loss
+           "feature_std", "val_reconstruction"}  # an epoch's facts that are no loss
 JUDGED = {"val_WAR": "validation", "test_WAR": "test"}
 
 def _parts(history) -> list[str]:

@@ -5,16 +5,14 @@
 # %% auto #0
 __all__ = ['NEEDS', 'COLLAPSED_BELOW', 'PANELS', 'FIGURES', 'pretraining_curves', 'landmark_hits', 'pretraining_figures']
 
-# %% ../../nbs/report/selfsupervised.ipynb #f33da58e
-import textwrap
-
+# %% ../../nbs/report/selfsupervised.ipynb #132f332c
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from ..core import BenchError
-from .figures import COLOURS, COLUMN, Picture, _say_drawn, _title, styled
-from .semisupervised import MARKERS, _epoch_axis, _panel
+from .figures import COLOURS, _title, styled
+from .semisupervised import MARKERS, _epoch_axis, _panel, _titled
 
 # %% ../../nbs/report/selfsupervised.ipynb #2a487c16
 NEEDS = {"pretraining_curves": ("feature_std",), "landmark_hits": ("feature_std", "hit_all", "hit_chance")}
@@ -38,22 +36,27 @@ PANELS = {"reconstruction": "error of\npainting", "g": "grouping\nloss g", "feat
 def pretraining_curves(record) -> Figure:
     """Reconstruction and g, where the run has them, and the spread of the features with the bound of collapse, by epoch.
 
-    `record`: a finished run; read are `reconstruction`, `g` and `feature_std` of its history. `BenchError` where it has no
-    `feature_std`, and so is of no self-supervised run."""
+    `record`: a finished run; read are `reconstruction`, `val_reconstruction` (a second line in its panel), `g` and
+    `feature_std` of its history. `BenchError` where it has no `feature_std`, and so is of no self-supervised run."""
     _check(record, "pretraining_curves")
     history, names = record.history, [name for name in PANELS if name in _columns(record)]
-    fig = Picture(COLUMN, 0.9 + 1.15 * len(names))
-    fig.suptitle(textwrap.fill(_title(record), int(15 * COLUMN)))
-    if record.metrics["drawn"]: _say_drawn(fig)
+    fig = _titled(record, 0.9 + 1.15 * len(names))
     axes = fig.subplots(len(names), sharex=True, squeeze=False)[:, 0]
+    look = dict(ms=4 if len(history) == 1 else 2.5, clip_on=False)
     for ax, name in zip(axes, names, strict=True):
-        ax.plot(history["epoch"], history[name], marker="o", ms=4 if len(history) == 1 else 2.5, clip_on=False)
+        ax.plot(history["epoch"], history[name], marker="o", label="training", **look)
         ax.set(ylabel=PANELS[name])
+    if {"reconstruction", "val_reconstruction"} <= set(_columns(record)): _held_out(axes[0], history, look)
     if "g" in names: _decades(axes[names.index("g")], history["g"])
     _spread(axes[-1], history["feature_std"])
     _epoch_axis(axes[-1], record)
     fig.align_ylabels()
     return fig
+
+def _held_out(ax, history, look: dict) -> None:
+    "The error of painting on the validation faces, and a legend above both lines."
+    ax.plot(history["epoch"], history["val_reconstruction"], marker="s", label="held-out faces", **look)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
 
 def _decades(ax, g) -> None:
     "A logarithmic axis of whole decades around `g`; a `g` of 0 or less keeps the plain one."

@@ -50,11 +50,16 @@ def _percent(part, whole, names: str = "") -> np.ndarray:
         raise BenchError(f"In the history {names} is more than there can be. Was the record changed by hand? Run it again.")
     return np.divide(100 * part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
-def _panel(record, height: float) -> tuple:
-    "A figure of a column's width and its one panel; the title says what run it is of."
+def _titled(record, height: float) -> Figure:
+    "An empty figure of a column's width; its title says what run it is of."
     fig = Picture(COLUMN, height)
     fig.suptitle(textwrap.fill(_title(record), int(15 * COLUMN)))
     if record.metrics["drawn"]: _say_drawn(fig)
+    return fig
+
+def _panel(record, height: float) -> tuple:
+    "A `_titled` figure and its one panel."
+    fig = _titled(record, height)
     return fig, fig.subplots()
 
 def _epoch_axis(ax, record) -> None:
