@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "evaluate": BASE | {"data", "models", "train"}, "catalogue": ALL - {"catalogue"},
     "task": ALL, "judge": ALL | {"task"}, "experiment": RUN - {"experiment"},
     "report": BASE | {"record", "evaluate.statistics"},
-    "benchmark": RUN, "cli": RUN | {"benchmark", "report"}, "__init__": RUN | {"benchmark", "report"},
+    "benchmark": RUN, "look": RUN, "gallery": RUN | {"look", "report"},
+    "cli": RUN | {"benchmark", "report"}, "__init__": RUN | {"benchmark", "report", "look", "gallery"},
 }
 NO_TORCH = ("core", "config", "record", "report", "cli", "__init__", "evaluate.statistics")
 

@@ -280,3 +280,11 @@ def test_figures_leave_no_trace_in_pyplot():
     training_curve(record())
     confusion_matrix(record())
     assert plt.get_fignums() == [] and dict(mpl.rcParams) == before
+
+def test_save_figure_as_pdf_keeps_letters(tmp_path):
+    "Letters are TrueType that can be searched and edited, the bytes are the same each time, other endings are refused."
+    for name in ("a.pdf", "b.pdf"): save_figure(confusion_matrix(record()), tmp_path/name)
+    data = (tmp_path/"a.pdf").read_bytes()
+    assert data == (tmp_path/"b.pdf").read_bytes() and b"/TrueType" not in data.replace(b"/CIDFontType2", b"") and b"/Type3" not in data
+    assert b"/FontFile2" in data
+    with pytest.raises(BenchError, match="picture format"): save_figure(confusion_matrix(record()), tmp_path/"a.doc")

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MIRROR', 'LEFT', 'REST', 'SIDE', 'ACTION_UNITS', 'UNITS', 'CARICATURE', 'MOVES', 'PROTOTYPES', 'STRENGTHS',
-           'READING_ERROR', 'vote']
+           'READING_ERROR', 'vote', 'moved_regions']
 
 # %% ../../nbs/data/expressions.ipynb #cd2f5bdb
 import numpy as np
 
+from ..core import lookup
 from .labels import FERPLUS8
 
 # %% ../../nbs/data/expressions.ipynb #d83c4be7
@@ -103,3 +104,13 @@ def vote(units: np.ndarray, raters: np.ndarray) -> np.ndarray:
     read = truth[:, None] + READING_ERROR * (2 * raters - 1)  # (N, 10, units + 1)
     far = np.stack([sum((read[..., k] - t) ** 2 for k, t in enumerate(row)) for row in _TYPICAL], 2)  # (N, 10, 8)
     return (far.argmin(2)[..., None] == np.arange(8)).sum(1).astype(np.uint8)
+
+# %% ../../nbs/data/expressions.ipynb #dffaa577
+def moved_regions(expression: str, regions: dict, least: float = 0.1) -> tuple[str, ...]:
+    """The `regions` (name -> numbers of the 68 points) of which `expression`, at full strength, moves a point by `least` or more.
+
+    `least` in distances between the eyes' middles. `BenchError` for an expression that is not drawn. Source: ours."""
+    lookup("expression", expression, PROTOTYPES)
+    strength = STRENGTHS[FERPLUS8.index(expression)]
+    far = np.linalg.norm(np.einsum("u,upd->pd", strength, MOVES), axis=1) / (2 * np.abs(REST[36:48, 0]).mean())  # (68,)
+    return tuple(name for name, points in regions.items() if far[list(points)].max() >= least)

@@ -7,9 +7,10 @@ __all__ = ['COLUMN', 'PAGE', 'COLOURS', 'STYLE', 'DRAWN', 'styled', 'NO_LOSS', '
            'training_curve', 'confusion_matrix', 'as_pictures', 'contact_sheet', 'overlay', 'heat_maps',
            'right_and_wrong']
 
-# %% ../../nbs/report/figures.ipynb #8646ea38
+# %% ../../nbs/report/figures.ipynb #ace11efa
 import io
 import textwrap
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -17,7 +18,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..core import BenchError, atomic_file
+from ..core import BenchError, atomic_file, lookup
 
 # %% ../../nbs/report/figures.ipynb #55886b9e
 COLUMN, PAGE = 3.5, 7.0  # inches
@@ -36,7 +37,7 @@ def _title(record) -> str:
     oracle = ", oracle selection" if m["select"] == "oracle" else ""
     return f"{c['method']} on {data}, {labels}, seed {c['seed']}{oracle}"
 
-def _write_png(fig: Figure, target, dpi: int) -> None:
+def _write_png(fig: Figure, target, dpi: int = 200) -> None:
     fig.savefig(target, format="png", dpi=dpi, metadata={"Software": None})  # the default names matplotlib's version
 
 class Picture(Figure):
@@ -47,8 +48,14 @@ class Picture(Figure):
         return buffer.getvalue()
 
 def save_figure(fig: Figure, path) -> None:
-    "Write `fig` as PNG of 200 dots an inch to `path` atomically; the same figure gives the same bytes."
-    with atomic_file(path) as part: _write_png(fig, part, dpi=200)
+    """Write `fig` to `path` atomically: PNG of 200 dots an inch, or PDF with letters that stay letters, as the ending says.
+
+    The same figure gives the same bytes. `BenchError` for another ending."""
+    write = lookup("picture format", Path(path).suffix.lower(), {".png": _write_png, ".pdf": _write_pdf})
+    with atomic_file(path) as part: write(fig, part)
+
+def _write_pdf(fig: Figure, target) -> None:
+    with mpl.rc_context({"pdf.fonttype": 42}): fig.savefig(target, format="pdf", metadata={"CreationDate": None})
 
 # %% ../../nbs/report/figures.ipynb #683c4c94
 NO_LOSS = {"epoch", "step", "lr", "seconds", "train_seconds", "score", "pool_seen", "pool_used", "g",
@@ -137,7 +144,7 @@ def _sheet(rows: list[tuple[str, list, list]], columns: int, width: float = PAGE
             ax.imshow(picture, interpolation="nearest")
             ax.spines[:].set_visible(False)
             if titles[r]: ax.set_title(titles[r][c], fontsize=7, pad=2)
-            if c == 0 and name: ax.set_ylabel(name)
+            if c == 0 and name: ax.set_ylabel(textwrap.fill(name, max(8, int(15 * cell * height / wide))))
     return fig
 
 @styled

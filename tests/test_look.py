@@ -1,0 +1,193 @@
+"""Where recorded networks look: scores of a run, faces cut out, the gallery and its notebook."""
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import papermill
+import pytest
+
+from fer_bench.config import RunConfig
+from fer_bench.core import BenchError
+from fer_bench.data.crops import cropped
+from fer_bench.data.drawn import DrawnSource
+from fer_bench.data.faceset import build_faceset
+from fer_bench.data.landmarks import landmarks_of, regions_of, with_landmarks
+from fer_bench.data.sources import FolderSource
+from fer_bench.evaluate.explain import class_maps
+from fer_bench.evaluate.landmarks import map_scores
+from fer_bench.experiment import load_classifier, run
+from fer_bench.gallery import FIGURES, choose, figure_attention, figure_features, figure_landmarks, figure_masks, figure_mean_maps
+from fer_bench.look import BASELINES, faces_of, faces_to_show, look, look_table, maps_of
+from fer_bench.record import load_runs
+from fer_bench.task import load_data, split_data
+
+NOTEBOOK = Path(__file__).parent.parent/"nbs/paper_figures.ipynb"
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    "Tiny runs of the four methods on drawn faces, and the folder of their records."
+    folder = str(tmp_path_factory.mktemp("results"))
+    common = dict(preset="tiny", device="cpu", results_dir=folder, drawn_faces=400)
+    runs = [run(dict(method=m, **common)) for m in ("supervised", "byol", "simfle")]
+    return folder, [*runs, run(dict(method="dtm", labels_per_class=2, **common))]
+
+# ---- scores
+
+def test_scores_of_a_run(results):
+    "The faces of the test split, each baseline, and what the maps say when they are made by hand."
+    record = results[1][0]
+    scores = look(record)
+    config = RunConfig(**record.config)
+    faceset = load_data(config)
+    rows = split_data(config, faceset).test
+    assert set(scores["maps"]) == {"trained", *BASELINES} and scores["face"].nunique() == len(rows)
+    uniform = scores[(scores["maps"] == "uniform") & scores["lift"].notna()]
+    np.testing.assert_allclose(uniform["lift"], 1, atol=1e-9)
+    network, images = load_classifier(record), faces_of(faceset, rows, 32)
+    points = landmarks_of(faceset, rows) / faceset.images.shape[1]
+    wanted = map_scores(class_maps(network, images, scaled=False), points, regions_of(faceset))
+    ours = scores[scores["maps"] == "trained"].reset_index(drop=True)
+    np.testing.assert_allclose(ours[["share", "lift", "hit", "distance"]], wanted[["share", "lift", "hit", "distance"]], atol=1e-6)
+
+def test_scores_are_read_again_without_weights(results, tmp_path):
+    "A second call reads the table; without table and weights it says so; other faces make another table."
+    record = results[1][1]
+    first = look(record, kind="activation", most=20)
+    weights = record.folder/"weights.safetensors"
+    hidden = weights.rename(tmp_path/"away")
+    try:
+        assert look(record, kind="activation", most=20).equals(first)
+        with pytest.raises(BenchError, match="travel without weights"): look(record, kind="activation", most=21)
+    finally: hidden.rename(weights)
+
+def test_table_of_scores(results):
+    table = look_table(look(results[1][0]), "share")
+    assert list(table.columns) == ["region", "trained", *(f"over {b}" for b in BASELINES)] and {"mouth", "all"} <= set(table["region"])
+    assert all(cell[0] in "+-" for cell in table["over uniform"])
+    with pytest.raises(BenchError, match="score = 'heat'"): look_table(look(results[1][0]), "heat")
+
+def test_kinds_of_maps(results):
+    record = results[1][0]
+    faceset, rows = faces_to_show(RunConfig(**record.config), most=4)
+    network, images = load_classifier(record), faces_of(faceset, rows, 32)
+    for kind in ("gradcam", "activation"): assert maps_of(network, images, kind).shape == (4, 32, 32)
+    with pytest.raises(BenchError, match="kind of map"): maps_of(network, images, "gradcamm")
+
+def test_faces_without_landmarks_are_refused(tree, tmp_path, results):
+    faces = build_faceset(FolderSource(str(tree)), tmp_path/"set", 32)
+    with pytest.raises(BenchError, match="landmarks"): look(results[1][0], faces)
+
+def test_faces_to_show_are_those_of_the_test_split(tree, tmp_path):
+    "Of the run's own data never a training face, also where the test split was carved; of other data test, validation or all."
+    import shutil
+    shutil.rmtree(tree/"test")
+    config = RunConfig(preset="tiny", dataset="folder", data_root=str(tree), cache_dir=str(tmp_path/"cache"))
+    faceset, rows = faces_to_show(config)
+    split = split_data(config, faceset)
+    assert sorted(rows) == sorted(split.test) and not set(rows) & {*split.labelled, *split.val}
+    assert len(faces_to_show(config, faceset)[1]) == len(faceset.index)
+    drawn = build_faceset(DrawnSource(80, 32, seed=3), tmp_path/"drawn")
+    assert (drawn.index["split"].iloc[faces_to_show(config, drawn)[1]] == "test").all()
+    assert faces_to_show(config, drawn, most=5)[1].tolist() == sorted(set(faces_to_show(config, drawn, most=5)[1])) and len(
+        faces_to_show(config, drawn, most=5)[1]) == 5
+
+# ---- faces cut out
+
+def test_landmarks_move_with_the_crop(tmp_path):
+    "A dot on each landmark is found at the landmark of the cut face, also where the square leaves the picture."
+    source = DrawnSource(6, 64, seed=0)
+    class Dotted(DrawnSource):
+        def load_many(self, keys):
+            points = {k: np.reshape(p, (-1, 2)) for k, p in self.rows().set_index("key")["landmarks"].items()}
+            for key in keys:
+                face = np.zeros((64, 64, 3), np.uint8)
+                x, y = points[key][30].astype(int)  # the nose
+                face[y, x] = 255
+                yield face
+    for side in (1.5, 2.4, 4.0):
+        faces = build_faceset(cropped(Dotted(6, 64, seed=0), side), tmp_path/f"{side}", 96)
+        for image, points in zip(faces.images, landmarks_of(faces), strict=True):
+            y, x = np.unravel_index(image[..., 0].argmax(), image.shape[:2])
+            assert abs(points[30] - (x, y)).max() < 96 / (side * 10)
+    eyes, mouth = (landmarks_of(faces)[:, numbers].mean(1) for numbers in (range(36, 48), range(48, 68)))
+    np.testing.assert_allclose(np.linalg.norm(eyes - mouth, axis=1), 96 / 4, rtol=0.06)
+    assert cropped(source, 2.0).fingerprint() != cropped(source, 2.1).fingerprint() != cropped(source, 2.1, grey=True).fingerprint()
+
+def test_cropped_in_grey(tmp_path):
+    faces = build_faceset(cropped(DrawnSource(8, 64, seed=0), grey=True), tmp_path/"grey", 48)
+    assert faces.images.shape == (8, 48, 48, 1) and faces.meta["colour"] == "grey" and "distances a side" in faces.meta["alignment"]
+
+def test_crops_need_landmarks(tree):
+    with pytest.raises(BenchError, match="no landmarks with eyes and mouth"): cropped(FolderSource(str(tree)))
+    keys = FolderSource(str(tree)).rows()["key"]
+    with pytest.raises(BenchError, match="no landmarks with eyes and mouth"):
+        cropped(with_landmarks(FolderSource(str(tree)), {k: [[1, 2]] for k in keys}, {"eyes": [0]}))
+    marked = with_landmarks(FolderSource(str(tree)), {k: [[9, 9], [9, 9]] for k in keys}, {"eyes": [0], "mouth": [1]})
+    with pytest.raises(BenchError, match="eyes where its mouth is"): cropped(marked)
+    with pytest.raises(BenchError, match="side = 0"): cropped(DrawnSource(2, 32), side=0)
+
+# ---- the gallery
+
+def texts(fig): return " ".join(t.get_text() for t in fig.findobj(lambda a: hasattr(a, "get_text")) if t.get_visible())
+
+def test_figures_from_weights(results):
+    _, runs = results
+    says = texts(figure_attention(runs))
+    for name in ("supervised", "byol", "simfle", "dtm", "Drawn faces"): assert name in " ".join(says.split())
+    masks = figure_masks([runs[2]], faces=3)
+    assert len(masks.axes) == 4 * 3 and "painted" in texts(masks)
+    for by in ("pca", "tsne"): assert len(figure_features(runs[:2], by=by, most=40).axes) == 2
+    assert len(figure_mean_maps(runs).axes) == 4
+    says = texts(figure_landmarks(runs[:2]))
+    assert "mouth" in says and "random weights" in says
+
+def test_right_faces_first_and_wrong_ones_named(results):
+    "Under the first run no text above right faces and → above wrong ones."
+    fig = figure_attention(results[1][:1], faces=4)
+    first, second = fig.axes[:4], fig.axes[4:]
+    arrows = ["→" in ax.get_title() for ax in second]
+    assert len(first) == len(second) and arrows == sorted(arrows) and any(arrows)
+    for ax, arrow in zip(first, arrows, strict=True):
+        if arrow: assert ax.get_title() not in second[first.index(ax)].get_title()
+
+def test_figures_refuse_what_they_cannot_show(results, tmp_path):
+    _, runs = results
+    with pytest.raises(BenchError, match="masks no patches"): figure_masks([runs[1]])
+    with pytest.raises(BenchError, match="needs 50"): figure_mean_maps(runs, build_faceset(DrawnSource(40, 32, seed=5), tmp_path/"few"))
+    with pytest.raises(BenchError, match="no finished run to draw"): figure_attention([])
+    with pytest.raises(BenchError, match="plane"): figure_features(runs, by="umap")
+
+def test_choice_of_runs(results):
+    "One run of each method by draw and seed, whatever the order; what is lacking is named; oracle runs stay out."
+    _, runs = results
+    later = run(dict(preset="tiny", device="cpu", results_dir=results[0], drawn_faces=400, seed=1))
+    chosen, lacking = choose([later, *runs], "attention")
+    assert [r.config["method"] for r in chosen] == ["supervised", "byol", "simfle", "dtm"] and later not in chosen and not lacking
+    chosen, lacking = choose(runs[1:], "attention")
+    assert lacking == ["--method supervised"]
+    with pytest.raises(BenchError, match="Did you mean 'attention'"): choose(runs, "atention")
+    assert choose(runs, "ablation_groups") == ([], ["--method simfle --groups 16"])
+    other = run(dict(preset="tiny", device="cpu", results_dir=results[0], drawn_faces=400, method="simfle", groups=16))
+    chosen, lacking = choose([*runs, later, other], "ablation_groups")
+    assert {r.config["groups"] for r in chosen} == {16, 32} and not lacking
+    oracle = run(dict(preset="tiny", device="cpu", results_dir=results[0], drawn_faces=400, select="oracle"))
+    assert oracle not in choose([*runs, oracle], "budget")[0]
+
+def test_paper_figures_notebook(results, tmp_path):
+    "From the records alone: every figure as PDF and PNG, or the command that makes what it lacks; nothing is trained."
+    folder = results[0]
+    before = {r.id for r in load_runs(folder)}
+    papermill.execute_notebook(NOTEBOOK, tmp_path/"out.ipynb", {"results_dir": folder, "figures_dir": str(tmp_path/"figures")},
+                               progress_bar=False, cwd=tmp_path)
+    made = {p.name for p in (tmp_path/"figures").iterdir()}
+    said = "".join(o.text for c in nbformat.read(tmp_path/"out.ipynb", 4).cells for o in c.get("outputs", []) if o.output_type == "stream")
+    assert {r.id for r in load_runs(folder)} == before
+    for name in FIGURES:
+        assert {f"{name}.pdf", f"{name}.png"} <= made or name.startswith("ablation_")
+    assert "fer-bench run --dataset drawn --method simfle --mask-ratio 0.5" in said
+
+def test_notebook_without_runs_says_what_to_make(tmp_path):
+    given = {"results_dir": str(tmp_path/"none"), "only": "attention"}
+    papermill.execute_notebook(NOTEBOOK, tmp_path/"out.ipynb", given, progress_bar=False)
+    said = "".join(o.text for c in nbformat.read(tmp_path/"out.ipynb", 4).cells for o in c.get("outputs", []) if o.output_type == "stream")
+    assert "0 finished runs" in said and "fer-bench run --dataset drawn --method dtm" in said
