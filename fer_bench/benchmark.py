@@ -99,7 +99,7 @@ def map_benchmark(faces: int = 1000, alone: int = 100, repeat: int = 3, backbone
     layer, device = target_layer(model, image_size), torch.device("cpu")
     def one_by_one(_):
         for face in images[:alone].split(1):
-            with GradCAM(model, [layer]) as cam: cam(face)
+            with GradCAM(model, [layer]) as cam: cam(face, None)
     class_maps(model, images[:8]); one_by_one(0)  # what is loaded once does not count
     rows = [{"one by one": alone / _seconds(one_by_one, 0, device),
              "batched": faces / _seconds(lambda _: class_maps(model, images), 0, device)} for _ in range(repeat)]
