@@ -14,7 +14,8 @@ __version__ = "0.1.0"
 NAMES = {
     "RunConfig": "config", "run": "experiment", "load_classifier": "experiment", "evaluate_on": "experiment",
     "Record": "record", "load_runs": "record",
-    "load_run": "record", "compare": "report.tables", "open_faceset": "data.faceset", "build_faceset": "data.faceset",
+    "load_run": "record", "compare": "report.tables", "summarise": "report.summary", "difference": "report.summary",
+    "look": "looking", "look_table": "looking", "open_faceset": "data.faceset", "build_faceset": "data.faceset",
     "verify_faceset": "data.faceset", "draw_faces": "data.drawn", "audit": "data.audit", "Pool": "data.pools",
     "read_landmarks": "data.landmarks", "feed_benchmark": "data.feed",
 }

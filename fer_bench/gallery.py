@@ -19,7 +19,7 @@ from .data.landmarks import landmarks_of
 from .evaluate.attention import mean_map
 from .evaluate.landmarks import score_intervals
 from .experiment import load_classifier, load_pretrained
-from .look import faces_of, faces_to_show, look, maps_of
+from .looking import faces_of, faces_to_show, look, maps_of
 from .report.figures import COLOURS, PAGE, Picture, _say_drawn, _sheet, overlay, styled
 from .report.curves import figure_confusion, figure_landmark_scores, figure_pretraining, figure_reliability, figure_thresholds
 from .report.papers import _run_names, _settings, figure_ablations, figure_budget
@@ -63,7 +63,7 @@ def _finish(fig: Figure, faceset) -> Figure:
 def figure_attention(runs, faceset=None, kind: str = "gradcam", faces: int = 6) -> Figure:
     """Maps of each run, a row a run, over the same faces: `faces` of them, half named rightly by the first run, half wrongly.
 
-    `kind`: one of `fer_bench.look.MAPS`, for the class that each run names. `faceset`: labelled, of the runs' classes; None: that of the
+    `kind`: one of `fer_bench.looking.MAPS`, for the class that each run names. `faceset`: labelled, of the runs' classes; None: that of the
     first run. `BenchError` without weights or labelled test faces."""
     runs, faceset, rows = _faces(runs, faceset, 2000)
     names, classes = _run_names(runs), np.array(runs[0].metrics["classes"])

@@ -10,14 +10,15 @@ from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
 from fer_bench.data.crops import cropped
 from fer_bench.data.drawn import DrawnSource
+from fer_bench.data.expressions import moved_regions
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.landmarks import landmarks_of, regions_of, with_landmarks
 from fer_bench.data.sources import FolderSource
 from fer_bench.evaluate.explain import class_maps
-from fer_bench.evaluate.landmarks import map_scores
+from fer_bench.evaluate.landmarks import map_scores, paired_difference
 from fer_bench.experiment import load_classifier, run
 from fer_bench.gallery import FIGURES, choose, figure_attention, figure_features, figure_landmarks, figure_masks, figure_mean_maps
-from fer_bench.look import BASELINES, faces_of, faces_to_show, look, look_table, maps_of
+from fer_bench.looking import BASELINES, faces_of, faces_to_show, look, look_table, maps_of
 from fer_bench.record import load_runs
 from fer_bench.task import load_data, split_data
 
@@ -59,6 +60,20 @@ def test_scores_are_read_again_without_weights(results, tmp_path):
         assert look(record, kind="activation", most=20).equals(first)
         with pytest.raises(BenchError, match="travel without weights"): look(record, kind="activation", most=21)
     finally: hidden.rename(weights)
+
+@pytest.mark.soak
+def test_a_trained_network_looks_at_what_the_expression_moves(tmp_path):
+    "The demo's supervised run: lift on the regions that the face's expression moves, over its random weights, for each expression."
+    record = run(dict(preset="quick", device="cpu", results_dir=str(tmp_path)))
+    faceset, rows = faces_to_show(RunConfig(**record.config), most=1000, landmarks=True)
+    labels, scores = faceset.index["label"].to_numpy()[rows], look(record)
+    scores = scores.assign(label=labels[scores["face"]], moved=[
+        region in moved_regions(label, regions_of(faceset)) and region != "contour"
+        for region, label in zip(scores["region"], labels[scores["face"]], strict=True)])
+    for label, part in scores[scores["moved"]].groupby("label"):
+        mean = {maps: p.groupby("face", as_index=False)["lift"].mean().assign(region="moved") for maps, p in part.groupby("maps")}
+        found = paired_difference(mean["trained"], mean["random weights"]).iloc[0]
+        assert found["low"] > 0, f"{label}: {found['mean']:+.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 def test_table_of_scores(results):
     table = look_table(look(results[1][0]), "share")

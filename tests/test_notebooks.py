@@ -26,8 +26,8 @@ MAY_IMPORT = {
     "evaluate": BASE | {"data", "models", "train"}, "catalogue": ALL - {"catalogue"},
     "task": ALL, "judge": ALL | {"task"}, "experiment": RUN - {"experiment"},
     "report": BASE | {"record", "evaluate.statistics"},
-    "benchmark": RUN, "look": RUN, "gallery": RUN | {"look", "report"},
-    "cli": RUN | {"benchmark", "report"}, "__init__": RUN | {"benchmark", "report", "look", "gallery"},
+    "benchmark": RUN, "looking": RUN, "gallery": RUN | {"looking", "report"},
+    "cli": RUN | {"benchmark", "report", "looking"}, "__init__": RUN | {"benchmark", "report", "looking", "gallery"},
 }
 NO_TORCH = ("core", "config", "record", "report", "cli", "__init__", "evaluate.statistics")
 

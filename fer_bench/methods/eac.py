@@ -56,8 +56,8 @@ def _check_maps(net, config) -> None:
     except (RuntimeError, AttributeError): fits = False
     net.train(training)
     if not fits:
-        raise BenchError(f"EAC compares class-activation maps, and backbone {config.backbone!r} has none whose mean is the logit. Take a CNN that "
-                         "ends in a mean over its map, such as 'resnet18'.")
+        raise BenchError(f"EAC compares class-activation maps, and backbone {config.backbone!r} has none whose mean is the logit. "
+                         "Take a CNN that ends in a mean over its map, such as 'resnet18'.")
 
 def eac(net, config, counts, n_unlabelled: int = 0) -> EAC:
     "`EAC` as `config` (a `RunConfig`) says, otherwise as `supervised`."
