@@ -970,6 +970,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fer_bench.gallery._last': ('gallery.html#_last', 'fer_bench/gallery.py'),
                                    'fer_bench.gallery._named': ('gallery.html#_named', 'fer_bench/gallery.py'),
                                    'fer_bench.gallery._plane': ('gallery.html#_plane', 'fer_bench/gallery.py'),
+                                   'fer_bench.gallery._some': ('gallery.html#_some', 'fer_bench/gallery.py'),
                                    'fer_bench.gallery.choose': ('gallery.html#choose', 'fer_bench/gallery.py'),
                                    'fer_bench.gallery.figure_attention': ('gallery.html#figure_attention', 'fer_bench/gallery.py'),
                                    'fer_bench.gallery.figure_features': ('gallery.html#figure_features', 'fer_bench/gallery.py'),

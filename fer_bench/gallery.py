@@ -72,7 +72,7 @@ def figure_attention(runs, faceset=None, kind: str = "gradcam", faces: int = 6) 
     rows, network = rows[labelled], load_classifier(runs[0])
     truth = faceset.index["label"].to_numpy(object)[rows]
     right = classes[_named(network, _images(runs[0], faceset, rows))] == truth
-    rows = np.concatenate([rows[chosen][:faces // 2 + extra] for chosen, extra in ((right, faces % 2), (~right, 0))])
+    rows = np.concatenate([_some(rows[right], faces - faces // 2), _some(rows[~right], faces // 2)])
     truth, lines = faceset.index["label"].to_numpy(object)[rows], []
     for run, name in zip(runs, names, strict=True):
         network, images = load_classifier(run), _images(run, faceset, rows)
@@ -81,6 +81,8 @@ def figure_attention(runs, faceset=None, kind: str = "gradcam", faces: int = 6) 
         says = ["" if classes[n] == t else f"→ {classes[n]}" for n, t in zip(named, truth, strict=True)]
         lines.append((name, list(overlay(images.numpy(), maps_of(network, images, kind, named, scaled=True))), says))
     return _finish(_sheet(lines, len(rows), extra=0.1 + 0.2 * faceset.drawn), faceset)
+
+def _some(rows: np.ndarray, n: int) -> np.ndarray: return rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)]
 
 @torch.no_grad()
 def _named(network, images) -> np.ndarray: return np.concatenate([network(part).argmax(1).numpy() for part in images.split(256)])
@@ -121,7 +123,9 @@ def figure_landmarks(runs, faceset=None, kind: str = "gradcam", score: str = "li
         part = {maps: rows.drop(columns="maps") for maps, rows in look(run, faceset, kind, most).groupby("maps")}
         tables[name] = score_intervals(part["trained"])
         if run is runs[-1]: tables |= {maps: score_intervals(part[maps]) for maps in ("random weights", "centre")}
-    return figure_landmark_scores({name: t[t["score"] == score] for name, t in tables.items()})
+    fig = figure_landmark_scores({name: t[t["score"] == score] for name, t in tables.items()})
+    if any(run.metrics["drawn"] for run in runs): _say_drawn(fig)
+    return fig
 
 # %% ../nbs/gallery.ipynb #d97a165e
 PLANES = {"pca": "first two principal components", "tsne": "t-SNE"}

@@ -154,7 +154,7 @@ def test_figures_from_weights(results):
     for by in ("pca", "tsne"): assert len(figure_features(runs[:2], by=by, most=40).axes) == 2
     assert len(figure_mean_maps(runs).axes) == 4
     says = texts(figure_landmarks(runs[:2]))
-    assert "mouth" in says and "random weights" in says
+    assert "mouth" in says and "random weights" in says and "Drawn faces" in says
 
 def test_right_faces_first_and_wrong_ones_named(results):
     "Under the first run no text above right faces and → above wrong ones."

@@ -6,13 +6,13 @@ import pytest
 
 from fer_bench.config import RunConfig, run_id
 from fer_bench.record import load_runs
-from fer_bench.report.summary import summarise
+from fer_bench.report.summary import difference, summarise
 from fer_bench.report.tables import to_markdown
 
 RESULTS = Path(__file__).parent.parent/"results"
 RECORDS = load_runs(RESULTS)
 
-def chosen(**fields): return [r for r in RECORDS if all(r.config[k] == v for k, v in fields.items())]
+def chosen(**fields): return [r for r in RECORDS if all(r.config.get(k, 0) == v for k, v in fields.items())]
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.id)
 def test_a_record_is_whole_and_named_by_what_it_holds(record):
@@ -24,5 +24,24 @@ def test_a_record_is_whole_and_named_by_what_it_holds(record):
     json.dumps(record.metrics, allow_nan=False)
 
 def test_the_table_of_few_labels():
-    table = to_markdown(summarise(chosen(dataset="ferplus", labels_per_class=50)))
+    table = to_markdown(summarise(chosen(dataset="ferplus", labels_per_class=50, min_map=0)))
     assert table in (RESULTS/"ferplus-50.md").read_text()
+
+@pytest.mark.parametrize("method, baseline", [("linear_probe", "linear probe of random weights"), ("supervised", "supervised")])
+def test_the_tables_of_pretraining(method, baseline):
+    table = to_markdown(summarise(chosen(dataset="ferplus", labels_per_class=50, min_map=4, method=method), baseline))
+    assert table in (RESULTS/"pretraining.md").read_text()
+
+@pytest.mark.parametrize("dataset", ["ferplus", "drawn"])
+def test_the_differences_to_a_random_backbone(dataset):
+    text = (RESULTS/"pretraining.md").read_text()
+    (random,) = chosen(dataset=dataset, labels_per_class=None, method="linear_probe", init="scratch")
+    for name in ("byol", "simfle"):
+        (record,) = chosen(dataset=dataset, labels_per_class=None, method=name)
+        war, uar, _ = difference(record, random)["difference"]
+        assert f"| {name} | {percent(record, 'WAR')} | {percent(record, 'UAR')} | {war} | {uar} |" in text
+    assert f"| random weights | {percent(random, 'WAR')} | {percent(random, 'UAR')} |" in text
+
+def percent(record, name):
+    test = record.metrics["test"]
+    return f"{100 * test[name]:.1f} [{100 * test[name + '_ci'][0]:.1f}, {100 * test[name + '_ci'][1]:.1f}]"

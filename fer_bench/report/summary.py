@@ -18,13 +18,12 @@ def summarise(records, baseline: str = "supervised") -> pd.DataFrame:
     """A row a method: draws, runs, WAR and UAR as mean ± sd over draws, and the WAR and UAR difference to `baseline` in points.
 
     `records`: finished runs of the same classes, data and number of labels. The difference is "+7.1 [3.0, 11.2]", by `t_interval`
-    over the draws that both have; the baseline is the row of that method (or so called: "linear probe of random weights") that saw the
-    fewest images. `BenchError` for no
-    records, different classes, data or budgets, and where no record is of that method. Source: ours."""
+    over the draws that both have; the baseline is the row so called ("supervised", "linear probe of random weights") that saw the
+    fewest images. `BenchError` for no records, different classes, data or budgets, and no record that is so called. Source: ours."""
     records = list(records)
     table = _runs(records)
     draws = table.groupby(["method", "images seen", "draw"])[["WAR", "UAR"]].mean() * 100
-    theirs = table[[baseline in (r.config["method"], called(r.config)) for r in records]].sort_values(["images seen", "method"])
+    theirs = table[[called(r.config) == baseline for r in records]].sort_values(["images seen", "method"])
     if not len(theirs): raise BenchError(f"No run of {baseline!r} is among the records; there are: {', '.join(sorted(set(table.method)))}.")
     base = draws.loc[tuple(theirs[["method", "images seen"]].iloc[0])]  # draw -> WAR, UAR
     return pd.DataFrame([_line(who, seen, part.droplevel([0, 1]), base, len(table[(table.method == who) & (table["images seen"] == seen)]))
