@@ -19,6 +19,7 @@ from .data.landmarks import landmarks_of
 from .evaluate.attention import mean_map
 from .evaluate.landmarks import score_intervals
 from .experiment import load_classifier, load_pretrained
+from .judge import spread
 from .looking import faces_of, faces_to_show, look, maps_of
 from .report.figures import COLOURS, PAGE, Picture, _say_drawn, _sheet, overlay, styled
 from .report.curves import figure_confusion, figure_landmark_scores, figure_pretraining, figure_reliability, figure_thresholds
@@ -72,7 +73,7 @@ def figure_attention(runs, faceset=None, kind: str = "gradcam", faces: int = 6) 
     rows, network = rows[labelled], load_classifier(runs[0])
     truth = faceset.index["label"].to_numpy(object)[rows]
     right = classes[_named(network, _images(runs[0], faceset, rows))] == truth
-    rows = np.concatenate([_some(rows[right], faces - faces // 2), _some(rows[~right], faces // 2)])
+    rows = np.concatenate([spread(rows[right], faces - faces // 2), spread(rows[~right], faces // 2)])
     truth, lines = faceset.index["label"].to_numpy(object)[rows], []
     for run, name in zip(runs, names, strict=True):
         network, images = load_classifier(run), _images(run, faceset, rows)
@@ -81,8 +82,6 @@ def figure_attention(runs, faceset=None, kind: str = "gradcam", faces: int = 6) 
         says = ["" if classes[n] == t else f"→ {classes[n]}" for n, t in zip(named, truth, strict=True)]
         lines.append((name, list(overlay(images.numpy(), maps_of(network, images, kind, named, scaled=True))), says))
     return _finish(_sheet(lines, len(rows), extra=0.1 + 0.2 * faceset.drawn), faceset)
-
-def _some(rows: np.ndarray, n: int) -> np.ndarray: return rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)]
 
 @torch.no_grad()
 def _named(network, images) -> np.ndarray: return np.concatenate([network(part).argmax(1).numpy() for part in images.split(256)])
@@ -114,7 +113,7 @@ def figure_mean_maps(runs, faceset=None, kind: str = "gradcam", most: int = 500)
     return _finish(fig, faceset)
 
 def figure_landmarks(runs, faceset=None, kind: str = "gradcam", score: str = "lift", most: int = 1000) -> Figure:
-    """Landmark scores of each run by region, with 95 % intervals over faces, beside those of the first run's random weights.
+    """Landmark scores of each run by region, with 95 % intervals over faces, beside those of the last run's random weights.
 
     `score`: lift, share, hit or distance; `look` makes the scores, or reads them where they lie beside the record. Drawn by
     `figure_landmark_scores`. `BenchError` as `look`."""

@@ -21,6 +21,7 @@ from .evaluate.attention import centre_maps, mean_map, randomised, uniform_maps
 from .evaluate.explain import KINDS, activation_maps, class_maps
 from .evaluate.landmarks import map_scores, paired_difference, score_intervals
 from .experiment import load_classifier
+from .judge import spread
 from .task import load_data, split_data
 
 # %% ../nbs/looking.ipynb #28845baa
@@ -40,7 +41,7 @@ def faces_to_show(config: RunConfig, faceset=None, most: int | None = None, land
     if not len(rows):
         raise BenchError(f"No face of {faceset.meta['name']!r} has landmarks to be scored against. Take a data set that has them: the "
                          "drawn faces, or a source built with_landmarks.")
-    return faceset, rows if most is None or len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(int)]
+    return faceset, rows if most is None else spread(rows, most)
 
 def faces_of(faceset, rows, image_size: int) -> torch.Tensor:
     "The plain faces `rows` (N,) of `faceset` as the network sees them: (N, 3, `image_size`, `image_size`) in [0, 1]."
