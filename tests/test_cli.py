@@ -32,9 +32,13 @@ def test_run_then_compare(tmp_path):
     record, = load_runs(tmp_path/"my results")
     assert "supervised" in out and record.id in out and "drawn faces" in out.lower()
     assert {p.name for p in (record.folder/"figures").iterdir()} == {
-        f"{name}.png" for name in ("views", "training_curve", "confusion_matrix", "grad_cam")}
+        f"{name}.png" for name in ("views", "training_curve", "confusion_matrix", "grad_cam", "landmarks")}
     code, out, _ = fer_bench("compare", "--results-dir", tmp_path/"my results")
     assert code == 0 and "supervised" in out
+    code, out, _ = fer_bench("look", record.id, "--score", "share", "--results-dir", tmp_path/"my results")
+    assert code == 0 and "mouth" in out and "over random weights" in out
+    code, out, _ = fer_bench("difference", record.id, record.id, "--results-dir", tmp_path/"my results")
+    assert code == 0 and out.count("+0.0 [0.0, 0.0]") == 3
 
 @pytest.mark.parametrize("words, says", [
     (["run", "--preset", "tinny"], "Did you mean 'tiny'"),
