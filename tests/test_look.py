@@ -132,6 +132,13 @@ def test_cropped_in_grey(tmp_path):
     faces = build_faceset(cropped(DrawnSource(8, 64, seed=0), grey=True), tmp_path/"grey", 48)
     assert faces.images.shape == (8, 48, 48, 1) and faces.meta["colour"] == "grey" and "distances a side" in faces.meta["alignment"]
 
+def test_a_face_whose_landmarks_lie_beside_it_is_put_aside(tree, tmp_path):
+    keys = list(FolderSource(str(tree)).rows()["key"])
+    points = {k: [[10, 10], [10, 20]] for k in keys} | {keys[0]: [[90, 90], [90, 95]]}
+    faces = build_faceset(cropped(with_landmarks(FolderSource(str(tree)), points, {"eyes": [0], "mouth": [1]})), tmp_path/"set", 24)
+    assert faces.meta["rejected"] == [{"key": keys[0], "reason": "its landmarks lie beside the picture"}]
+    assert len(faces.images) == len(keys) - 1 and faces.images.shape[1:3] == (24, 24)
+
 def test_crops_need_landmarks(tree):
     with pytest.raises(BenchError, match="no landmarks with eyes and mouth"): cropped(FolderSource(str(tree)))
     keys = FolderSource(str(tree)).rows()["key"]

@@ -47,15 +47,19 @@ class cropped:  # noqa: N801
     def rows(self) -> pd.DataFrame: return self._rows.copy()
 
     def load_many(self, keys):
-        "As the source's, each face cut out."
+        "As the source's, each face cut out; an exception for one whose landmarks lie beside its picture."
         for key, found in zip(keys := list(keys), self.source.load_many(keys), strict=True):
-            if isinstance(found, Exception): yield found
-            else: yield (self._cut(key, found[0]), found[1]) if isinstance(found, tuple) else self._cut(key, found)
+            try:
+                if isinstance(found, tuple): found = self._cut(key, found[0]), found[1]
+                elif not isinstance(found, Exception): found = self._cut(key, found)
+            except ValueError as e: found = e
+            yield found
 
     def _cut(self, key: str, pixels: np.ndarray) -> np.ndarray:
         left, top, side = self.boxes[key]
+        if not (-side < left < pixels.shape[1] and -side < top < pixels.shape[0]): raise ValueError("its landmarks lie beside the picture")
         whole = np.pad(pixels, ((side, side), (side, side), (0, 0)))  # black all around, so that no box leaves it
-        face = whole[max(top + side, 0):, max(left + side, 0):][:side, :side]
+        face = whole[top + side:, left + side:][:side, :side]
         return face.mean(2, keepdims=True).round().astype(np.uint8) if self.grey else face
 
     def fingerprint(self) -> str:
