@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..core import BenchError
 from ..data.landmarks import region_points
+from .statistics import check_bootstrap, tails
 
 # %% ../../nbs/evaluate/landmarks.ipynb #098bb37c
 RADIUS = 0.15  # of a region's discs, in inter-ocular distances
@@ -123,13 +124,12 @@ def score_intervals(scores: pd.DataFrame, by: str = "region", n_resamples: int =
     leave without a known face is NaN. `confidence` in (0, 1). `BenchError` for no rows, missing columns, or two rows of one
     face and region. Source: Efron and Tibshirani 1993, section 13.3."""
     names = _check_scores(scores, by)
-    if n_resamples < 1 or not 0 < confidence < 1:
-        raise BenchError(f"n_resamples = {n_resamples!r} must be at least 1 and confidence = {confidence!r} between 0 and 1.")
+    check_bootstrap(n_resamples, confidence)
     groups = scores[by].unique()
     wide = scores.pivot(index="face", columns=by, values=names).reindex(columns=[(name, g) for g in groups for name in names])
     values = wide.to_numpy(np.float64)                                                # (N, M)
     means = _resampled_means(values, n_resamples, np.random.default_rng(seed))        # (n_resamples, M)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    low, high = np.quantile(means, tails(confidence), axis=0)
     empty = scores.groupby(by)["empty"].sum() if "empty" in scores else dict.fromkeys(groups, 0)
     return pd.DataFrame({by: np.repeat(groups, len(names)), "score": names * len(groups), "mean": wide.mean().to_numpy(),
                          "low": low, "high": high, "faces": wide.count().to_numpy(),
