@@ -19,8 +19,9 @@ setup(
     license=facts["license"],
     python_requires=f">={facts['min_python']},<{facts['max_python']}",
     packages=find_packages(include=["fer_bench", "fer_bench.*"]),
+    package_data={"fer_bench.report": ["published.csv"]},
     data_files=[("share/fer_bench/nbs", glob("nbs/*.ipynb"))],  # the notebooks that papermill runs
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements")},
+    extras_require={extra: lines(f"{extra}_requirements") for extra in ("dev", "ray", "tensorboard")},
     entry_points={"console_scripts": lines("console_scripts")},
 )

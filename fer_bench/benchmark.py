@@ -19,7 +19,7 @@ from .experiment import build, peak_memory
 from .models.backbones import create_classifier
 from .task import load_data, make_pool, split_data
 from .train.batches import make_batches
-from .train.loop import make_optimizer, train_step
+from .train.loop import prepare, train_step
 
 # %% ../nbs/benchmark.ipynb #9d09b79c
 def step_benchmark(config: RunConfig, steps: int = 20, warmup: int = 3) -> pd.DataFrame:
@@ -28,7 +28,7 @@ def step_benchmark(config: RunConfig, steps: int = 20, warmup: int = 3) -> pd.Da
     `config`: the run whose steps are measured; `steps` repetitions after `warmup` that do not count. `.attrs` has
     "peak_memory_mb", as a record says it. Source: ours."""
     accelerator, method, feed, batch_at = _prepared(config)
-    model, optimizer = accelerator.prepare(method.train(), make_optimizer(method, config))
+    model, optimizer = prepare(method.train(), config, accelerator)
     ready = {**batch_at(0), "progress": 0.0}
 
     def whole(step): train_step(model, method, optimizer, accelerator, {**batch_at(step), "progress": 0.0}, config, step)

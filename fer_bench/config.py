@@ -72,9 +72,9 @@ def filled(method: str, preset: str) -> dict:
     if method == "mae": fill["backbone"] = f"facemae_{fill['facemae']}"  # what it pretrains is the encoder of FaceMAE
     return fill
 
-# %% ../nbs/config.ipynb #c0b991ae
+# %% ../nbs/config.ipynb #ee0a3934
 NUMERICS, PROBE = 1, 2  # raised when the same config gives other numbers than before; the second for runs that end in a probe
-DISPLAY = {"data_root", "results_dir", "cache_dir", "device",  # they change no number, so the run id leaves them out,
+DISPLAY = {"data_root", "results_dir", "cache_dir", "device", "processes", "track",  # they change no number, so no run id,
            "split", "pool_dataset", "pool_root"}  # and for these the hashes stand, of the split and of the pool
 
 class RunConfig(BaseModel):
@@ -172,6 +172,8 @@ class RunConfig(BaseModel):
     threads: int = Field(2, gt=0, description="CPU threads; another number may change the last bits")
     deterministic: bool = Field(False, description="promise the same bits on a GPU, at a price in speed")
     device: str = Field("auto", description="auto, cpu or cuda")
+    processes: int = Field(1, gt=0, description="processes that share the run and each of its batches, one a GPU")
+    track: Literal["none", "tensorboard"] = Field("none", description="also write the epochs' numbers beside the record, for a viewer")
     results_dir: str = Field("results", description="folder of the records")
     cache_dir: str = Field("", description="folder of built FaceSets; empty: FER_BENCH_CACHE or ~/.cache/fer_bench")
 
@@ -198,6 +200,8 @@ class RunConfig(BaseModel):
     def _check(self):
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be smaller than epochs ({self.epochs}).")
+        if self.batch_size % self.processes:
+            raise ValueError(f"batch_size ({self.batch_size}) cannot be shared by {self.processes} processes equally; take a multiple.")
         if self.dataset != "drawn" and not self.data_root:
             raise ValueError(f"data set {self.dataset!r} needs data_root, the folder or file where it lies.")
         if self.budget and self.labels_per_class:

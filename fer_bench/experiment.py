@@ -6,9 +6,12 @@
 __all__ = ['WEIGHTS', 'PRETRAINED', 'run', 'find_record', 'init_hash', 'init_of', 'build', 'failures', 'peak_memory',
            'load_classifier', 'load_pretrained', 'evaluate_on']
 
-# %% ../nbs/experiment.ipynb #b4ade29e
+# %% ../nbs/experiment.ipynb #b21bb0c9
+import contextlib
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -28,6 +31,7 @@ from .evaluate.predict import predict
 from .judge import evaluate_logits, probe, watch
 from .methods.base import Method
 from .models.backbones import Classifier, create_classifier, weights_path
+from .processes import agreed, is_main, launched, share_batch_norms, world
 from .record import Record, environment, load_run, runs_folder, write_history, write_predictions, write_status
 from .task import load_data, make_pool, pool_truth, split_data
 from .train.batches import make_batches
@@ -38,17 +42,21 @@ from .train.loop import fit, make_accelerator
 def run(config: RunConfig | dict) -> Record:
     """Do the run that `config` describes, or take up or read the one already begun; → its finished `Record`.
 
-    `config`: a `RunConfig`, or a dict of its fields. `BenchError` for anything a user can mend, before the training
+    `config`: a `RunConfig`, or a dict of its fields. Called by each of several processes that a launcher started, it is one run that
+    they share; `config.processes` starts them itself. `BenchError` for anything a user can mend, before the training
     starts wherever possible; `status.json` then says "failed" and why. Source: ours."""
     config = RunConfig(**config) if isinstance(config, dict) else config
     lookup("method", config.method, METHODS)
+    if launched() > 1: make_accelerator(config.device)  # now the processes know of each other
     make_folder(runs_folder(project_path(config.results_dir)))
     faceset = load_data(config)
     split = split_data(config, faceset)
     pool = make_pool(config, faceset, split)
     record = _record_of(config, faceset, split, pool)
-    with _lock(make_folder(record.folder)/"lock"):
-        if not record.finished: _attempt(config, faceset, split, pool, record.folder)
+    if config.processes > 1 and launched() == 1 and not record.finished: _launch(config, record)
+    with _lock(make_folder(record.folder)/"lock") if is_main() else contextlib.nullcontext():
+        if not agreed(record.finished): _attempt(config, faceset, split, pool, record.folder)
+    agreed(None)  # wait for the first process, which writes the record
     return record
 
 def find_record(config: RunConfig) -> Record:
@@ -86,7 +94,22 @@ def _lock(path: Path) -> FileLock:
     except OSError as e: raise BenchError(f"Cannot write {str(path)!r} ({e.strerror}). Choose another results_dir.") from None
     return lock
 
+def _launch(config, record) -> None:
+    "Do the run in `config.processes` processes of their own: a notebook that has used its GPU cannot be forked into them."
+    code = "import json, sys, fer_bench; fer_bench.run(json.load(open(sys.argv[1], encoding='utf-8')))"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(config.processes), "--no-python"]
+    with tempfile.TemporaryDirectory() as place:
+        write_json(Path(place)/"config.json", config.model_dump())
+        command = [sys.executable, *launcher, sys.executable, "-c", code, str(Path(place)/"config.json")]
+        usual = {"FER_BENCH_PROGRESS": "log", "OMP_NUM_THREADS": str(config.threads)}
+        child = subprocess.Popen(command, text=True, stderr=subprocess.PIPE, env=usual | os.environ)
+        for line in child.stderr: print(line, end="", file=sys.stderr)
+    if child.wait() or not record.finished:
+        raise BenchError(f"The run in {config.processes} processes stopped: {record.status.get('error', 'see the lines above')}. "
+                         "Finished epochs are kept; the same command goes on from there.")
+
 def _attempt(config, faceset, split, pool, folder) -> None:
+    if not is_main(): return _train_and_evaluate(config, faceset, split, pool, folder)
     write_json(folder/"config.json", config.model_dump())
     write_status(folder, "running", pid=os.getpid())
     kept = folder.parent.parent/"splits"/f"{split.hash[:12]}.csv"
@@ -99,36 +122,41 @@ def _attempt(config, faceset, split, pool, folder) -> None:
     drop_checkpoints(folder)
 
 def _train_and_evaluate(config, faceset, split, pool, folder) -> None:
-    accelerator, method, feed, loaded = build(config, faceset, split, pool)
+    accelerator, method, feed, loaded = build(config, faceset, split, pool, folder)
     device = accelerator.device.type
-    write_json(folder/"environment.json", environment(  # now, for the code may change on disk while we train
-        device=torch.cuda.get_device_name() if device == "cuda" else device, threads=config.threads))
+    if is_main(): write_json(folder/"environment.json", environment(  # now, for the code may change on disk while we train
+        device=torch.cuda.get_device_name() if device == "cuda" else device, threads=config.threads, processes=world()[1]))
     after_epoch = watch(config, method, feed, faceset, split, pool)
     if device == "cuda": torch.cuda.reset_peak_memory_stats()
     start, history, found = time.perf_counter(), [], None
     if config.method != "linear_probe":
         history = fit(method, make_batches(config, method, feed, faceset, split, pool), config, folder, accelerator, after_epoch)
-    if config.probe: found, probed = probe(config, method, feed, faceset, split)
+    if config.probe:
+        found, probed = probe(config, method, feed, faceset, split)
+        method.net.head.load_state_dict(agreed(method.net.head.state_dict()))
     if not history: history = [{**row, "seconds": (time.perf_counter() - start) / len(probed)} for row in probed]
     logits = predict(method, feed, split.test, config.image_size)
-    _write(config, faceset, split, pool, folder, method, history, logits, loaded, found, device)
+    if is_main(): _write(config, faceset, split, pool, folder, method, history, logits, loaded, found, device)
 
-def build(config, faceset, split, pool=None) -> tuple:
-    "(accelerator, method, feed, what was loaded): all that a run of `config` trains with, on its device, the generators set."
-    accelerator = _prepare_torch(config)
+def build(config, faceset, split, pool=None, folder=None) -> tuple:
+    """(accelerator, method, feed, what was loaded): all that a run of `config` trains with, on its device, the generators set.
+
+    `folder`: where a tracker writes, if the config asks for one."""
+    accelerator = _prepare_torch(config, folder)
     net, loaded = _network(config, len(faceset.meta["classes"]), init_of(config))
     counts = np.bincount(faceset.labels[split.labelled], minlength=len(faceset.meta["classes"]))
     method = make_method(config, net.to(memory_format=torch.channels_last), counts, len(pool) if pool else 0).to(accelerator.device)
+    method = share_batch_norms(method, accelerator.device)
     return accelerator, method, Feed(faceset.images, accelerator.device), loaded
 
 def _network(config, n_classes: int, init: str = "scratch") -> tuple:
     return create_classifier(config.backbone, n_classes, config.image_size, init, min_map=config.min_map)
 
-def _prepare_torch(config):
+def _prepare_torch(config, folder):
     torch.set_num_threads(config.threads)
     if config.deterministic: os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
     torch.use_deterministic_algorithms(config.deterministic)
-    accelerator = make_accelerator(config.device, config.precision)
+    accelerator = make_accelerator(config.device, config.precision, config.track, folder)
     torch.manual_seed(config.seed)
     return accelerator
 

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fer_bench.catalogue import DATASETS, UNLABELLED, make_source
+from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.fixtures import fake
@@ -244,3 +245,14 @@ def test_failed_run_says_why_and_goes_on_when_mended(tiny, monkeypatch):
     with pytest.raises(OSError): run(config)
     assert find_record(config).status["state"] == "failed" and "No space left" in find_record(config).status["error"]
     assert run(config).finished
+
+def test_tracking_is_off_unless_asked_for(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    config = RunConfig(preset="tiny", threads=1, device="cpu", results_dir=str(tmp_path))
+    assert not list(run(config).folder.glob("tensorboard*"))
+    record = run(config.model_copy(update={"track": "tensorboard", "results_dir": str(tmp_path/"tracked")}))
+    events = EventAccumulator(str(record.folder/"tensorboard")).Reload()
+    np.testing.assert_allclose([e.value for e in events.Scalars("loss")], record.history["loss"], rtol=1e-6)
+    monkeypatch.setattr("fer_bench.train.loop.find_spec", lambda name: None)
+    with pytest.raises(BenchError, match=r"pip install 'fer_bench\[tensorboard\]'"):
+        run(config.model_copy(update={"track": "tensorboard", "results_dir": str(tmp_path/"without")}))

@@ -18,18 +18,21 @@ PAPERMILL = [p for p in NOTEBOOKS if p.parent.name == "nbs" and p.stem in
              ("run_benchmark", "compare_methods", "paper_figures", "throughput")]
 # Each layer may import itself and what stands here (DESIGN, the table of layers).
 BASE = {"core", "config"}
-ALL = {"core", "config", "record", "data", "models", "methods", "train", "evaluate", "catalogue"}
+TORCH = BASE | {"processes"}
+ALL = {"core", "config", "record", "processes", "data", "models", "methods", "train", "evaluate", "catalogue"}
 RUN = ALL | {"task", "judge", "experiment"}
 MAY_IMPORT = {
-    "core": set(), "config": {"core"}, "record": {"core", "config"}, "data": BASE, "models": BASE,
-    "methods": BASE | {"models", "data.views"}, "train": BASE | {"data"},
-    "evaluate": BASE | {"data", "models", "train"}, "catalogue": ALL - {"catalogue"},
+    "core": set(), "config": {"core"}, "record": {"core", "config"}, "processes": {"core"}, "data": TORCH, "models": TORCH,
+    "methods": TORCH | {"models", "data.views"}, "train": TORCH | {"data"},
+    "evaluate": TORCH | {"data", "models", "train"}, "catalogue": ALL - {"catalogue"},
+    "store": BASE | {"record", "evaluate.metrics"},
     "task": ALL, "judge": ALL | {"task"}, "experiment": RUN - {"experiment"},
-    "report": BASE | {"record", "evaluate.statistics"},
-    "benchmark": RUN, "looking": RUN, "gallery": RUN | {"looking", "report"},
-    "cli": RUN | {"benchmark", "report", "looking"}, "__init__": RUN | {"benchmark", "report", "looking", "gallery"},
+    "report": BASE | {"record", "evaluate.statistics", "evaluate.ranks"},
+    "benchmark": RUN, "looking": RUN, "gallery": RUN | {"looking", "report"}, "sweeps": RUN | {"store"},
+    "cli": RUN | {"benchmark", "report", "looking", "store", "sweeps"},
+    "__init__": RUN | {"benchmark", "report", "looking", "gallery", "store", "sweeps"},
 }
-NO_TORCH = ("core", "config", "record", "report", "cli", "__init__", "evaluate.statistics")
+NO_TORCH = ("core", "config", "record", "store", "report", "cli", "__init__", "evaluate.statistics", "evaluate.ranks")
 
 def read(path): return nbformat.read(path, as_version=4)
 

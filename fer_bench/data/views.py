@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as V
 
 from ..core import lookup
+from ..processes import part_of
 
 # %% ../../nbs/data/views.ipynb #ff9509ea
 def seeded(*numbers: int) -> torch.Generator:
@@ -247,6 +248,9 @@ def make_view(name: str):
     "The view called `name`; `BenchError` with the nearest names where there is none."
     return lookup("view", name, VIEWS)()
 
-def apply_view(view, images: torch.Tensor, size: int, *seed: int) -> torch.Tensor:
-    "Sample the parameters of `view` for uint8 `images` (B, C, H, W) from `seed` and apply them: (B, 3, size, size)."
-    return view(images, size, **view.sample(seeded(*seed), len(images)))
+def apply_view(view, images: torch.Tensor, size: int, *seed: int, part: tuple[int, int] = (0, 1)) -> torch.Tensor:
+    """Sample the parameters of `view` for uint8 `images` (B, C, H, W) from `seed` and apply them: (B, 3, size, size).
+
+    `part`: which of how many equal parts of a batch these images are; the parameters are those that the whole batch would have."""
+    parameters = view.sample(seeded(*seed), len(images) * part[1])
+    return view(images, size, **{name: part_of(values, part) for name, values in parameters.items()})

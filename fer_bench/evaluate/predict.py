@@ -13,6 +13,7 @@ import torch
 
 from ..core import progress
 from ..data.views import make_view
+from ..processes import gathered, part_of, world
 
 # %% ../../nbs/evaluate/predict.ipynb #fce60974
 @contextlib.contextmanager
@@ -27,9 +28,11 @@ def evaluating(module):
 def predict(method, feed, rows, image_size: int, batch_size: int = 256, what: str = "classify") -> np.ndarray:
     """`method.classify` (or `what`, such as `encode`) of the plain view of every face in `rows` (N,): (N, …) float32.
 
-    `feed(rows)` gives the uint8 pixels on the device. In float32 whatever the precision of the training."""
-    view, out = make_view("plain"), []
+    `feed(rows)` gives the uint8 pixels on the device. In float32 whatever the precision of the training. Of several processes each
+    takes its part, and all get the whole."""
+    view, out, size = make_view("plain"), [], world()[1]
+    own = part_of(np.resize(rows, -(-len(rows) // size) * size), world())  # filled up by the first rows again, to be cut off below
     with evaluating(method):
-        for start in progress(range(0, len(rows), batch_size), desc="predict", unit="batch"):
-            out.append(getattr(method, what)(view(feed(rows[start:start + batch_size]), image_size)).float())
-    return torch.cat(out).cpu().numpy()
+        for start in progress(range(0, len(own), batch_size), desc="predict", unit="batch"):
+            out.append(getattr(method, what)(view(feed(own[start:start + batch_size]), image_size)).float())
+    return gathered(torch.cat(out))[:len(rows)].cpu().numpy()

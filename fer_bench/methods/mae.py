@@ -13,6 +13,7 @@ from ..core import BenchError
 from ..data.views import seeded
 from .selfsupervised import SelfSupervised, feature_std
 from ..models.facemae import FaceEncoder, create_face_decoder, n_kept, paint, patchify, random_mask, reconstruct, unpatchify
+from ..processes import gathered, part_of, world
 
 # %% ../../nbs/methods/mae.ipynb #965bc01f
 @torch.no_grad()
@@ -41,10 +42,11 @@ class MAE(SelfSupervised):
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict]:
         (images,), encoder = batch["unlabelled"], self.net.backbone
-        masks = random_mask(len(images), encoder.n_patches, self.config.mask_ratio, self.generator(batch["progress"]))
-        masks = (m.to(images.device, non_blocking=True) for m in masks)
+        part, generator = world(), self.generator(batch["progress"])
+        masks = random_mask(len(images) * part[1], encoder.n_patches, self.config.mask_ratio, generator)
+        masks = (part_of(m, part).to(images.device, non_blocking=True) for m in masks)
         loss, tokens, _ = paint(encoder, self.decoder, self.net.normalise(images), *masks)
-        self.watch(feature_std=feature_std(tokens.mean(1)))
+        self.watch(feature_std=feature_std(gathered(tokens.mean(1))))
         return loss, {"reconstruction": loss}
 
     def passes(self, batch: dict) -> torch.Tensor: return self.forward(batch)[0]

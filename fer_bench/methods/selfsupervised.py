@@ -20,6 +20,7 @@ from .base import Method
 from .contrast import nt_xent
 from ..models.backbones import feature_width
 from ..models.ema import averaged_copy
+from ..processes import gathered
 
 # %% ../../nbs/methods/selfsupervised.ipynb #caa54718
 def projector(width_in: int, hidden: int, width_out: int) -> nn.Sequential:
@@ -140,7 +141,7 @@ class SimCLR(SelfSupervised):
         self.projector = plain_projector(self.width, config)
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict]:
-        z1, z2 = (self.projector(h) for h in self.encode_views(batch["unlabelled"]))  # (B, proj_dim)
+        z1, z2 = (gathered(self.projector(h)) for h in self.encode_views(batch["unlabelled"]))  # (B, proj_dim), of all processes
         self.watch(feature_std=feature_std(z1))
         with torch.autocast(z1.device.type, enabled=False): loss = nt_xent(z1, z2, self.temperature)
         return loss, {"contrast": loss}
@@ -165,11 +166,11 @@ class MoCo(WithTarget):
         q = self.projector(self.net.encode(asked))
         (k,) = self.targets([answered])
         q, k = (F.normalize(at_least_float32(v), dim=1) for v in (q, k))  # (B, D)
-        self.watch(feature_std=feature_std(q))
+        self.watch(feature_std=feature_std(gathered(q)))
         with torch.autocast(q.device.type, enabled=False): others = q @ self.queue.clone().T  # the queue moves before backward
         logits = torch.cat([(q * k).sum(1, keepdim=True), others], 1) / self.temperature  # (B, 1 + Q)
         loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
-        self._push(k)
+        self._push(gathered(k))
         return loss, {"contrast": loss}
 
     def passes(self, batch: dict) -> torch.Tensor:
@@ -201,7 +202,7 @@ class SimSiam(SelfSupervised):
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict]:
         z1, z2 = (self.projector(h) for h in self.encode_views(batch["unlabelled"]))
         p1, p2 = self.predictor(z1), self.predictor(z2)
-        self.watch(feature_std=feature_std(z1))
+        self.watch(feature_std=feature_std(gathered(z1)))
         loss = (similarity_loss(p1, z2.detach()) + similarity_loss(p2, z1.detach())) / 4
         return loss, {"similarity": loss}
 

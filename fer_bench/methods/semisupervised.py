@@ -17,6 +17,7 @@ from .base import Method, running_statistics_kept
 from .contrast import nt_xent
 from .supervised import cross_entropy, loss_weights
 from .thresholds import fairness_loss, make_policy
+from ..processes import gathered, part_of, world
 
 # %% ../../nbs/methods/semisupervised.ipynb #82c2f87a
 UNSEEN, BELOW = -2, -1  # in `decided`, instead of a class
@@ -40,23 +41,30 @@ class SemiSupervised(Method):
         self.thresholds = None  # (K,), as the last step used them
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict]:
-        c, index = self.config, batch["index"]
+        c = self.config
         taught, (logits_x, *logits_w, logits_u), features = self._all_passes(batch)
         guesses = taught or logits_w or [logits_u]
         probabilities = torch.stack([g.detach().float().softmax(1) for g in guesses]).mean(0)  # (mu B, K)
+        pseudo, used = self._decide(gathered(probabilities), gathered(batch["index"]))  # of all processes' faces
+        everywhere, pseudo, used = used, *(part_of(v, world()) for v in (pseudo, used))
+        parts = {"labelled": c.lambda_x * cross_entropy(logits_x, batch["targets"], c.label_smoothing, self.weights)}
+        if c.pseudo == "ema":
+            parts["unlabelled"] = c.lambda_u * ramp(batch["progress"]) * F.mse_loss(logits_u.float().softmax(1), probabilities)
+        else: parts["unlabelled"] = c.lambda_u * (F.cross_entropy(logits_u, pseudo, reduction="none") * used).mean()
+        if c.below == "contrast": parts["contrast"] = c.lambda_c * nt_xent(*map(gathered, features[1:3]), 0.07, among=~everywhere)
+        if c.below == "fairness":
+            parts["fairness"] = c.lambda_c * fairness_loss(gathered(logits_u), everywhere, self.policy.p, self.policy.h)
+        return sum(parts.values()), parts
+
+    def _decide(self, probabilities, index) -> tuple[torch.Tensor, torch.Tensor]:
+        "Pseudo-labels and whether they are used, both (B,), of `probabilities` (B, K) of the faces `index` (B,) of the pool."
         confidence, pseudo = probabilities.max(1)
         used = torch.ones_like(pseudo, dtype=torch.bool)
         if self.policy is not None:
             self.thresholds = self.policy(probabilities, index)
             used = confidence >= self.thresholds[pseudo]
         self.decided[index] = torch.where(used, pseudo, BELOW).to(torch.int16)
-        parts = {"labelled": c.lambda_x * cross_entropy(logits_x, batch["targets"], c.label_smoothing, self.weights)}
-        if c.pseudo == "ema":
-            parts["unlabelled"] = c.lambda_u * ramp(batch["progress"]) * F.mse_loss(logits_u.float().softmax(1), probabilities)
-        else: parts["unlabelled"] = c.lambda_u * (F.cross_entropy(logits_u, pseudo, reduction="none") * used).mean()
-        if c.below == "contrast": parts["contrast"] = c.lambda_c * nt_xent(*features[1:3], temperature=0.07, among=~used)
-        if c.below == "fairness": parts["fairness"] = c.lambda_c * fairness_loss(logits_u, used, self.policy.p, self.policy.h)
-        return sum(parts.values()), parts
+        return pseudo, used
 
     def passes(self, batch: dict) -> torch.Tensor: return sum(logits.mean() for logits in self._all_passes(batch)[1])
 

@@ -39,6 +39,7 @@ from fer_bench.models.facemae import (
     semantic_mask,
     usual_patch,
 )
+from ..processes import gathered, part_of, world
 
 # %% ../../nbs/methods/simfle.ipynb #259f63e9
 def distillation_loss(z: torch.Tensor, temperature: float = 4.0) -> torch.Tensor:
@@ -77,21 +78,22 @@ class FFL(nn.Module):
         gradient, `h`: pooled features (B, D) of the two views."""
         c, activation = self.config, self.grouping(features)  # (B, C, h, w)
         g = channel_grouping_loss(activation, c.groups)
-        ids_keep, mask = self.masks(activation, generator)
+        ids_keep, mask = self.masks(activation, generator, part=world())
         reconstruction, tokens, _ = self.facemae(x0, ids_keep, mask)
         z = torch.stack([*(self.head_g(v) for v in h), self.head_f(tokens.mean(1))])  # (3, B, proj_dim)
         parts = {"reconstruction": reconstruction, "distillation": c.lambda_d * distillation_loss(z), "grouping": c.lambda_g * g**2}
         return parts, {"g": g}
 
-    def masks(self, activation, generator, group=None) -> tuple[torch.Tensor, torch.Tensor]:
+    def masks(self, activation, generator, group=None, part=(0, 1)) -> tuple[torch.Tensor, torch.Tensor]:
         """(`ids_keep` (B, K), `mask` (B, L), 0 keep 1 remove) for `activation` (B, C, h, w), by semantic or random masks.
 
-        `group` (B,): the groups that decide; None: drawn from `generator`, as the random masks are."""
-        c, n, device = self.config, len(activation), activation.device
+        `group` (B,): the groups that decide; None: drawn from `generator`, as the random masks are. `part`: which of how many equal
+        parts of a batch the faces are, for which all is drawn."""
+        c, n, device = self.config, len(activation) * part[1], activation.device
         if self.masking == "random":
             masks = random_mask(n, self.facemae.encoder.n_patches, c.mask_ratio, generator)
-            return tuple(m.to(device, non_blocking=True) for m in masks)
-        if group is None: group = torch.randint(c.groups, (n,), generator=generator).to(device, non_blocking=True)
+            return tuple(part_of(m, part).to(device, non_blocking=True) for m in masks)
+        if group is None: group = part_of(torch.randint(c.groups, (n,), generator=generator), part).to(device, non_blocking=True)
         return semantic_mask(activation, c.groups, group, self.size, self.patch_size, c.mask_ratio)
 
 # %% ../../nbs/methods/simfle.ipynb #bd897dfc
@@ -115,7 +117,7 @@ class SimFLE(WithTarget):
         h = self.encode_views(views)  # two of (B, D)
         z = [self.projector(v) for v in h]  # two of (B, proj_dim)
         (p1, p2), (t1, t2) = [self.predictor(v) for v in z], self.targets(views)
-        parts, watched = {"similarity": similarity_loss(p1, t2) + similarity_loss(p2, t1)}, {"feature_std": feature_std(z[0])}
+        parts, watched = {"similarity": similarity_loss(p1, t2) + similarity_loss(p2, t1)}, {"feature_std": feature_std(gathered(z[0]))}
         if self.ffl:
             more, seen = self.ffl(*self.look(x0), h, self.generator(batch["progress"]))
             parts |= more; watched |= seen

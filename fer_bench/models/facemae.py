@@ -19,16 +19,17 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from ..core import BenchError, lookup
+from ..processes import averaged
 
-# %% ../../nbs/models/facemae.ipynb #8465457a
+# %% ../../nbs/models/facemae.ipynb #9e7e253a
 def channel_cosines(activation: torch.Tensor) -> torch.Tensor:
-    """Cosines (C, C) between the channels of `activation` (B, C, H, W) + .001 over its positions, mean over the batch.
+    """Cosines (C, C) between the channels of `activation` (B, C, H, W) + .001 over its positions, mean over the batch of all processes.
 
     In float32 at least, under autocast too. Source: SimFLE (arXiv 2303.07648)."""
     with torch.autocast(activation.device.type, enabled=False):
         a = activation.to(torch.promote_types(activation.dtype, torch.float32)) + 0.001
         a = F.normalize(a.flatten(2), dim=2).transpose(0, 1).flatten(1)  # (C, B·H·W)
-        return a @ a.T / len(activation)
+        return averaged(a @ a.T / len(activation))
 
 def block_loss(cosines: torch.Tensor, n_groups: int) -> torch.Tensor:
     "g = .001 · Σ(co − gt)² / (C / 512)² of `cosines` (C, C); gt is 1 within each of `n_groups` runs of channels, else 0."

@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['LARGE', 'ORDER', 'VIEW', 'POOL_ORDER', 'POOL_VIEW', 'soft_targets', 'make_order', 'make_batches']
 
-# %% ../../nbs/train/batches.ipynb #b321c014
-from functools import partial
-
+# %% ../../nbs/train/batches.ipynb #8fa4041b
 import numpy as np
 import torch
 
 from ..core import BenchError
 from ..data.feed import Ahead, BalancedOrder, BlockOrder, Feed, Order, batch_rows
 from ..data.views import apply_view, make_view
+from ..processes import part_of, world
 
 # %% ../../nbs/train/batches.ipynb #44fe5387
 LARGE = 8 * 2**30  # bytes of pixels
@@ -61,11 +60,13 @@ class _Part:
     "One kind of faces in a batch: its rows, its pixels fetched ahead, its views."
     def __init__(self, config, feed, order, views, batch_size: int, tag: int):
         self.config, self.device, self.tag, self.views = config, feed.device, tag, [make_view(name) for name in views]
-        self.rows = partial(batch_rows, order, batch_size=batch_size)
+        part_of(range(batch_size), world())  # now, and not in the first step
+        self.rows = lambda step: part_of(batch_rows(order, step, batch_size), world())
         self.ahead = Ahead(feed, self.rows, stop=config.epochs * config.steps_per_epoch)
 
     def rows_at(self, step: int) -> torch.Tensor: return torch.from_numpy(self.rows(step)).to(self.device, non_blocking=True)
 
     def views_at(self, step: int) -> list[torch.Tensor]:
         images = self.ahead(step)
-        return [apply_view(v, images, self.config.image_size, self.config.seed, step, self.tag + i) for i, v in enumerate(self.views)]
+        return [apply_view(v, images, self.config.image_size, self.config.seed, step, self.tag + i, part=world())
+                for i, v in enumerate(self.views)]

@@ -1,0 +1,64 @@
+"""Run by `test_processes` in one process and in several: twenty steps of each method in float64; and a training that is stopped."""
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from fer_bench.config import SELF, SEMI, RunConfig
+from fer_bench.experiment import build
+from fer_bench.processes import averaged, gathered, is_main, launched, shared_batch_norms
+from fer_bench.task import load_data, make_pool, split_data
+from fer_bench.train.batches import make_batches
+from fer_bench.train.loop import fit, make_accelerator, prepare, seed_step, train_step
+
+METHODS = ["supervised", "eac", *SEMI, *SELF]
+
+def setup(method: str):
+    config = RunConfig(method=method, preset="tiny", drawn_faces=200, lr=0.003, threads=1, device="cpu")
+    faces = load_data(config)
+    split = split_data(config, faces)
+    pool = make_pool(config, faces, split)
+    accelerator, net, feed, _ = build(config, faces, split, pool)
+    return config, accelerator, net.double(), make_batches(config, net, feed, faces, split, pool)
+
+def double(value):
+    if isinstance(value, list): return [double(v) for v in value]
+    return value.double() if torch.is_tensor(value) and value.is_floating_point() else value
+
+def apart(x: torch.Tensor) -> float:
+    "The largest difference between the processes' `x` (N,)."
+    return float((gathered(x[None]) - x).abs().max())
+
+def twenty_steps(method: str) -> dict:
+    config, accelerator, net, batch_at = setup(method)
+    if getattr(net, "policy", None) is not None: net.policy.float()  # thresholds are made of float32 probabilities
+    model, optimizer = prepare(net.train(), config, accelerator)
+    batch_of = lambda step: {k: double(v) for k, v in batch_at(step).items()} | {"progress": step / 20}
+    losses = []
+    for step in range(20):
+        seed_step(0, step)
+        losses.append(float(averaged(train_step(model, net, optimizer, accelerator, batch_of(step), config, step)["loss"].detach())))
+    with shared_batch_norms(): accelerator.backward(model(batch_of(20))[0])
+    return {"losses": losses, "gradients_apart": apart(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])),
+            "state_apart": apart(torch.cat([v.double().flatten() for v in net.state_dict().values()]))}
+
+def stopped_and_taken_up(folder: Path) -> list:
+    "Losses of four epochs of five steps, stopped in the third; only the first process sees the folder of the checkpoints."
+    folder = folder if is_main() else folder/"not there"
+    for stops in (True, False):
+        config, accelerator, net, batch_at = setup("supervised")
+        config = config.model_copy(update={"epochs": 4, "steps_per_epoch": 5})
+        batch_of = lambda step, batch_at=batch_at: {k: double(v) for k, v in batch_at(step).items()}
+        def after_epoch(progress, stops=stops):
+            if stops and progress == 0.75: raise KeyboardInterrupt
+            return {}
+        with contextlib.suppress(KeyboardInterrupt): history = fit(net, batch_of, config, folder, accelerator, after_epoch)
+    return [row["loss"] for row in history]
+
+if __name__ == "__main__":
+    if launched() > 1: make_accelerator("cpu")
+    place = Path(sys.argv[1])
+    found = {method: twenty_steps(method) for method in METHODS} | {"stopped": stopped_and_taken_up(place)}
+    if is_main(): (place/"found.json").write_text(json.dumps(found))
