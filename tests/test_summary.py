@@ -1,4 +1,4 @@
-"""Means over label draws and paired differences, against hand-computed cases."""
+"""Tasks, settings, means over label draws and paired differences, against hand-computed cases."""
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from fer_bench.config import CHOICES, PLAIN
 from fer_bench.core import BenchError
 from fer_bench.evaluate.statistics import t_interval
-from fer_bench.report.summary import summarise
+from fer_bench.report.summary import budgets, chosen, gains, measured, summarise, tasks
 
 
 def test_t_interval_by_hand():
@@ -30,13 +31,16 @@ def test_no_interval(values):
 
 def record(method="supervised", draw=0, WAR=0.4, seed=0, images=100, **changes):
     "A finished run, `changes` to its config or metrics."
-    test = {"WAR": WAR, "UAR": WAR / 2, "macro_F1": WAR} | {f"{m}_ci": [0, 1] for m in ("WAR", "UAR", "macro_F1")}
+    test = {"WAR": WAR, "UAR": WAR / 2, "macro_F1": WAR} | {f"{m}_ci": [WAR - 0.1, WAR + 0.2] for m in ("WAR", "UAR", "macro_F1")}
     config = dict(method=method, dataset="ferplus", backbone="resnet10t", init="scratch", labels_per_class=50, seed=seed, label_seed=draw,
-                  epochs=1, steps_per_epoch=1, batch_size=8)
+                  epochs=1, steps_per_epoch=1, batch_size=8, image_size=48, lr=0.1, budget="", split="official",
+                  label_rule="majority", select="last",
+                  **{k: CHOICES.get(method, PLAIN)[k] for k in ("balance", "min_map", "optimizer")})
     metrics = dict(classes=["a", "b"], capped={}, data_hash="d", drawn=False, select="last", images_seen=images, parameters=1,
-                   train_seconds=1.0, test=test)
-    return SimpleNamespace(id="a", config=config | {k: v for k, v in changes.items() if k in config},
-                           metrics=metrics | {k: v for k, v in changes.items() if k in metrics}, environment={})
+                   train_seconds=1.0, test=test, device="cpu", audit=[])
+    assert set(changes) <= set(config) | set(metrics)
+    return SimpleNamespace(id="a", config=config | {k: v for k, v in changes.items() if k in config}, environment={},
+                           metrics=metrics | {k: v for k, v in changes.items() if k in metrics} | dict(labelled_seen=images))
 
 def test_summary_by_hand():
     "Differences are taken draw by draw, seeds are averaged within a draw, the larger budget is a row of its own."
@@ -49,7 +53,7 @@ def test_summary_by_hand():
     assert table.loc[("supervised", 100), "WAR gain"] == "" and table.loc[("supervised", 300), "WAR gain"] == "+1.0"
     assert table.loc[("fixmatch", 100), "WAR gain"] == "no common draw"
 
-@pytest.mark.parametrize("other, says", [(record(data_hash="e"), "2 different data sets"),
+@pytest.mark.parametrize("other, says", [(record(data_hash="e"), "different data never share"),
                                          (record(labels_per_class=10), "budgets of labels"),
                                          (record(classes=["a"]), "never share a table")])
 def test_what_does_not_belong_together(other, says):
@@ -58,3 +62,123 @@ def test_what_does_not_belong_together(other, says):
 def test_no_baseline():
     with pytest.raises(BenchError, match="No run of 'dtm'"): summarise([record()], "dtm")
     with pytest.raises(BenchError, match="no finished run"): summarise([])
+
+
+# --- what may share a table ---
+
+APART = [("data", dict(data_hash="e")), ("data", dict(drawn=True)), ("budgets of labels", dict(labels_per_class=10)),
+         ("budgets of labels", dict(labels_per_class=None)), ("budgets of labels", dict(labels_per_class=None, budget="ada_cm-400")),
+         ("classes", dict(classes=["a", "c"])), ("classes", dict(classes=["a", "b", "c"])), ("image sizes", dict(image_size=112)),
+         ("selection", dict(select="oracle")), ("splits", dict(split="fold:1/10")), ("label rules", dict(label_rule="argmax"))]
+
+@pytest.mark.parametrize("what, changes", APART)
+def test_each_thing_that_keeps_runs_apart(what, changes):
+    "`tasks` makes two tables of them, under two names, and nothing else takes them as one."
+    pair = [record(), record(**changes)]
+    assert [len(group) for group in tasks(pair).values()] == [1, 1]
+    for function in (measured, gains, summarise):
+        with pytest.raises(BenchError, match=f"different {what} never share"): function(pair)
+
+def test_what_does_not_keep_runs_apart():
+    same = [record(draw=1), record(seed=2), record("dtm"), record(backbone="vit"), record(images=9), record(select="val"), record(lr=1.0)]
+    (group,) = tasks([record(), *same]).values()
+    assert len(group) == len(measured(group)["runs"]) + 2, "only draws and seeds are repeats"
+
+def test_titles():
+    runs = [record(labels_per_class=None), record(labels_per_class=None, drawn=True, image_size=32), record(),
+            record(select="oracle"), record(labels_per_class=None, budget="ada_cm-400", split="fold:2/5")]
+    assert set(tasks(runs)) == {"ferplus, 2 classes, all labels, 48 px", "drawn faces, 2 classes, all labels, 32 px",
+                                "ferplus, 2 classes, 50 labels a class, 48 px",
+                                "ferplus, 2 classes, 50 labels a class, 48 px, oracle: picked on the test split",
+                                "ferplus, 2 classes, labels of ada_cm-400, 48 px, fold:2/5"}
+    assert list(tasks([record(data_hash="one"), record(data_hash="two")]))[1].endswith("48 px, data two") and tasks([]) == {}
+
+def test_budgets_are_of_one_data_set_and_honest():
+    runs = [record(), record(labels_per_class=10), record(labels_per_class=None), record(data_hash="e"), record(select="oracle"),
+            record("dtm"), record(backbone="vit")]
+    ((title, group),) = budgets(runs).items()
+    assert title == "ferplus, 2 classes, by labels, 48 px" and group == runs[:3] and budgets(runs[2:]) == {}
+
+def test_chosen_by_name():
+    runs = [record(), record("dtm", labels_per_class=None), record("linear_probe", init="run:byol-ferplus-all-s0-0123456789")]
+    assert chosen(runs) == runs and chosen(runs, "ferplus", "all", "dtm", "resnet10t") == [runs[1]]
+    assert chosen(runs, methods="supervised, linear probe of byol") == [runs[0], runs[2]] == chosen(runs, labels="50")
+    for wrong, says in [(dict(methods="dtmm"), "'dtmm'.*'dtm'"), (dict(dataset="ferpuls"), "'ferpuls'.*'ferplus'"),
+                        (dict(labels="5"), "labels '5'"), (dict(backbone="resnet"), "'resnet'"),
+                        (dict(labels="50", methods="dtm"), "'dtm'")]:
+        with pytest.raises(BenchError, match=says): chosen(runs, **wrong)
+
+
+# --- rows, and what they are held against ---
+
+def rows(records, baseline="supervised"): return measured(records, baseline).set_index(["method", "images_seen"])
+
+def test_measured_by_hand():
+    "Draw 0 has seeds 0.44 and 0.46, draw 1 has 0.53; the supervised runs 0.40 and 0.44: gains of 5 and 9 points."
+    runs = [record(draw=0, WAR=0.40), record(draw=1, WAR=0.44, audit=["Copies.", "Lies."]), record("dtm", 0, 0.44, images=300),
+            record("dtm", 0, 0.46, 1, images=300), record("dtm", 1, 0.53, images=300, train_seconds=4.0)]
+    table = rows(runs)
+    dtm, base = table.loc[("dtm", 300)], table.loc[("supervised", 100)]
+    assert (dtm["kind"], dtm["labels"], dtm["draws"], dtm["seeds"], dtm["runs"], dtm["interval"], dtm["seconds"]) == \
+        ("semi-supervised", "50", 2, 2, 3, "draws", 2.0)
+    half = 12.7062 * 0.08 / np.sqrt(2) / np.sqrt(2)
+    assert dtm[["WAR", "WAR_low", "WAR_high"]].tolist() == pytest.approx([0.49, 0.49 - half, 0.49 + half], abs=1e-5)
+    assert dtm["WAR_sd"] == pytest.approx(0.08 / np.sqrt(2))
+    half = 12.7062 * 0.04 / 2
+    assert dtm[["WAR_gain", "WAR_gain_low", "WAR_gain_high"]].tolist() == pytest.approx([0.07, 0.07 - half, 0.07 + half], abs=1e-5)
+    assert dtm["against"] == "supervised" and dtm["UAR_gain"] == pytest.approx(0.035) and dtm["audit"] == 0
+    assert base["against"] == "" and np.isnan(base["WAR_gain"]) and base["audit"] == 2
+
+def test_a_single_draw_has_the_intervals_of_its_runs_and_no_spread():
+    row = rows([record(WAR=0.4, seed=0), record(WAR=0.5, seed=1)]).iloc[0]
+    assert row[["WAR", "WAR_low", "WAR_high"]].tolist() == pytest.approx([0.45, 0.35, 0.65])
+    assert row["interval"] == "faces" and np.isnan(row["WAR_sd"]) and (row["draws"], row["seeds"], row["runs"]) == (1, 2, 2)
+
+def test_with_all_labels_the_seed_repeats():
+    runs = [record(method, WAR=war, seed=seed, labels_per_class=None) for method, wars in
+            {"supervised": (0.4, 0.5), "eac": (0.5, 0.7)}.items() for seed, war in enumerate(wars)]
+    eac = rows(runs).loc[("eac", 100)]
+    assert (eac["interval"], eac["draws"], eac["seeds"], eac["labels"]) == ("seeds", 1, 2, "all")
+    assert eac["WAR_gain"] == pytest.approx(0.15) and eac["WAR_gain_low"] == pytest.approx(0.15 - 12.7062 * 0.05, abs=1e-4)
+
+def test_settings_that_differ_are_rows_of_their_own():
+    "Another learning rate, optimizer, backbone or number of images is no repeat, and the usual goes without saying."
+    runs = [record("dtm"), record("dtm", optimizer="adam"), record("dtm", optimizer="adam", draw=1), record(lr=0.1), record(lr=0.2),
+            record(backbone="vit", lr=0.1)]
+    assert measured(runs)[["method", "backbone", "runs"]].to_numpy().tolist() == [
+        ["dtm", "resnet10t", 1], ["dtm (optimizer adam)", "resnet10t", 2],
+        ["supervised", "vit", 1], ["supervised (lr 0.1)", "resnet10t", 1], ["supervised (lr 0.2)", "resnet10t", 1]]
+
+BYOL, TIMM = dict(init="run:byol-ferplus-all-s0-0123456789"), dict(init="timm")
+
+@pytest.mark.parametrize("mine, others, expected", [
+    (record("dtm", images=300), [record(images=300), record(images=100)], ("supervised", 100)),
+    (record(images=300), [record(images=100)], ("supervised", 100)),
+    (record("dtm", min_map=4), [record(min_map=4, images=300), record(images=100)], ("supervised (min_map 4)", 300)),
+    (record("dtm", backbone="vit"), [record()], None),
+    (record("dtm", **TIMM), [record(), record(**TIMM)], ("supervised from timm's weights", 100)),
+    (record("dtm", **TIMM), [record()], ("supervised", 100)),
+    (record(**BYOL), [record(), record("dtm")], ("supervised", 100)),
+    (record("linear_probe", **BYOL), [record(), record("linear_probe")], ("linear probe of random weights", 100)),
+    (record("linear_probe", **BYOL), [record()], None),
+    (record("dtm"), [record("fixmatch")], None),
+], ids=["fewest images", "itself with more images", "same resolution", "other backbone", "same start", "no such start", "a start is tried",
+        "frozen", "frozen, no random one", "no baseline"])
+def test_what_a_row_is_held_against(mine, others, expected):
+    mine.metrics["test"]["WAR"] = 0.9
+    table = measured([mine, *others])
+    row = table[table["WAR"] == 0.9].iloc[0]
+    if expected is None: assert row["against"] == "" and np.isnan(row["WAR_gain"])
+    else:
+        assert row["against"] == expected[0] and row["WAR_gain"] == pytest.approx(0.5)
+        assert expected[1] in table.loc[table["method"] == expected[0], "images_seen"].tolist()
+
+def test_another_baseline():
+    runs = [record("linear_probe", WAR=0.3), record("linear_probe", WAR=0.5, **BYOL), record(WAR=0.6), record("dtm", WAR=0.9)]
+    assert rows(runs, "dtm")["WAR_gain"].round(9).tolist()[-1] == -0.3
+    assert rows(runs, "linear probe of byol")["against"].tolist() == ["linear probe of byol", "", *["linear probe of byol"] * 2]
+
+def test_gains_are_draw_by_draw():
+    runs = [record(draw=d, WAR=0.4 + d / 10) for d in range(3)] + [record("dtm", d, 0.5 + d / 20) for d in (2, 1, 7)]
+    (against, table), (nothing, empty) = gains(runs)
+    assert against == "supervised" and table["WAR"].to_dict() == pytest.approx({1: 0.05, 2: 0.0}) and (nothing, len(empty)) == ("", 0)

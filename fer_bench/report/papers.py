@@ -172,9 +172,9 @@ def _room(places: dict) -> float:
     return max((max(places.values()) / min(places.values())) ** 0.08, 1.1)
 
 def _apart(places: dict, n: int) -> float:
-    "The factor between two of `n` lines: as wide as a marker, but no line comes near the next place."
+    "The factor between two of `n` lines: as wide as a marker, but no line comes near the next place or leaves the axes."
     steps = np.diff(np.log(list(places.values())))
-    return float(np.exp(min(np.log(_room(places)) * 0.25, *(0.7 * steps / n)) if len(steps) else 0.04))
+    return float(np.exp(min(np.log(_room(places)) * min(0.25, 1.6 / n), *(0.7 * steps / n)) if len(steps) else 0.04))
 
 def _budget_line(ax, x: dict, points: dict, look: dict):
     "One method: a line over the numbers, a dotted one on to all labels, and the intervals; → the line for the legend."
