@@ -1,10 +1,11 @@
 # make demo: the main job on the drawn faces.  make test: everything CI runs.  Both make their own .venv.
+# make gpu-study MINUTES=9 DATA=path/to/FERPlus: the study of results/gpu-study.yaml on one GPU, as far as it comes in that time.
 PYTHON ?= python3
 BIN := .venv/bin
 # threads that spin while they wait crawl on a shared machine
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test soak export
+.PHONY: demo test soak export gpu-study
 
 .venv/installed: settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -26,3 +27,11 @@ soak: .venv/installed
 export: .venv/installed
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
+
+# with the .venv where there is one, else with PYTHON and what it has installed; exit code 3 only says that runs are left
+MINUTES ?= 9
+DATA ?= $(or $(FER_BENCH_DATA),../shared/data)/ferplus.tar.xz/FERPlus
+RESULTS ?= results
+gpu-study:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m fer_bench.cli sweep results/gpu-study.yaml \
+		--set data_root=$(DATA) --results-dir $(RESULTS) --minutes $(MINUTES) || test $$? -eq 3

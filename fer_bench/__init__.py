@@ -5,8 +5,11 @@
 # %% auto #0
 __all__ = ['NAMES']
 
-# %% ../nbs/api.ipynb #ec14618d
+# %% ../nbs/api.ipynb #3bfbfda7
+import os
 from importlib import import_module
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # weights may come from a hub; nobody is told what is done with them
 
 __version__ = "0.1.0"
 
@@ -14,7 +17,8 @@ __version__ = "0.1.0"
 NAMES = {
     "RunConfig": "config", "run": "experiment", "load_classifier": "experiment", "evaluate_on": "experiment",
     "Record": "record", "load_runs": "record",
-    "load_run": "record", "compare": "report.tables", "summarise": "report.summary", "difference": "report.summary",
+    "load_run": "record", "sweep": "sweeps.sweep", "compare": "report.tables", "summarise": "report.summary",
+    "difference": "report.summary", "tasks": "report.summary", "measured": "report.summary", "paragraph": "report.comparison",
     "look": "looking", "look_table": "looking", "open_faceset": "data.faceset", "build_faceset": "data.faceset",
     "verify_faceset": "data.faceset", "draw_faces": "data.drawn", "audit": "data.audit", "Pool": "data.pools",
     "read_landmarks": "data.landmarks", "feed_benchmark": "data.feed",
