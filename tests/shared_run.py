@@ -8,7 +8,7 @@ import torch
 
 from fer_bench.config import SELF, SEMI, RunConfig
 from fer_bench.experiment import build
-from fer_bench.processes import averaged, gathered, is_main, launched, shared_batch_norms
+from fer_bench.processes import averaged, gathered, is_main, launched, shared_batch_norms, world
 from fer_bench.task import load_data, make_pool, split_data
 from fer_bench.train.batches import make_batches
 from fer_bench.train.loop import fit, make_accelerator, prepare, seed_step, train_step
@@ -60,5 +60,5 @@ def stopped_and_taken_up(folder: Path) -> list:
 if __name__ == "__main__":
     if launched() > 1: make_accelerator("cpu")
     place = Path(sys.argv[1])
-    found = {method: twenty_steps(method) for method in METHODS} | {"stopped": stopped_and_taken_up(place)}
+    found = {method: twenty_steps(method) for method in METHODS} | {"stopped": stopped_and_taken_up(place), "processes": world()[1]}
     if is_main(): (place/"found.json").write_text(json.dumps(found))

@@ -19,9 +19,8 @@ from fer_bench.experiment import run
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 def launch(n: int, *command) -> None:
-    "Run a Python `command` in `n` processes, as `accelerate launch` would on one machine."
-    start = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(n), "--num_machines", "1", "--mixed_precision", "no",
-             "--dynamo_backend", "no", "--main_process_port", "0"] if n > 1 else []
+    "Run a Python `command` in `n` processes."
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)] if n > 1 else []
     done = subprocess.run([sys.executable, *start, *map(str, command)], env=QUIET, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -30,7 +29,9 @@ def steps(tmp_path_factory) -> list[dict]:
     "What `shared_run` found in one process and in two."
     places = [tmp_path_factory.mktemp(f"processes{n}") for n in (1, 2)]
     for n, place in zip((1, 2), places, strict=True): launch(n, shared_run.__file__, place)
-    return [json.loads((place/"found.json").read_text()) for place in places]
+    found = [json.loads((place/"found.json").read_text()) for place in places]
+    assert [f["processes"] for f in found] == [1, 2]
+    return found
 
 @pytest.mark.parametrize("method", shared_run.METHODS)
 def test_twenty_steps_in_two_processes(steps, method):
@@ -88,3 +89,11 @@ def test_one_process_is_untouched():
     x = torch.randn(4, 3, requires_grad=True)
     assert processes.gathered(x) is x and processes.summed(x) is x and processes.agreed(x) is x
     with processes.shared_batch_norms(): assert torch.nn.functional.batch_norm is not processes.shared_batch_norm
+
+def test_accelerate_launch(tmp_path):
+    "The command of the README, on the CPU: both processes train, the first prints the table."
+    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+                "--dynamo_backend", "no"]
+    launch(1, "-m", *launcher, "-m", "fer_bench.cli", "run", "--preset", "tiny", "--device", "cpu", "--results-dir", tmp_path)
+    (environment,) = Path(tmp_path).glob("runs/*/environment.json")
+    assert json.loads(environment.read_text())["processes"] == 2

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from fer_bench.config import RunConfig, run_id
+from fer_bench.config import DISPLAY, RunConfig, run_id
 from fer_bench.record import load_runs
 from fer_bench.report.summary import difference, summarise
 from fer_bench.report.tables import to_markdown
+from fer_bench.sweeps.grid import expand
 
 RESULTS = Path(__file__).parent.parent/"results"
 RECORDS = load_runs(RESULTS)
@@ -25,7 +26,14 @@ def test_a_record_is_whole_and_named_by_what_it_holds(record):
 
 def test_the_table_of_few_labels():
     table = to_markdown(summarise(chosen(dataset="ferplus", labels_per_class=50, min_map=0)))
-    assert table in (RESULTS/"ferplus-50.md").read_text()
+    for page in (RESULTS/"ferplus-50.md", RESULTS.parent/"README.md"): assert table in page.read_text()
+
+def test_the_grid_of_few_labels_is_what_was_run():
+    "Every run of `ferplus-50.yaml` has its record, and no other of its kind is in the table."
+    wanted = [c.config for c in expand(RESULTS/"ferplus-50.yaml") if c.config.labels_per_class == 50 and not c.config.min_map]
+    shaping = lambda config: json.dumps({k: v for k, v in config.items() if k not in DISPLAY}, sort_keys=True)
+    recorded = [shaping(RunConfig(**r.config).model_dump()) for r in chosen(dataset="ferplus", labels_per_class=50, min_map=0)]
+    assert sorted(shaping(c.model_dump()) for c in wanted) == sorted(recorded)
 
 @pytest.mark.parametrize("method, baseline", [("linear_probe", "linear probe of random weights"), ("supervised", "supervised")])
 def test_the_tables_of_pretraining(method, baseline):
