@@ -169,8 +169,9 @@ class Outcome:
         "A row a run: id, method, what else the grid varies, state, minutes expected."
         named = {n: None for c in self.cells for n in c.given if n not in ("method", "init")}
         differ = [n for n in named if len({str(c.given.get(n)) for c in self.cells}) > 1]
+        said = lambda c, n: "null" if (value := c.given.get(n, "")) is None else str(value)
         return pd.DataFrame([{"run": c.id or f"(after {c.needs.id or 'its start'})", "method": c.config.method,
-                              **{n: c.given.get(n, "") for n in differ}, "init": c.needs.config.method if c.needs else c.config.init,
+                              **{n: said(c, n) for n in differ}, "init": c.needs.config.method if c.needs else c.config.init,
                               "state": c.state, "minutes": f"{c.seconds / 60:.1f}" if c.seconds is not None and c.state in OPEN else ""}
                              for c in self.cells])
 
