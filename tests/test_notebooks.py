@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "store": BASE | {"record", "evaluate.metrics"},
     "task": ALL, "judge": ALL | {"task"}, "experiment": RUN - {"experiment"},
     "report": BASE | {"record", "evaluate.statistics", "evaluate.ranks"},
-    "benchmark": RUN, "looking": RUN, "gallery": RUN | {"looking", "report"}, "sweeps": RUN | {"store"},
+    "speed": RUN, "benchmark": RUN | {"speed"}, "looking": RUN, "gallery": RUN | {"looking", "report"}, "sweeps": RUN | {"store"},
     "cli": RUN | {"benchmark", "report", "looking", "store", "sweeps"},
     "__init__": RUN | {"benchmark", "report", "looking", "gallery", "store", "sweeps"},
 }
