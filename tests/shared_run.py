@@ -1,4 +1,4 @@
-"""Run by `test_processes` in one process and in several: twenty steps of each method in float64; and a training that is stopped."""
+"""Run by `test_processes` in one process and in several: some steps of each method in float64; and a training that is stopped."""
 import contextlib
 import json
 import sys
@@ -14,6 +14,7 @@ from fer_bench.train.batches import make_batches
 from fer_bench.train.loop import fit, make_accelerator, prepare, seed_step, train_step
 
 METHODS = ["supervised", "eac", *SEMI, *SELF]
+STEPS = dict.fromkeys(METHODS, 6) | dict.fromkeys(("supervised", "dtm", "byol", "simfle"), 20)
 
 def setup(method: str):
     config = RunConfig(method=method, preset="tiny", drawn_faces=200, lr=0.003, threads=1, device="cpu")
@@ -31,13 +32,13 @@ def apart(x: torch.Tensor) -> float:
     "The largest difference between the processes' `x` (N,)."
     return float((gathered(x[None]) - x).abs().max())
 
-def twenty_steps(method: str) -> dict:
+def some_steps(method: str) -> dict:
     config, accelerator, net, batch_at = setup(method)
     if getattr(net, "policy", None) is not None: net.policy.float()  # thresholds are made of float32 probabilities
     model, optimizer = prepare(net.train(), config, accelerator)
     batch_of = lambda step: {k: double(v) for k, v in batch_at(step).items()} | {"progress": step / 20}
     losses = []
-    for step in range(20):
+    for step in range(STEPS[method]):
         seed_step(0, step)
         losses.append(float(averaged(train_step(model, net, optimizer, accelerator, batch_of(step), config, step)["loss"].detach())))
     with shared_batch_norms(): accelerator.backward(model(batch_of(20))[0])
@@ -60,5 +61,5 @@ def stopped_and_taken_up(folder: Path) -> list:
 if __name__ == "__main__":
     if launched() > 1: make_accelerator("cpu")
     place = Path(sys.argv[1])
-    found = {method: twenty_steps(method) for method in METHODS} | {"stopped": stopped_and_taken_up(place), "processes": world()[1]}
+    found = {method: some_steps(method) for method in METHODS} | {"stopped": stopped_and_taken_up(place), "processes": world()[1]}
     if is_main(): (place/"found.json").write_text(json.dumps(found))
