@@ -1361,6 +1361,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fer_bench.processes.gathered': ('processes.html#gathered', 'fer_bench/processes.py'),
                                      'fer_bench.processes.is_main': ('processes.html#is_main', 'fer_bench/processes.py'),
                                      'fer_bench.processes.launched': ('processes.html#launched', 'fer_bench/processes.py'),
+                                     'fer_bench.processes.leave': ('processes.html#leave', 'fer_bench/processes.py'),
                                      'fer_bench.processes.part_of': ('processes.html#part_of', 'fer_bench/processes.py'),
                                      'fer_bench.processes.share_batch_norms': ( 'processes.html#share_batch_norms',
                                                                                 'fer_bench/processes.py'),

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['make_accelerator', 'learning_rate', 'seed_step', 'make_optimizer', 'prepare', 'train_step', 'fit']
 
-# %% ../../nbs/train/loop.ipynb #242f96f6
+# %% ../../nbs/train/loop.ipynb #5ad5197a
+import atexit
 import math
 import time
 import warnings
@@ -19,7 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from timm.optim import create_optimizer_v2
 
 from ..core import BenchError, progress
-from ..processes import agreed, averaged, is_main, shared_batch_norms, world
+from ..processes import agreed, averaged, is_main, leave, shared_batch_norms, world
 from .checkpoint import load_checkpoint, save_checkpoint
 
 # %% ../../nbs/train/loop.ipynb #ff3b3487
@@ -35,6 +36,7 @@ def make_accelerator(device: str = "auto", precision: str = "auto", track: str =
     accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no", log_with=None if track == "none" else _tracker(track),
                               project_dir=folder, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     if track != "none": accelerator.init_trackers(track)
+    if world()[1] > 1: atexit.register(leave)
     return accelerator
 
 def _tracker(name: str) -> str:
