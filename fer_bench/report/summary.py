@@ -13,7 +13,7 @@ import pandas as pd
 from ..config import CHOICES, PLAIN, SELF, SEMI, RunConfig
 from ..core import BenchError, unknown
 from ..evaluate.statistics import paired_bootstrap, t_interval
-from .tables import _commit, _labelled_seen, _method, called, compare
+from .tables import MEASURES, _commit, _labelled_seen, _method, called, compare
 
 # %% ../../nbs/report/summary.ipynb #aff567a8
 def _labels(record) -> str:
@@ -97,8 +97,8 @@ def chosen(records, dataset: str = "", labels: str = "", methods: str = "", back
         if wanted: records = [r for r in records if wanted & set(names(r))]
     return records
 
-# %% ../../nbs/report/summary.ipynb #0c86ac74
-MEASURED = ("WAR", "UAR", "macro_F1")
+# %% ../../nbs/report/summary.ipynb #f9d244e1
+MEASURED = tuple(MEASURES)
 RANDOM = "linear probe of random weights"  # what a frozen backbone is held against
 
 def grouped(records) -> list[tuple[str, list]]:

@@ -41,8 +41,8 @@ def _print_to(path) -> None:
     for stream in (1, 2): os.dup2(handle, stream)
     os.close(handle)
 
-# %% ../../nbs/sweeps/local.ipynb #f092c558
-QUIET = {"FER_BENCH_PROGRESS": "log", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_DISABLE_TELEMETRY": "1"}
+# %% ../../nbs/sweeps/local.ipynb #90c8accd
+QUIET = {"FER_BENCH_PROGRESS": "log", "OMP_WAIT_POLICY": "PASSIVE"}
 
 def gpus() -> list[str]:
     "The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."

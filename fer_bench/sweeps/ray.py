@@ -26,9 +26,9 @@ from ..store import merge, pack_bytes
 from ..task import load_data, make_pool, split_data
 from ..train.checkpoint import checkpoints
 
-# %% ../../nbs/sweeps/ray.ipynb #1eda4161
+# %% ../../nbs/sweeps/ray.ipynb #640c0512
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the second is what Ray is about to make the rule
-         "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+         "OMP_WAIT_POLICY": "PASSIVE"}
 
 def work(parcel: dict, roll) -> dict:
     "Do the run in `parcel` in a folder of its own, entered in the `roll`; → the answer, with the record or the checkpoints."
