@@ -23,8 +23,8 @@ def ema_decay(step: int, decay: float) -> float:
 @torch.no_grad()
 def update_ema(ema: nn.Module, net: nn.Module, decay: float) -> None:
     "ema ← decay · ema + (1 − decay) · net, parameters and buffers alike, in a few fused calls; counters are copied."
-    pairs = list(zip(ema.state_dict().values(), net.state_dict().values(), strict=True))
-    floats = [(a, b) for a, b in pairs if a.is_floating_point()]
-    torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], 1 - decay)
-    for a, b in pairs:
-        if not a.is_floating_point(): a.copy_(b)
+    old, new = ([[*n.parameters()], [*n.buffers()]] for n in (ema, net))  # a state_dict would take longer to make than to average
+    pairs = [pair for kind in zip(old, new, strict=True) for pair in zip(*kind, strict=True)]
+    floats, counters = ([p for p in pairs if p[0].is_floating_point() == f] for f in (True, False))
+    torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - decay)
+    if counters: torch._foreach_copy_(*map(list, zip(*counters, strict=True)))

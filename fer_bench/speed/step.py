@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..experiment import build
 from .device import now, seconds
-from ..train import batches
+from ..train import batches, loop
 from ..train.batches import make_batches
-from ..train.loop import prepare, seed_step, train_step
+from ..train.loop import memory_kept, prepare, seed_step, train_step
 
 # %% ../../nbs/speed/step.ipynb #5e3c2577
 class Sections:
@@ -100,17 +100,22 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
 
     def block(self, work, steps: int) -> float:
-        "Seconds a step of `steps` of `work`, `self.step` or `self.passes`, one after the other without waiting between them."
-        return seconds(lambda: [work() for _ in range(steps)], self.device) / steps
+        """Seconds a step of `steps` of `work`, `self.step` or `self.passes`, one after the other without waiting between them.
+
+        After one that does not count, for other work may have filled the caches; as in training the process keeps its memory."""
+        with memory_kept(self.device):
+            work()
+            return seconds(lambda: [work() for _ in range(steps)], self.device) / steps
 
     def shares(self, steps: int) -> dict[str, float]:
         "Share of each of `SECTIONS` in the time of `steps`, 0 to 1; they add up to 1."
         clock = Sections(self.device)
         parts = (clock.around("forward", self.model), clock.calls(self.method, after_step="EMA"),
                  clock.calls(self.optimizer, step="optimiser", zero_grad="optimiser"),
-                 clock.calls(self.accelerator, backward="backward", clip_grad_norm_="optimiser"))
+                 clock.calls(self.accelerator, backward="backward"))
         batch_at = clock.around("feed", self._batch)  # and what is left of it without the views
-        with patch.object(batches, "apply_view", clock.around("views", batches.apply_view)):
+        with (memory_kept(self.device), patch.object(batches, "apply_view", clock.around("views", batches.apply_view)),
+              patch.object(loop, "clip_gradients", clock.around("optimiser", loop.clip_gradients))):
             for _ in range(steps):
                 train_step(*parts, batch_at(self.done), self.config, self.done)
                 self.done += 1
