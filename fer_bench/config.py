@@ -171,6 +171,8 @@ class RunConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
     threads: int = Field(2, gt=0, description="CPU threads; another number may change the last bits")
     deterministic: bool = Field(False, description="promise the same bits on a GPU, at a price in speed")
+    compile: bool = Field(False, description="translate the method by torch.compile, half a minute or more before the first step; "
+                                             "seldom of use on a CPU")
     device: str = Field("auto", description="auto, cpu or cuda")
     processes: int = Field(1, gt=0, description="processes that share the run and each of its batches, one a GPU")
     track: Literal["none", "tensorboard"] = Field("none", description="also write the epochs' numbers beside the record, for a viewer")

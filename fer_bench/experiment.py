@@ -147,6 +147,7 @@ def build(config, faceset, split, pool=None, folder=None) -> tuple:
     counts = np.bincount(faceset.labels[split.labelled], minlength=len(faceset.meta["classes"]))
     method = make_method(config, net.to(memory_format=torch.channels_last), counts, len(pool) if pool else 0).to(accelerator.device)
     method = share_batch_norms(method, accelerator.device)
+    if config.compile: method.compile()
     return accelerator, method, Feed(faceset.images, accelerator.device), loaded
 
 def _network(config, n_classes: int, init: str = "scratch") -> tuple:
@@ -156,6 +157,7 @@ def _prepare_torch(config, folder):
     torch.set_num_threads(config.threads)
     if config.deterministic: os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
     torch.use_deterministic_algorithms(config.deterministic)
+    torch.backends.cudnn.benchmark = not config.deterministic  # try which convolution is fastest: every batch has the same shape
     accelerator = make_accelerator(config.device, config.precision, config.track, folder)
     torch.manual_seed(config.seed)
     return accelerator

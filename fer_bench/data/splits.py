@@ -125,8 +125,8 @@ def make_split(index: pd.DataFrame, classes, labels_per_class=None, seed: int = 
     _need_classes(labels[rows["train"]], classes, "training")
     if how == "official": _need_classes(labels[rows["test"]], classes, "test")  # a fold or a person may lack a class
     if dedupe == "cross_split":
-        pixels, exam = index["sha256"].to_numpy(), np.concatenate([rows["val"], rows["test"]])
-        rows["train"] = rows["train"][~np.isin(pixels[rows["train"]], pixels[exam])]
+        pixels, exam = index["sha256"], np.concatenate([rows["val"], rows["test"]])
+        rows["train"] = rows["train"][~pixels.isin(pixels.iloc[exam]).to_numpy()[rows["train"]]]
     if not len(rows["val"]):
         rows["val"], origin["val"] = carve(index, rows["train"], 0.1, seed), "carved"
         rows["train"] = np.setdiff1d(rows["train"], rows["val"])
@@ -148,8 +148,7 @@ def _finish(index, labelled, val, test, capped, origin) -> Split:
     drawn = [rows for role, rows in (("val", val), ("test", test)) if not origin[role].startswith("official")]
     people = index["subject"].iloc[np.concatenate(drawn or [test[:0]])].dropna()
     exam |= index["subject"].isin(people).to_numpy()  # the unlabelled faces of a person who was held out go too
-    pixels = index["sha256"].to_numpy()
-    free = ~exam & ~np.isin(pixels, pixels[exam])  # no copy of an exam face
+    free = ~exam & ~index["sha256"].isin(index["sha256"][exam]).to_numpy()  # no copy of an exam face
     free[labelled] = False
     return _hashed(index, dict(zip(ROLES, (labelled, np.flatnonzero(free), val, test), strict=True)), capped, origin)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLACE', 'SAME', 'COSTS', 'SECTIONS', 'EXPECTED', 'AXES', 'ABOUT', 'read_rows', 'as_table', 'by_place', 'speed_table',
-           'slope', 'growth_table', 'roofline', 'step_shares', 'growth_curves', 'page', 'write_page']
+           'slope', 'growth_table', 'roofline', 'step_shares', 'growth_curves', 'change_table', 'change_bars', 'page',
+           'write_page']
 
 # %% ../../nbs/report/speed.ipynb #5e9dbaab
 import json
@@ -19,9 +20,9 @@ from ..core import BenchError, write_text
 from .exports import to_markdown
 from .figures import COLOURS, COLUMN, PAGE, Picture, styled
 
-# %% ../../nbs/report/speed.ipynb #772a26cb
+# %% ../../nbs/report/speed.ipynb #1e6b3b9f
 PLACE = ["device", "precision", "threads"]
-SAME = [*PLACE, "method", "backbone", "image_size", "batch_size", "deterministic", "along", "value"]
+SAME = [*PLACE, "method", "backbone", "image_size", "batch_size", "deterministic", "compile", "along", "value"]
 COSTS = {"step_ms": "step", "passes_ms": "passes alone", "memory_mib": "memory"}
 
 def read_rows(folder="results/throughput") -> list[dict]:
@@ -77,10 +78,12 @@ def slope(x, y) -> float:
     found = np.polyfit(np.log(x[known]), np.log(y[known]), 1)[0] if known.sum() > 1 else np.float64("nan")
     return float(found.round(6) + 0)  # no slope of minus nothing
 
+def _growing(rows: pd.DataFrame) -> pd.DataFrame: return rows[~rows["along"].isin(["", "change"])]
+
 def growth_table(rows: pd.DataFrame) -> pd.DataFrame:
     "A line for each axis and method: from where to where, and slopes of step, passes, memory, of all values [of the last two]."
     lines = []
-    for (along, method, backbone), part in rows[rows["along"] != ""].groupby(["along", "method", "backbone"], sort=False):
+    for (along, method, backbone), part in _growing(rows).groupby(["along", "method", "backbone"], sort=False):
         part = part.sort_values("value")
         slopes = {name: f"{slope(part['value'], part[c]):.2f} [{slope(part['value'][-2:], part[c][-2:]):.2f}]"
                   for c, name in COSTS.items() if part[c].notna().sum() > 1}
@@ -148,7 +151,7 @@ def step_shares(rows: pd.DataFrame) -> Figure:
 @styled
 def growth_curves(rows: pd.DataFrame) -> Figure:
     "A panel for each axis of growth: time of a step and of its passes, and memory, in double logarithms, with their slopes."
-    axes = list(dict.fromkeys(rows.loc[rows["along"] != "", "along"]))
+    axes = list(dict.fromkeys(_growing(rows)["along"]))
     if not axes: raise BenchError("None of these rows belongs to a growth. Measure it: fer-bench bench --growth batch_size")
     fig = Picture(max(COLUMN, PAGE / 3 * len(axes)), 3)
     for ax, along in zip(fig.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
@@ -160,6 +163,37 @@ def growth_curves(rows: pd.DataFrame) -> Figure:
                         label=f"{name}, {unit}: slope {slope(part['value'], part[column]):.2f}")
         _logarithmic(ax, xlabel=AXES[along])
         ax.legend(loc="lower left", bbox_to_anchor=(-0.1, 1))
+    return fig
+
+# %% ../../nbs/report/speed.ipynb #a66b5df1
+def change_table(rows: pd.DataFrame) -> pd.DataFrame:
+    "A line for each change among `rows`: a step without it and with it, and how many times as fast it makes the step, with quartiles."
+    part = rows[rows["along"] == "change"]
+    part = part.assign(used=part.get("used", pd.Series(dtype=bool)) == True).sort_values("used", ascending=False, kind="stable")  # noqa: E712
+    return pd.DataFrame([{"change": r["value"], "in use": "yes" if r["used"] else "no", "method": r["method"], "backbone": r["backbone"],
+                          "px": r["image_size"], "faces a step": f"{r['faces']:.0f}", "without, ms": f"{r['without_ms']:.4g}",
+                          "with, ms": f"{r['with_ms']:.4g}", "gain": f"{r['gain']:.2f} × [{r['gain_low']:.2f}, {r['gain_high']:.2f}]"}
+                         for r in part.to_dict("records")])
+
+@styled
+def change_bars(rows: pd.DataFrame) -> Figure:
+    "A point with quartiles for each change among `rows`, a panel for each method and size; filled where it is in use."
+    part = rows[rows["along"] == "change"]
+    if not len(part): raise BenchError("None of these rows is a change. Measure them: fer-bench bench --changes")
+    panels = list(part.groupby(["method", "backbone", "image_size"], sort=False))
+    names = list(dict.fromkeys(part["value"]))
+    fig = Picture(PAGE, 1 + 0.2 * len(names))
+    for ax, (title, cells) in zip(fig.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        for r in cells.to_dict("records"):
+            y, colour = names.index(r["value"]), COLOURS[0] if r["used"] else "0.5"
+            ax.plot([r["gain_low"], r["gain_high"]], [y, y], color=colour)
+            ax.plot(r["gain"], y, "o", ms=5, color=colour, mfc=colour if r["used"] else "white")
+        ax.axvline(1, color="0.7", lw=0.8, zorder=0)
+        ax.set(xscale="log", xlabel="times as fast with it", title="{}, {}, {} px".format(*title), yticks=range(len(names)), yticklabels=names)
+        ax.xaxis.set_major_locator(LogLocator(subs=(0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5)))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    fig.axes[0].invert_yaxis()
     return fig
 
 # %% ../../nbs/report/speed.ipynb #4b79a053
@@ -174,6 +208,7 @@ Generated from the rows beside this page by `fer_bench.report.speed.write_page`;
 - All three are measured in turns in one run; ratios are medians over turns, times medians with quartiles.
 - *of peak*: the FLOP/s of the whole step over the best that one matrix product or one convolution reached on that device.
 - *feed* to *EMA*: shares of the step, from some steps that wait for the device after each.
+- *change*: the same step without it and with it, in turns; what is not in use was tried and is slower, or is there to be asked for.
 """
 
 def page(rows: pd.DataFrame) -> str:
@@ -181,7 +216,7 @@ def page(rows: pd.DataFrame) -> str:
     text = [ABOUT]
     for title, part in by_place(rows):
         text.append(f"## {title}\n\n{_origin(part)}\n")
-        text += [to_markdown(table) for table in (speed_table(part), growth_table(part)) if len(table)]
+        text += [to_markdown(table) for table in (speed_table(part), change_table(part), growth_table(part)) if len(table)]
     return "\n".join(text)
 
 def _origin(part: pd.DataFrame) -> str:

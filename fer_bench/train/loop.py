@@ -76,10 +76,11 @@ def memory_kept(device):
     finally:
         for option, value in GIVE.items(): libc.mallopt(option, value)
 
-# %% ../../nbs/train/loop.ipynb #fa3a5508
+# %% ../../nbs/train/loop.ipynb #87124482
 def make_optimizer(method, config):
-    "timm's optimizer by the name `config.optimizer`; no weight decay on norms and biases."
-    return create_optimizer_v2(method, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=0.9)
+    "timm's optimizer by the name `config.optimizer`, on a GPU in one kernel; no weight decay on norms and biases."
+    fused = {"fused": True} if any(p.is_cuda for p in method.parameters()) else {}
+    return create_optimizer_v2(method, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=0.9, **fused)
 
 def prepare(method, config, accelerator: Accelerator) -> tuple:
     "(model, optimizer): `method` as it is called in training, with gradients averaged over all processes, and its optimizer."
@@ -136,7 +137,7 @@ def _fit(method, batch_at, config, folder, accelerator, after_epoch) -> list[dic
             best = {"score": row["score"], "epoch": epoch + 1, "weights": _copy(method.judged.state_dict())}
         row["seconds"] = round(time.perf_counter() - start, 3)
         history.append(row)
-        bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k == "loss" or k.endswith("WAR")})
+        bar.set_postfix(_shown(row, config))
         accelerator.log({k: v for k, v in row.items() if not isinstance(v, list)}, step=epoch + 1)
         if is_main(): save_checkpoint(folder, epoch + 1, {"method": method.state_dict(), "optimizer": optimizer.state_dict(),
                                                           "history": history, "best": best})
@@ -145,11 +146,21 @@ def _fit(method, batch_at, config, folder, accelerator, after_epoch) -> list[dic
     if best: method.judged.load_state_dict(best["weights"])
     return history
 
+def _shown(row: dict, config) -> dict:
+    "What the bar says after an epoch: which, how fast, and how well."
+    faces = config.steps_per_epoch * config.batch_size * (1 + (config.mu or 0))
+    numbers = {k: f"{v:.3f}" for k, v in row.items() if k == "loss" or k.endswith("WAR")}
+    return {"epoch": f"{row['epoch']}/{config.epochs}", "images/s": f"{faces / max(row['seconds'], 1e-3):.0f}", **numbers}
+
 def _resume(folder, method, optimizer) -> tuple[list, dict | None, int]:
     state = agreed(load_checkpoint(folder) if is_main() else None)  # the folder may be one that only the first process sees
     if state is None: return [], None, 0
-    method.load_state_dict(state["method"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as e:
+        raise BenchError(f"The checkpoint in {str(folder)!r} is of another version of this method ({str(e).splitlines()[0]}). Delete the "
+                         "folder, and the run begins again.") from None
     return state["history"], state["best"], state["epoch"]
 
 def _copy(weights: dict) -> dict: return {k: v.detach().clone() for k, v in weights.items()}
