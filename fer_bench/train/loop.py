@@ -92,7 +92,7 @@ def clip_gradients(parameters, most: float) -> None:
     "Scale the gradients of `parameters` so that the norm of them all is at most `most`."
     parameters = [p for p in parameters if p.grad is not None]
     norm = get_total_norm([p.grad for p in parameters])
-    if norm.is_cuda or not norm + 1e-6 <= most: clip_grads_with_norm_(parameters, most, norm)
+    if norm.is_cuda or not most / (norm + 1e-6) >= 1: clip_grads_with_norm_(parameters, most, norm)
 
 def train_step(model, method, optimizer, accelerator: Accelerator, batch: dict, config, step: int) -> dict:
     "One step on `batch` by `model`, the prepared `method`: gradients, clipping, weights, averages; → the loss and its parts."
