@@ -17,8 +17,10 @@ from fer_bench import benchmark, run
 from fer_bench.catalogue import METHODS
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
+from fer_bench.data.views import VIEWS, apply_view, make_view
 from fer_bench.speed import variants
 from fer_bench.speed.faces import generated
+from fer_bench.speed.step import Step
 from fer_bench.train.loop import clip_gradients, fit, make_accelerator, make_optimizer, memory_kept, seed_step
 
 TINY = dict(preset="tiny", device="cpu", threads=1)
@@ -54,6 +56,25 @@ def test_a_step_draws_the_same_whatever_was_drawn_before():
     assert torch.equal(*draws) and not torch.equal(draws[0], torch.rand(4))
     torch.manual_seed(int(np.random.SeedSequence([3, 8]).generate_state(1)[0]))
     assert torch.equal(draws[0], torch.rand(4))
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("size, channels", [(48, 1), (112, 3)])
+def test_no_view_asks_its_device(name, size, channels):
+    "On torch's meta device there are shapes and no values, so whatever waits for a value, as `.item()` does, fails."
+    faces = torch.empty(4, channels, size, size, dtype=torch.uint8, device="meta")
+    assert apply_view(make_view(name), faces, size, 0, 0, 0).shape == (4, 3, size, size)
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "linear_probe"])
+def test_no_step_asks_its_device(method, monkeypatch):
+    with generated(64, 32) as data: step = Step(RunConfig(**TINY, method=method, ema=0.9), *data)
+    bare = lambda v: v.to("meta") if torch.is_tensor(v) else [bare(x) for x in v] if isinstance(v, list) else v
+    batch = {name: bare(v) for name, v in step.ready.items()}
+    step.method.to("meta")
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # which has no idea of this device
+    loss, parts = step.method(batch)
+    loss.backward()
+    step.method.after_step(3)
+    assert all(v.device.type == "meta" for v in (loss, *parts.values()))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told to keep memory")
 def test_kept_memory_is_used_again():
@@ -99,7 +120,6 @@ def test_compile_reaches_the_method_and_names_the_run(tmp_path):
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "linear_probe"])
 def test_compiled_methods_learn_what_plain_ones_do(method):
     "The loss of each of six steps, but for rounding."
-    from fer_bench.speed.step import Step
     with generated(64, 32) as data:
         sums = []
         for compiled in (False, True):
