@@ -5,7 +5,7 @@ BIN := .venv/bin
 # threads that spin while they wait crawl on a shared machine
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test soak export gpu-study
+.PHONY: demo test soak export gpu-study gpu-bench
 
 .venv/installed: settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -32,6 +32,13 @@ export: .venv/installed
 MINUTES ?= 9
 DATA ?= $(or $(FER_BENCH_DATA),../shared/data)/ferplus.tar.xz/FERPlus
 RESULTS ?= results
+RUN_CLI = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m fer_bench.cli
 gpu-study:
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m fer_bench.cli sweep results/gpu-study.yaml \
+	$(RUN_CLI) sweep results/gpu-study.yaml \
 		--set data_root=$(DATA) --results-dir $(RESULTS) --minutes $(MINUTES) || test $$? -eq 3
+
+# how fast a GPU trains, beside the passes alone and the usual way: rows for results/throughput
+gpu-bench:
+	$(RUN_CLI) bench --device cuda --image-sizes 112 --faces 512 --changes
+	$(RUN_CLI) bench --device cuda --methods supervised,dtm,simfle --backbone resnet50 --image-sizes 224 --faces 256 --changes
+	$(RUN_CLI) bench --device cuda --methods supervised --backbone resnet50 --image-sizes 224 --faces 512 --compile

@@ -2,9 +2,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from fer_bench.config import DISPLAY, RunConfig, run_id
+from fer_bench.evaluate.statistics import t_interval
 from fer_bench.record import load_runs
 from fer_bench.report.summary import difference, summarise
 from fer_bench.report.tables import to_markdown
@@ -49,6 +52,27 @@ def test_the_differences_to_a_random_backbone(dataset):
         war, uar, _ = difference(record, random)["difference"]
         assert f"| {name} | {percent(record, 'WAR')} | {percent(record, 'UAR')} | {war} | {uar} |" in text
     assert f"| random weights | {percent(random, 'WAR')} | {percent(random, 'UAR')} |" in text
+
+WAYS = {"fp32": {}, "bf16": {"precision": "bf16"}, "torch.compile": {"compile": True}}
+
+def precision_table():
+    "WAR and UAR of each way, mean ± sd over seeds in points, and its mean difference to float32 with Student's 95 % interval over them."
+    records, rows, plain = load_runs(RESULTS/"precision"), [], {}
+    for method in ("supervised", "dtm"):
+        for way, fields in WAYS.items():
+            fields = {"method": method, "precision": "auto", "compile": False} | fields
+            runs = sorted((r for r in records if all(r.config[k] == v for k, v in fields.items())), key=lambda r: r.config["seed"])
+            row = {"method": method, "way": way, "seeds": len(runs)}
+            for name in ("WAR", "UAR"):
+                values = 100 * np.array([r.metrics["test"][name] for r in runs])
+                if way == "fp32": plain[name] = values
+                over = "{:+.1f} [{:.1f}, {:.1f}]".format(*t_interval(values - plain[name])) if way != "fp32" else ""
+                row |= {name: f"{values.mean():.1f} ± {values.std(ddof=1):.1f}", f"{name} over fp32": over}
+            rows.append(row)
+    return to_markdown(pd.DataFrame(rows))
+
+def test_the_table_of_precisions():
+    assert precision_table() in (RESULTS/"precision.md").read_text()
 
 def percent(record, name):
     test = record.metrics["test"]
