@@ -5,7 +5,7 @@ BIN := .venv/bin
 # threads that spin while they wait crawl on a shared machine
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test soak export gpu-study gpu-bench
+.PHONY: demo test soak browser export gpu-study gpu-bench
 
 .venv/installed: settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,10 @@ test: .venv/installed
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak
+
+# Chromium, with which `make test` also runs the tour in a real JupyterLab
+browser: .venv/installed
+	$(BIN)/python -m playwright install chromium
 
 export: .venv/installed
 	$(BIN)/nbdev-export

@@ -5,27 +5,30 @@
 # %% auto #0
 __all__ = ['NAMES']
 
-# %% ../nbs/api.ipynb #3bfbfda7
+# %% ../nbs/api.ipynb #e9798ed9
 import os
 from importlib import import_module
+from importlib.util import find_spec
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # weights may come from a hub; nobody is told what is done with them
 
 __version__ = "0.1.0"
 
-# %% ../nbs/api.ipynb #3dfbe4fc
+# %% ../nbs/api.ipynb #95fe071c
 NAMES = {
-    "RunConfig": "config", "run": "experiment", "load_classifier": "experiment", "evaluate_on": "experiment",
-    "Record": "record", "load_runs": "record",
-    "load_run": "record", "sweep": "sweeps.sweep", "compare": "report.tables", "summarise": "report.summary",
-    "difference": "report.summary", "tasks": "report.summary", "measured": "report.summary", "paragraph": "report.comparison",
-    "look": "looking", "look_table": "looking", "open_faceset": "data.faceset", "build_faceset": "data.faceset",
-    "verify_faceset": "data.faceset", "draw_faces": "data.drawn", "audit": "data.audit", "Pool": "data.pools",
-    "read_landmarks": "data.landmarks", "feed_benchmark": "data.feed",
+    "RunConfig": "config", "baseline": "config", "run": "experiment", "load_classifier": "experiment", "evaluate_on": "experiment",
+    "Record": "record", "load_runs": "record", "load_run": "record", "sweep": "sweeps.sweep", "compare": "report.tables",
+    "load_model": "inference", "predict": "inference", "export": "inference",
+    "Method": "methods.base", "register_method": "catalogue", "check_method": "testing",
+    "summarise": "report.summary", "difference": "report.summary", "tasks": "report.summary", "measured": "report.summary",
+    "paragraph": "report.comparison", "look": "looking", "look_table": "looking", "Source": "data.sources",
+    "open_faceset": "data.faceset", "build_faceset": "data.faceset", "verify_faceset": "data.faceset", "draw_faces": "data.drawn",
+    "audit": "data.audit", "Pool": "data.pools", "read_landmarks": "data.landmarks", "feed_benchmark": "data.feed",
 }
 
 def __getattr__(name: str):
-    if name not in NAMES: raise AttributeError(f"module 'fer_bench' has no attribute {name!r}; it has: {', '.join(NAMES)}")
-    return getattr(import_module(f"fer_bench.{NAMES[name]}"), name)
+    if name in NAMES: return getattr(import_module(f"fer_bench.{NAMES[name]}"), name)
+    if not name.startswith("_") and find_spec(f"fer_bench.{name}"): return import_module(f"fer_bench.{name}")
+    raise AttributeError(f"module 'fer_bench' has no attribute {name!r}; it has: {', '.join(NAMES)}")
 
 def __dir__(): return [*globals(), *NAMES]

@@ -6,8 +6,9 @@
 __all__ = ['PRESETS', 'PLAIN', 'FAMILY', 'PRETRAIN', 'CHOICES', 'SEMI', 'SELF', 'PRESETS_OF', 'PAPER', 'NUMERICS', 'PROBE',
            'DISPLAY', 'FIELDS_OF', 'filled', 'RunConfig', 'run_id', 'baseline', 'assigned_names', 'notebook_parameters']
 
-# %% ../nbs/config.ipynb #71f75d3d
+# %% ../nbs/config.ipynb #abd5a8cd
 import ast
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -192,7 +193,7 @@ class RunConfig(BaseModel):
     @classmethod
     def _fill(cls, values: dict) -> dict:
         name = values.get("preset", "quick")
-        if name not in PRESETS: raise ValueError(str(unknown("preset", str(name), PRESETS)))
+        if not isinstance(name, str) or name not in PRESETS: raise ValueError(str(unknown("preset", str(name), PRESETS)))
         fill = filled(str(values.get("method", "supervised")), name)
         budgeted = any(values.get(k) for k in ("budget", "labels_per_class")) or str(values.get("split", "")).endswith(".csv")
         if budgeted or (values.get("unlabelled") or fill.get("unlabelled")) != "rest": fill.pop("labels_per_class", None)
@@ -200,6 +201,9 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self):
+        for name, value in self:
+            if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+                raise ValueError(f"Parameter {name!r} = {value!r} holds what no file name and no text may hold: NUL, or bytes that are no UTF-8.")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be smaller than epochs ({self.epochs}).")
         if self.batch_size % self.processes:

@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['LOG_LINE', 'BenchError', 'unknown', 'lookup', 'sha256', 'json_hash', 'make_folder', 'atomic_file', 'atomic_folder',
-           'write_text', 'write_json', 'read_json', 'progress', 'project_path']
+           'write_text', 'write_json', 'read_json', 'terminable', 'progress', 'project_path', 'cache_folder']
 
-# %% ../nbs/core.ipynb #95fd5cda
+# %% ../nbs/core.ipynb #823857cc
 import contextlib
 import difflib
 import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
+from functools import partial
 from pathlib import Path
 
 # %% ../nbs/core.ipynb #e4ad2ea7
@@ -60,6 +63,7 @@ def atomic_file(path):
     "Yield a temporary path beside `path`; on a clean exit it becomes `path` in one step, on an error it is removed."
     path, temporary = Path(path), None
     make_folder(path.parent)
+    if path.exists() and not path.is_file(): raise BenchError(f"{str(path)!r} is a folder or a device, and no file. Name a file.")
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(handle)
@@ -114,22 +118,50 @@ def read_json(path):
         raise BenchError(f"{str(path)!r} cannot be read as JSON ({e}). Was it edited by hand? "
                          "Restore it, or delete its folder and run again.") from None
 
-# %% ../nbs/core.ipynb #b3074f79
+# %% ../nbs/core.ipynb #5ce0156a
+@contextlib.contextmanager
+def terminable():
+    "Inside, SIGTERM leaves things as tidy as Ctrl-C does: `SystemExit` with code 143. Nothing changes where another handler stands."
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    def handler(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(128 + signal.SIGTERM)
+    if ours: signal.signal(signal.SIGTERM, handler)
+    try: yield
+    finally:
+        if ours: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+# %% ../nbs/core.ipynb #79b539d3
 def progress(iterable=None, **kwargs):
     "`tqdm` over `iterable` with house defaults: a widget in JupyterLab, a bar in a terminal, few lines in a log."
-    guess = "widget" if "ipykernel" in sys.modules else "bar" if sys.stderr.isatty() else "log"
-    mode = os.environ.get("FER_BENCH_PROGRESS") or guess
+    mode = os.environ.get("FER_BENCH_PROGRESS") or _watched_by()
     if mode == "widget": from tqdm.notebook import tqdm
     else: from tqdm import tqdm
     styles = {"widget": {}, "bar": {"dynamic_ncols": True, "mininterval": 0.5},
               "log": {"mininterval": 30, "maxinterval": 30, "bar_format": LOG_LINE}}
-    return tqdm(iterable, **{"leave": False, "delay": 2, **styles[mode], **kwargs})
+    bar = tqdm(iterable, **{"leave": False, "delay": 2, **styles[lookup("FER_BENCH_PROGRESS", mode, {m: m for m in styles})], **kwargs})
+    if mode == "log":  # whole lines, also when it closes, and none each time it is told something
+        bar.display = lambda *_, **__: print(bar, file=sys.stderr, flush=True)
+        bar.set_postfix = partial(bar.set_postfix, refresh=False)
+    return bar
 
-LOG_LINE = "{desc}: {percentage:3.0f}% ({n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left){postfix}\n"
+def _watched_by() -> str:
+    if "ipykernel" not in sys.modules: return "bar" if sys.stderr.isatty() else "log"
+    return "widget" if {"JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"} & os.environ.keys() else "log"
 
-# %% ../nbs/core.ipynb #9fbaba48
+LOG_LINE = "{desc}: {percentage:3.0f}% ({n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left){postfix}"
+
+# %% ../nbs/core.ipynb #e90610d8
 def project_path(path) -> Path:
     "`path` as it is when absolute; else relative to the project whose folder `nbs` we are in, or to the working folder."
-    path, here = Path(path).expanduser(), Path.cwd()
+    path, here = _at_home(path), Path.cwd()
     inside = here.name == "nbs" and (here/"run_benchmark.ipynb").exists()
     return path if path.is_absolute() else (here.parent if inside else here)/path
+
+def cache_folder(cache_dir: str = "") -> Path:
+    "Where the cache lies: `cache_dir`, else what FER_BENCH_CACHE names, else `~/.cache/fer_bench`."
+    return _at_home(cache_dir or os.environ.get("FER_BENCH_CACHE") or "~/.cache/fer_bench")
+
+def _at_home(path) -> Path:
+    try: return Path(path).expanduser()
+    except RuntimeError: raise BenchError(f"{str(path)!r} begins with a home folder that is not known here. Write the whole path.") from None

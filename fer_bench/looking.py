@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MAPS', 'BASELINES', 'faces_to_show', 'faces_of', 'maps_of', 'look', 'look_table']
 
-# %% ../nbs/looking.ipynb #ecb77a1a
+# %% ../nbs/looking.ipynb #d983a8ca
+import re
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,9 @@ def look(record, faceset=None, kind: str = "gradcam", most: int = 1000) -> pd.Da
     without landmarks. Source: ours; `map_scores` and `fer_bench.evaluate.attention` name theirs."""
     config = RunConfig(**record.config)
     faceset, rows = faces_to_show(config, faceset, most, landmarks=True)
-    path = Path(record.folder)/f"landmarks-{kind}-{faceset.meta['name']}-{faceset.meta['content_hash'][:8]}-{most}.parquet"
+    lookup("kind of map", kind, MAPS)
+    name = re.sub(r"[^\w.+-]", "_", f"{faceset.meta['name']}-{faceset.meta['content_hash'][:8]}")  # another's FaceSet may be called ../x
+    path = Path(record.folder)/f"landmarks-{kind}-{name}-{most}.parquet"
     if path.exists(): return pd.read_parquet(path)
     network = load_classifier(record)
     images, points = faces_of(faceset, rows, config.image_size), landmarks_of(faceset, rows) / faceset.images.shape[1]

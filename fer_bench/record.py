@@ -32,30 +32,47 @@ class Record:
     def id(self) -> str: return self.folder.name
     @property
     def status(self) -> dict:
-        path = self.folder/"status.json"
-        return read_json(path) if path.exists() else {"state": "missing"}
+        if not (self.folder/"status.json").exists(): return {"state": "missing"}
+        found = _dict(self.folder/"status.json")
+        state, files = found.get("state"), found.get("files", {})
+        if not isinstance(state, str) or not isinstance(files, dict) or (state == "finished" and not set(SEALED) <= set(files)):
+            raise _not_ours(self.folder/"status.json", "it names no state, or not the hash of every file")
+        return found
     @property
     def finished(self) -> bool: return self.status["state"] == "finished"
 
     def path(self, name: str) -> Path:
         "Path of the file `name`, after a look at its hash where the run is finished."
         path, expected = self.folder/name, self.status.get("files", {}).get(name)
-        if not path.exists(): raise BenchError(f"Run {self.id!r} has no {name} in {str(self.folder)!r}. Run it again.")
+        if not path.is_file(): raise BenchError(f"Run {self.id!r} has no {name} in {str(self.folder)!r}. Run it again.")
         if expected and sha256(path.read_bytes()) != expected:
             raise BenchError(f"{str(path)!r} is not what the run wrote: it was changed afterwards. Restore it, or delete "
                              "the folder and run again.")
         return path
 
     @cached_property
-    def config(self) -> dict: return read_json(self.path("config.json"))
+    def config(self) -> dict: return _dict(self.path("config.json"))
     @cached_property
-    def metrics(self) -> dict: return read_json(self.path("metrics.json"))
+    def metrics(self) -> dict: return _dict(self.path("metrics.json"))
     @cached_property
-    def environment(self) -> dict: return read_json(self.path("environment.json"))
+    def environment(self) -> dict: return _dict(self.path("environment.json"))
     @cached_property
-    def history(self) -> pd.DataFrame: return pd.read_json(self.path("history.jsonl"), lines=True)
+    def history(self) -> pd.DataFrame: return _table(pd.read_json, self.path("history.jsonl"), lines=True)
     @cached_property
-    def predictions(self) -> pd.DataFrame: return pd.read_parquet(self.path("predictions.parquet"))
+    def predictions(self) -> pd.DataFrame: return _table(pd.read_parquet, self.path("predictions.parquet"))
+
+def _dict(path: Path) -> dict:
+    found = read_json(path)
+    if not isinstance(found, dict): raise _not_ours(path, "it is no JSON object")
+    return found
+
+def _table(read, path: Path, **how) -> pd.DataFrame:
+    try: return read(path, **how)
+    except (ValueError, OSError, KeyError) as e: raise _not_ours(path, str(e)) from None
+
+def _not_ours(path: Path, why: str) -> BenchError:
+    return BenchError(f"{str(path)!r} is not what a run writes ({why}). Was it edited by hand? Restore it, or delete its folder and "
+                      "run again.")
 
 # %% ../nbs/record.ipynb #d1cf90ec
 def write_history(folder, rows: list[dict]) -> None:

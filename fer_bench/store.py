@@ -84,9 +84,9 @@ def _sound_split(name: str, member: Member) -> bytes:
     if not split_hash(data).startswith(name): raise BenchError("its faces are not those that its name, a hash, stands for")
     return data
 
-# %% ../nbs/store.ipynb #3379db73
+# %% ../nbs/store.ipynb #2b7d399d
 FILES = "|".join(map(re.escape, PARTS + WEIGHTS))
-MEMBER = re.compile(rf"runs/([a-z0-9][\w.-]{{0,150}})/({FILES})|splits/([0-9a-f]{{12}})\.csv", re.ASCII)
+MEMBER = re.compile(rf"runs/([a-z0-9][\w.+-]{{0,150}})/({FILES})|splits/([0-9a-f]{{12}})\.csv", re.ASCII)
 MEMBERS, HEAVIEST, BOMB = 200_000, 10_000_000_000, 200  # files; bytes of weights; times that a whole archive may grow
 
 @contextmanager
@@ -104,7 +104,7 @@ def _refused(source, why) -> BenchError:
     return BenchError(f"{what} is not used: {why}. Ask for one made by `fer-bench results pack`, or copy it again.")
 
 def _in_archive(source, archive: zipfile.ZipFile):
-    infos, seen = [i for i in archive.infolist() if not i.is_dir()], set()
+    infos, seen = [i for i in archive.infolist() if not i.orig_filename.endswith("/")], set()
     size = sum(i.compress_size for i in infos)
     if len(infos) > MEMBERS: raise _refused(source, f"it holds {len(infos):,} files")
     if sum(i.file_size for i in infos) > max(LARGEST, BOMB * size):

@@ -92,6 +92,16 @@ def test_evaluate_and_benchmark_commands(tmp_path):
     out = invoke("evaluate", record.id, "--dataset", "affectnet-8", "--data-root", fake("affectnet", tmp_path), "--results-dir", tmp_path)
     assert "16 faces of 8 classes" in out and "UAR" in out
     assert "searching near-copies" in invoke("data", "benchmark", "--faces", 200)
+    out = invoke("results", "leaderboard", "--results-dir", tmp_path)
+    assert "leaderboard.md" in out and "supervised" in (tmp_path/"leaderboard.md").read_text()
+
+def test_export_and_predict_commands(tmp_path, tree):
+    record = run(RunConfig(preset="tiny", device="cpu", results_dir=str(tmp_path)))
+    assert "the same answers" in invoke("export", record.id, tmp_path/"model", "--results-dir", tmp_path)
+    of_run, of_model = (invoke("predict", what, tree/"test/fear", "--results-dir", tmp_path) for what in (record.id, tmp_path/"model"))
+    assert of_run == of_model and of_run.count("fear/") == 4 and "contempt" in of_run.splitlines()[0]
+    assert "4 pictures in" in invoke("predict", tmp_path/"model", tree/"test/fear", "--output", tmp_path/"said.csv")
+    assert (tmp_path/"said.csv").read_text().count("fear/") == 4
 
 def test_help_lists_every_field():
     out = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output

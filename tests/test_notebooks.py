@@ -29,10 +29,11 @@ MAY_IMPORT = {
     "task": ALL, "judge": ALL | {"task"}, "experiment": RUN - {"experiment"},
     "report": BASE | {"record", "evaluate.statistics", "evaluate.ranks"},
     "speed": RUN, "benchmark": RUN | {"speed"}, "looking": RUN, "gallery": RUN | {"looking", "report"}, "sweeps": RUN | {"store"},
-    "cli": RUN | {"benchmark", "report", "looking", "store", "sweeps"},
-    "__init__": RUN | {"benchmark", "report", "looking", "gallery", "store", "sweeps"},
+    "inference": RUN | {"report"}, "testing": RUN, "explorer": RUN | {"inference", "looking", "report"}, "doctor": BASE,
+    "cli": RUN | {"benchmark", "report", "looking", "store", "sweeps", "inference", "doctor"},
+    "__init__": RUN | {"benchmark", "report", "looking", "gallery", "store", "sweeps", "inference"},
 }
-NO_TORCH = ("core", "config", "record", "store", "report", "cli", "__init__", "evaluate.statistics", "evaluate.ranks")
+NO_TORCH = ("core", "config", "record", "store", "report", "doctor", "cli", "__init__", "evaluate.statistics", "evaluate.ranks")
 
 def read(path): return nbformat.read(path, as_version=4)
 
@@ -76,7 +77,7 @@ def test_notebooks_are_clean(rebuilt):
 def test_names_mirror(path):
     "nbs/data/feed.ipynb exports data.feed; the notebooks that papermill runs export nothing."
     exports = [line.split()[-1] for c in read(path).cells for line in c.source.splitlines() if line.startswith("#| default_exp")]
-    mirror = {"api": "__init__", "index": None}.get(path.stem, ".".join(path.relative_to(ROOT/"nbs").with_suffix("").parts))
+    mirror = {"api": "__init__", "index": None, "own_method": None, "own_data": None}.get(path.stem, ".".join(path.relative_to(ROOT/"nbs").with_suffix("").parts))
     assert exports == ([] if path in PAPERMILL or mirror is None else [mirror])
 
 @pytest.mark.parametrize("name", modules())

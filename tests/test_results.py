@@ -18,7 +18,7 @@ RECORDS = load_runs(RESULTS)
 
 def chosen(**fields): return [r for r in RECORDS if all(r.config.get(k, 0) == v for k, v in fields.items())]
 
-@pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.id)
+@pytest.mark.parametrize("record", [*RECORDS, *load_runs(RESULTS/"precision")], ids=lambda r: r.id)
 def test_a_record_is_whole_and_named_by_what_it_holds(record):
     "Every file has the hash that was sealed, and the config still gives the name."
     for name in record.status["files"]: record.path(name)

@@ -70,7 +70,7 @@ class Zip(Archive):
     def _list(self, path: str):
         self._zip = zipfile.ZipFile(path)
         for info in self._zip.infolist():
-            if not info.is_dir(): yield info.orig_filename, _zip_fault(info), info
+            if not info.orig_filename.endswith("/"): yield info.orig_filename, _zip_fault(info), info
 
     def open(self, key: str): return self._zip.open(self._entries[key])
 

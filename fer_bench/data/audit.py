@@ -92,13 +92,18 @@ def _title(found: Audit) -> str:
 
 def to_markdown(found: Audit) -> str:
     "`found` as Markdown: a table of all findings, then the first faces of each that names any."
-    rows = [f"| {f.check} | {f.level} | {f.sentence.replace('|', chr(92) + '|')} |" for f in found.findings]
+    rows = [f"| {f.check} | {f.level} | {_literal(f.sentence)} |" for f in found.findings]
     named = [f"- {f.check}: {_keys(found, f)}" for f in found.findings if len(f.rows)]
     return "\n".join([f"# {_title(found)}", "", "| check | level | finding |", "| --- | --- | --- |", *rows, "", *named]) + "\n"
 
+def _literal(text: str) -> str:
+    "`text`, with names of files and classes in it, so that Markdown takes none of them for a column, tag or link."
+    for sign, written in (("|", "\\|"), ("<", "&lt;"), ("](", "]\\(")): text = text.replace(sign, written)
+    return " ".join(text.splitlines())
+
 def _keys(found: Audit, finding: Finding) -> str:
     first = finding.rows[:SHOWN // 4]
-    names = [" = ".join(f"`{k}`" for k in np.atleast_1d(found.keys[row])) for row in first]
+    names = [" = ".join(f"`{' '.join(k.replace('`', chr(39)).splitlines())}`" for k in np.atleast_1d(found.keys[row])) for row in first]
     return ", ".join(names) + (f" and {len(finding.rows) - len(first):,} more" if len(finding.rows) > len(first) else "")
 
 def flagged_sheet(faceset: FaceSet, found: Audit, check: str, most: int = 8) -> tuple[np.ndarray, list[str]]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOLD', 'RESULTS', 'PACKAGES', 'FIT', 'STACKED', 'LETTERS', 'BROKEN', 'PAGE', 'BY_NUMBER', 'INTERACTIVE', 'plain',
-           'shared', 'to_markdown', 'to_terminal', 'compact', 'to_latex', 'to_html', 'to_csv', 'save_tables']
+           'shared', 'literal', 'to_markdown', 'to_terminal', 'compact', 'to_latex', 'to_html', 'to_csv', 'save_tables']
 
 # %% ../../nbs/report/exports.ipynb #c55a5ca4
 import html
@@ -29,12 +29,16 @@ def shared(table: pd.DataFrame, keep=("method",), least: int = 2) -> dict[str, s
     same = lambda c: c not in keep and len(table) >= least and table[c].nunique(dropna=False) == 1
     return {c: plain(table[c].iloc[0]) for c in table if same(c)}
 
-# %% ../../nbs/report/exports.ipynb #b5570b21
+# %% ../../nbs/report/exports.ipynb #7e79ed9e
+def literal(text) -> str:
+    "`text` for Markdown: in one line, and whatever a class is called, no tag, no link and no picture of it (bold stays)."
+    return " ".join(str(text).splitlines()).replace("<", "&lt;").replace("](", "]\\(")
+
 def to_markdown(table: pd.DataFrame, notes=()) -> str:
     "`table` as a Markdown table, with `notes` as a list below."
-    line = lambda cells: f"| {' | '.join(str(c).replace('|', chr(92) + '|').replace('<', '&lt;') for c in cells)} |"
+    line = lambda cells: f"| {' | '.join(literal(c).replace('|', chr(92) + '|') for c in cells)} |"
     rows = [line(table.columns), line(["---"] * len(table.columns)), *map(line, table.itertuples(index=False))]
-    return "\n".join([*rows, *([""] if notes else []), *(f"- {n}" for n in notes)]) + "\n"
+    return "\n".join([*rows, *([""] if notes else []), *(f"- {literal(n)}" for n in notes)]) + "\n"
 
 def to_terminal(table: pd.DataFrame, notes=(), console=None) -> None:
     "Print `table` and `notes` to the terminal by rich; `console`: a `rich.console.Console`, None for standard output."
@@ -57,7 +61,7 @@ def compact(table: pd.DataFrame, notes=()) -> str:
     "As `to_markdown`, narrower: what all rows share stands above, and columns that are empty go."
     table = table.loc[:, (table != "").any()]
     same = shared(table, keep=RESULTS, least=1)
-    said = f"{'All rows' if len(table) > 1 else 'Its row'}: {'; '.join(f'{c} {v}' for c, v in same.items())}.\n\n" if same else ""
+    said = f"{'All rows' if len(table) > 1 else 'Its row'}: {'; '.join(f'{c} {literal(v)}' for c, v in same.items())}.\n\n" if same else ""
     text = to_markdown(table.drop(columns=[*same]), notes)
     return said + re.sub(r"(\[\S+,) ", "\\1\N{NO-BREAK SPACE}", text)  # no line ends within an interval
 
@@ -71,7 +75,7 @@ def to_latex(table: pd.DataFrame, notes=(), caption: str = "") -> str:
     "`table` as a LaTeX table (booktabs, graphicx), special characters escaped, with `notes` below it and an optional `caption`."
     same = shared(table, keep=table.columns[0])
     if same: notes = [f"All rows: {'; '.join(f'{c} {v}' for c, v in same.items())}.", *notes]
-    parts = _parts(table.drop(columns=[*same]).astype(str))
+    parts = _parts(table.drop(columns=[*same]).astype(str).map(_one_line))
     under = [f"\\par\\smallskip\\parbox{{\\linewidth}}{{\\footnotesize {_latex(n)}}}\n" for n in notes]
     again = caption and f"{caption} (continued)"
     floats = [_float(part, again if i else caption, under if part is parts[-1] else []) for i, part in enumerate(parts)]
@@ -85,8 +89,11 @@ def _tabular(table: pd.DataFrame) -> str:
     style = table.style.hide(axis="index").format(_cell, escape="latex").format_index(escape="latex", axis=1)
     return style.to_latex(hrules=True, column_format="l" * len(table.columns)).rstrip()
 
+def _one_line(text: str) -> str: return " ".join(text.splitlines())  # an empty line would end a paragraph
+
 def _cell(text: str) -> str:
     value = BOLD.sub(r"\\textbf{\1}", text)
+    if value.startswith(("[", "*")): value = f"{{}}{value}"  # after a row's end they would be its arguments
     if interval := re.fullmatch(r"(\S+) (\[.*\])", value): return STACKED % interval.groups()
     return rf"\parbox[t]{{3.2cm}}{{\raggedright {value}}}" if len(text) > BROKEN else value
 
@@ -103,7 +110,7 @@ def _parts(table: pd.DataFrame) -> list[pd.DataFrame]:
 
 def _latex(text: str) -> str:
     "`text` with everything escaped that LaTeX would take for a command, by pandas."
-    style = pd.DataFrame([[text]]).style.hide(axis="index").hide(axis="columns").format(escape="latex")
+    style = pd.DataFrame([[_one_line(text)]]).style.hide(axis="index").hide(axis="columns").format(escape="latex")
     return style.to_latex().split("\n")[1].removesuffix(" \\\\")
 
 # %% ../../nbs/report/exports.ipynb #e88e557a

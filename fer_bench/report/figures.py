@@ -26,7 +26,7 @@ COLOURS = sns.color_palette("colorblind")
 STYLE = {**sns.axes_style("ticks"), "axes.prop_cycle": mpl.cycler(color=COLOURS), "axes.spines.top": False,
          "axes.spines.right": False, "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 8,
          "ytick.labelsize": 8, "legend.fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.4,
-         "figure.titlesize": 9}
+         "figure.titlesize": 9, "text.parse_math": False}  # a class may be called $10 or a^$, and is no formula
 DRAWN = "Drawn faces, which are no substitute for real ones."
 styled = mpl.rc_context(STYLE)  # a decorator
 

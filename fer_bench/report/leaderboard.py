@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..core import BenchError
 from ..record import load_runs
-from .exports import compact
+from .exports import compact, literal
 from .published import published, published_table
 from .summary import measured, tasks
 from .tables import leaderboard_table, notes
@@ -44,7 +44,7 @@ def _drawn(task: tuple) -> bool: return task[1][0].metrics["drawn"]  # real face
 
 def _task(title: str, records: list) -> str:
     table = leaderboard_table(measured(records).sort_values("WAR", ascending=False, kind="stable"))
-    return f"## {title}\n\n{compact(table)}\n" + "".join(f"- {note}\n" for note in notes(records))
+    return f"## {title}\n\n{compact(table)}\n" + "".join(f"- {literal(note)}\n" for note in notes(records))
 
 def _published(rows: pd.DataFrame) -> str:
     data, classes = rows["data"].iloc[0], rows["classes"].iloc[0]

@@ -35,9 +35,10 @@ def load_checkpoint(folder, device="cpu") -> dict | None:
     for path in checkpoints(folder):
         data = path.read_bytes()
         if sha256(data)[:12] == path.stem.split("-")[-1]: return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-        warnings.warn(f"Checkpoint {path.name} is damaged; going on from the one before it.", stacklevel=2)
+        warnings.warn(f"Checkpoint {path.name} is damaged and left out; going on from the one before it, or from the start if there is "
+                      "none.", stacklevel=2)
     return None
 
 def drop_checkpoints(folder) -> None:
-    "Remove the checkpoints of a finished run."
-    for path in checkpoints(folder): path.unlink()
+    "Remove the checkpoints of a finished run, and what a kill left half written."
+    for path in [*checkpoints(folder), *Path(folder).glob(".*.part")]: path.unlink(missing_ok=True)

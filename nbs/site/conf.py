@@ -1,0 +1,159 @@
+"""How Sphinx makes the static site: the notebooks, the README and the pages of results, read where they lie (`make site`)."""
+import ast
+import json
+import re
+import shutil
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util.logging import getLogger
+from sphinx.util.nodes import make_refnode
+
+ROOT, logger = Path(__file__).parents[2], getLogger(__name__)
+project = "fer_bench"
+extensions = ["myst_nb"]
+root_doc = "README"  # the source folder is the project's, so that every link holds here as it does in a checkout
+include_patterns = ["README.md", "nbs/**.ipynb", "results/*.md"]
+exclude_patterns = ["**/.ipynb_checkpoints"]
+nb_execution_mode = "off"  # outputs are those that are committed
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+html_math_renderer = "mathml"  # browsers know it; MathJax would come from a network
+add_module_names, toc_object_entries_show_parents = False, "hide"
+html_theme, html_title = "furo", "fer_bench"
+html_static_path, html_css_files = ["site.css"], ["site.css"]
+html_copy_source = html_show_sourcelink = html_show_sphinx = html_show_copyright = False
+
+# Reading order: the layers, from below; within one, what is imported comes before what imports it. What no line names comes last.
+GUIDES = ("index", "run_benchmark", "compare_methods", "own_data", "own_method", "paper_figures", "throughput")
+LAYERS = {"Foundation": "core config record processes", "Data": "data", "Networks": "models", "Methods": "methods",
+          "Training": "train", "Evaluation": "evaluate", "One run": "catalogue task judge experiment", "Reports": "report",
+          "What a run shows": "looking gallery inference explorer", "Many runs": "sweeps store", "Speed": "speed benchmark",
+          "Ways in": "api cli doctor testing"}
+
+
+def modules() -> dict[str, Path]:
+    "Dotted name below fer_bench → notebook, for all that exports."
+    found = {".".join(p.relative_to(ROOT/"nbs").with_suffix("").parts): p for p in sorted((ROOT/"nbs").rglob("*.ipynb"))}
+    return {name: p for name, p in found.items() if "checkpoints" not in name and "#| default_exp" in p.read_text(encoding="utf-8")}
+
+
+def code_cells(path: Path) -> list[str]:
+    "Sources of the exported cells of the notebook `path`."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code" and "#| export" in "".join(c["source"])]
+
+
+def reading_order(names) -> list[str]:
+    "`names` of modules so that each comes after those it imports."
+    path, names = modules(), sorted(names)
+    needs = {name: sorted({n for n in names for cell in code_cells(path[name]) if f"fer_bench.{n} import" in cell} - {name})
+             for name in names}
+    return list(TopologicalSorter(needs).static_order())
+
+
+def navigation() -> str:
+    "The tables of contents that stand below the README and fill the sidebar."
+    left, parts = set(modules()), {}
+    for title, layer in LAYERS.items():
+        names = [n for word in layer.split() for n in reading_order(m for m in left if m.split(".")[0] == word)]
+        parts[title] = [f"nbs/{n.replace('.', '/')}" for n in names]
+        left -= set(names)
+    notebooks = {p.stem for p in (ROOT/"nbs").glob("*.ipynb")} - set(modules())
+    guides = [g for g in GUIDES if g in notebooks] + sorted(notebooks - set(GUIDES))
+    results = [f"results/{p.stem}" for p in sorted((ROOT/"results").glob("*.md"))]
+    parts = {"Guides": [*(f"nbs/{g}" for g in guides), "All names <genindex>"], "Results": results, **parts,
+             "More": [f"nbs/{n.replace('.', '/')}" for n in reading_order(left)]}
+    tree = lambda title, pages: "\n".join(["\n```{toctree}", ":hidden:", f":caption: {title}", "", *pages, "```\n"])
+    return "".join(tree(*part) for part in parts.items() if part[1])
+
+
+def public(node) -> bool:
+    return isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+
+
+def pieces(source: str):
+    "(function or class or None, code) of a cell, cut before each public definition."
+    tree, lines = ast.parse(source), source.splitlines()
+    starts = [(min([n.lineno, *(d.lineno for d in n.decorator_list)]) - 1, n) for n in tree.body if public(n)]
+    for (start, node), (end, _) in zip([(0, None), *starts], [*starts, (len(lines), None)], strict=True):
+        if code := "\n".join(lines[start:end]).strip("\n"): yield node, code
+
+
+def signature(node) -> str:
+    "A Sphinx directive that makes the definition `node` known to index and search, and heads its code."
+    kind = "class" if isinstance(node, ast.ClassDef) else "function"
+    given = f"({ast.unparse(node.args)})" if kind == "function" else ""
+    return f"```{{py:{kind}}} {node.name}{given}\n```"
+
+
+def shown(cell: dict, module: str | None) -> list[dict]:
+    "The cells that a page shows of `cell`: no directives; and of a module no imports, but over every definition its signature."
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "raw": return []
+    if cell["cell_type"] == "markdown": return [cell]
+    for output in cell["outputs"]: output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    exported, code = "#| export" in source, "\n".join(s for s in source.splitlines() if not s.startswith("#|")).strip("\n")
+    try: only_imports = all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(code).body)
+    except SyntaxError: return [cell | {"source": code}]  # a magic or shell line of IPython
+    if only_imports and module: return []
+    if not (exported and module): return [cell | {"source": code}]
+    out = []
+    for node, piece in pieces(code):
+        if node: out.append({"cell_type": "markdown", "metadata": {}, "source": signature(node)})
+        out.append(cell | {"source": piece})
+    return out
+
+
+def on_read(app, docname: str, source: list[str]) -> None:
+    "Sphinx is about to read a page: complete the README, and turn a notebook into what the page shows."
+    if docname == root_doc: source[0] += navigation()
+    if not docname.startswith("nbs/"): return
+    notebook, name = json.loads(source[0]), docname.removeprefix("nbs/").replace("/", ".")
+    module = name if name in modules() else None
+    cells = [c for cell in notebook["cells"] for c in shown(cell, module)]
+    if module:
+        said = "fer_bench" if module == "api" else f"fer_bench.{module}"
+        cells.insert(1, {"cell_type": "markdown", "metadata": {}, "source": f"Module `{said}`\n\n```{{py:currentmodule}} {said}\n```"})
+    source[0] = json.dumps(notebook | {"cells": [c | {"id": f"cell-{i}"} for i, c in enumerate(cells)]})
+
+
+def exported(app) -> dict[str, list]:
+    "Name, with and without its module → what is exported under it."
+    names = {}
+    for full, entry in app.env.domains["py"].objects.items():
+        for name in (full, full.removeprefix("fer_bench."), full.rsplit(".", 1)[-1]): names.setdefault(name, []).append(entry)
+    return names
+
+
+def on_resolved(app, page, docname: str) -> None:
+    "Code words in prose that name a page or something exported become links; a notebook that is not there is a broken link."
+    names, link = exported(app), lambda word, *to: word.replace_self(make_refnode(app.builder, docname, *to, word.deepcopy()))
+    for word in list(page.findall(nodes.literal)):
+        text = word.astext()
+        if isinstance(word.parent, (nodes.title, nodes.reference)): continue
+        if found := re.fullmatch(r"([\w/-]+)\.(ipynb|md)", text):
+            near = (Path(docname).parent/found[1]).as_posix()
+            if there := next((p for p in (found[1], near) if p in app.env.found_docs), None): link(word, there, "")
+            elif text.startswith("nbs/"): logger.warning("there is no page %r", text, location=word)
+        elif re.search(r"[_.(]|^[A-Z]", text) and len(entries := names.get(text.split("(")[0], [])) == 1:
+            link(word, entries[0].docname, entries[0].node_id)
+
+
+def math(self, node) -> None:
+    formula = re.sub(r"\\[bB]ig+(?![a-z])", "", node.astext())  # a size that it does not know, and browsers choose themselves
+    self.body.append(tex2mathml(formula, as_block=isinstance(node, nodes.math_block)))
+    raise nodes.SkipNode
+
+
+def finished(app, error) -> None:
+    if not error and app.builder.name == "html": shutil.copy(Path(app.outdir)/f"{root_doc}.html", Path(app.outdir)/"index.html")
+
+
+def setup(app) -> None:
+    app.connect("source-read", on_read)
+    app.connect("build-finished", finished)
+    app.connect("doctree-resolved", on_resolved)
+    app.add_html_math_renderer("mathml", (math, None), (math, None))
