@@ -5,7 +5,7 @@ BIN := .venv/bin
 # threads that spin while they wait crawl on a shared machine
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test soak browser export gpu-study gpu-bench
+.PHONY: demo test soak browser site export gpu-study gpu-bench
 
 .venv/installed: settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -27,6 +27,11 @@ soak: .venv/installed
 # Chromium, with which `make test` also runs the tour in a real JupyterLab
 browser: .venv/installed
 	$(BIN)/python -m playwright install chromium
+
+# the notebooks, README and results as pages with search, to read offline; a broken link stops it
+site: .venv/installed
+	$(BIN)/python -m sphinx -E -W --keep-going -q -c nbs/site -d build/site-cache . build/site
+	@echo "The site: build/site/index.html"
 
 export: .venv/installed
 	$(BIN)/nbdev-export

@@ -22,6 +22,6 @@ setup(
     package_data={"fer_bench.report": ["published.csv"]},
     data_files=[("share/fer_bench/nbs", glob("nbs/*.ipynb"))],  # the notebooks that papermill runs
     install_requires=lines("requirements"),
-    extras_require={extra: lines(f"{extra}_requirements") for extra in ("dev", "ray", "tensorboard")},
+    extras_require={extra: lines(f"{extra}_requirements") for extra in ("dev", "ray", "tensorboard", "onnx", "site")},
     entry_points={"console_scripts": lines("console_scripts")},
 )

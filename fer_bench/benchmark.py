@@ -20,7 +20,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from .catalogue import METHODS
+from .catalogue import find_method
 from .config import SELF, RunConfig
 from .core import BenchError, lookup, write_text
 from .evaluate.explain import class_maps, target_layer
@@ -104,7 +104,7 @@ def cases(methods, sizes, faces, **fields) -> list[RunConfig]:
     return [_case(method, size, amount, fields) for size, amount in zip(sizes, faces, strict=True) for method in methods]
 
 def _case(method: str, size: int, faces: int, fields: dict) -> RunConfig:
-    lookup("method", method, METHODS)
+    find_method(method)
     fields = {k: v for k, v in fields.items() if (method, k) != ("mae", "backbone")} | dict(method=method, image_size=size)
     return RunConfig(**fields, batch_size=faces // ((method not in SELF) + (RunConfig(**fields).mu or 0)))
 
@@ -142,8 +142,8 @@ def _in_processes(config: RunConfig) -> dict:
 def worth(config: RunConfig, names=None, repeats: int | None = None, block: int | None = None) -> list[dict]:
     """A row for each change of `speed.variants` (or only `names`) to a step of `config`, and for each view that kornia has as well.
 
-    "value": its name; "with_ms" and "without_ms", milliseconds a step (of a view: a batch); "gain": the second over the first, a median over turns with
-    quartiles; "used": whether every run has it. `BenchError` for a change that is not known. Source: ours."""
+    "value": its name; "with_ms" and "without_ms", milliseconds a step (of a view: a batch); "gain": the second over the first, a
+    median over turns with quartiles; "used": whether every run has it. `BenchError` for a change that is not known. Source: ours."""
     with generated(FACES, config.image_size) as data:
         step = Step(config, *data)
         turns = STEPS[step.device.type] | _given(repeats=repeats, block=block)

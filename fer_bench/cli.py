@@ -108,8 +108,9 @@ def _execute(notebook: Path, output: Path, parameters: dict) -> None:
     from papermill.exceptions import PapermillExecutionError
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait crawl on a shared machine
     os.environ.setdefault("FER_BENCH_PROGRESS", "bar" if sys.stderr.isatty() else "log")  # the kernel cannot see who watches
+    literal = lambda path: str(path).replace("{", "{{").replace("}", "}}")  # papermill fills in parameters between braces
     try:
-        papermill.execute_notebook(notebook, output, {k: v for k, v in parameters.items() if v is not None},
+        papermill.execute_notebook(literal(notebook), literal(output), {k: v for k, v in parameters.items() if v is not None},
                                    progress_bar=False, stderr_file=sys.stderr, kernel_name="python3",
                                    extra_arguments=["--IPKernelApp.log_level=50"])  # it complains when it is stopped in the middle
     except PapermillExecutionError as e:

@@ -69,17 +69,14 @@ def atomic_file(path):
         os.close(handle)
         yield Path(temporary)
         with open(temporary, "rb") as f: os.fsync(f.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~UMASK)
         os.replace(temporary, path)
     except OSError as e:
         raise _cannot_write(path, e) from e
     finally:
         if temporary and os.path.exists(temporary): os.unlink(temporary)
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+os.umask(UMASK := os.umask(0o077))  # asked once, and not while other threads write
 
 @contextlib.contextmanager
 def atomic_folder(path):
@@ -90,7 +87,7 @@ def atomic_folder(path):
     except OSError as e: raise _cannot_write(path, e) from None
     try:
         yield Path(temporary)
-        os.chmod(temporary, 0o777 & ~_umask())
+        os.chmod(temporary, 0o777 & ~UMASK)
         if path.exists():
             os.replace(path, old := f"{temporary}.old")
             os.replace(temporary, path)
@@ -137,12 +134,18 @@ def progress(iterable=None, **kwargs):
     mode = os.environ.get("FER_BENCH_PROGRESS") or _watched_by()
     if mode == "widget": from tqdm.notebook import tqdm
     else: from tqdm import tqdm
-    styles = {"widget": {}, "bar": {"dynamic_ncols": True, "mininterval": 0.5},
-              "log": {"mininterval": 30, "maxinterval": 30, "bar_format": LOG_LINE}}
-    bar = tqdm(iterable, **{"leave": False, "delay": 2, **styles[lookup("FER_BENCH_PROGRESS", mode, {m: m for m in styles})], **kwargs})
-    if mode == "log":  # whole lines, also when it closes, and none each time it is told something
-        bar.display = lambda *_, **__: print(bar, file=sys.stderr, flush=True)
-        bar.set_postfix = partial(bar.set_postfix, refresh=False)
+    styles = {"widget": {}, "bar": {"dynamic_ncols": True, "mininterval": 0.5}, "log": {"mininterval": 5, "miniters": 1}}
+    style = lookup("FER_BENCH_PROGRESS", mode, styles)
+    bar = tqdm(iterable, **{"leave": False, "delay": 2, **style, **kwargs})
+    return _in_lines(bar) if mode == "log" else bar
+
+def _in_lines(bar):
+    "`bar` as whole lines, ever more seldom, and one when it closes, but none each time it is told something."
+    def display(*_, **__):
+        print(bar, file=sys.stderr, flush=True)
+        bar.mininterval = max(bar.mininterval, min(60, bar.format_dict["elapsed"] / 5))
+    bar.bar_format = "{desc}: {n_fmt}, {rate_fmt}{postfix}" if bar.total is None else LOG_LINE
+    bar.display, bar.set_postfix = display, partial(bar.set_postfix, refresh=False)
     return bar
 
 def _watched_by() -> str:
@@ -164,4 +167,4 @@ def cache_folder(cache_dir: str = "") -> Path:
 
 def _at_home(path) -> Path:
     try: return Path(path).expanduser()
-    except RuntimeError: raise BenchError(f"{str(path)!r} begins with a home folder that is not known here. Write the whole path.") from None
+    except RuntimeError: raise BenchError(f"{str(path)!r} begins with a home folder that is not known. Write the whole path.") from None

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .catalogue import BUILT_IN, METHODS, find_method, make_method, own_code
@@ -225,18 +226,26 @@ def load_classifier(record: Record) -> Classifier:
     "The trained network of `record`, in evaluation mode: faces (B, 3, H, W) in [0, 1] → logits. `BenchError` without its weights."
     path = _file(record, WEIGHTS)
     net, _ = _network(RunConfig(**record.config), len(record.metrics["classes"]))
-    net.load_state_dict(load_file(path))
-    return net.eval()
+    return _filled(net, path).eval()
 
 def load_pretrained(record: Record) -> Method:
     """The whole method of a self-supervised `record` as it was after pretraining: heads, FaceMAE and what else it trained.
 
     In evaluation mode, on the CPU; of SimFLE, `.explain(faces, groups)` shows what it sees. `BenchError` without its weights."""
-    config = RunConfig(**record.config)
+    config, path = RunConfig(**record.config), _file(record, PRETRAINED)
+    if "." in config.method and (module := config.method.rpartition(".")[0]) not in sys.modules:  # nobody's record imports anything
+        raise BenchError(f"Run {record.id!r} was trained with {config.method!r}. If you trust that module, import {module} first.")
     net, _ = _network(config, len(record.metrics["classes"]))
     method = make_method(config, net, record.metrics["labelled_counts"], 0)
-    method.load_state_dict(load_file(_file(record, PRETRAINED)))
-    return method.eval()
+    return _filled(method, path).eval()
+
+def _filled(module, path: Path):
+    "`module` with the weights in `path`."
+    try: module.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as e:
+        raise BenchError(f"{str(path)!r} is damaged or not the weights of its run ({str(e).splitlines()[0]}). Delete the folder "
+                         f"{str(path.parent)!r} and run its config.json again.") from None
+    return module
 
 def _file(record: Record, name: str) -> Path:
     path = record.folder/name

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .config import SELF, SEMI
+from .config import SEMI
 from .data.landmarks import landmarks_of, regions_of
 from .data.views import make_view
 from .evaluate.landmarks import patch_hits
@@ -37,7 +37,7 @@ def watch(config, method, feed, faceset, split, pool):
     war = lambda rows: float((logits(rows).argmax(1) == faceset.labels[rows]).mean())
     labelled = lambda: tuple(torch.from_numpy(v).to(feed.device) for v in (logits(split.labelled), faceset.labels[split.labelled]))
     truth = pool_truth(pool, faceset) if config.method in SEMI else None
-    if config.method in SELF: war = partial(_knn_war, config, method, feed, faceset, split)  # it has no classifier yet
+    if config.probe: war = partial(_knn_war, config, method, feed, faceset, split)  # it has no classifier yet
 
     def after_epoch(progress: float) -> dict:
         facts = {} if truth is None else pseudo_label_counts(method.decided.cpu().numpy(), truth, len(faceset.meta["classes"]))

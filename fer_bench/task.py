@@ -9,7 +9,6 @@ __all__ = ['load_data', 'split_data', 'make_pool', 'pool_truth']
 import numpy as np
 
 from .catalogue import DATASETS, NATIVE_SIZE, make_source
-from .config import SELF
 from .core import BenchError, lookup, project_path
 from .data.drawn import DrawnSource
 from .data.faceset import cached_faceset, open_faceset
@@ -34,7 +33,7 @@ def split_data(config, faceset):
 def make_pool(config, faceset, split) -> Pool | None:
     "The unlabelled faces of `config`, or None for a method that uses none. `BenchError` where there are fewer than a batch."
     if config.unlabelled is None: return None
-    own = np.union1d(split.labelled, split.unlabelled) if config.method in SELF else split.unlabelled
+    own = np.union1d(split.labelled, split.unlabelled) if config.probe else split.unlabelled
     members = [] if config.unlabelled == "pool" else [(faceset, own)]
     if config.unlabelled != "rest": members.append(_load_pool(config, faceset))
     if config.unlabelled == "rest" and not len(own):

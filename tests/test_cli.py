@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fer_bench import run
 from fer_bench.cli import app
-from fer_bench.config import RunConfig
+from fer_bench.config import RunConfig, notebook_parameters
 from fer_bench.core import BenchError
 from fer_bench.data.fixtures import fake
 from fer_bench.data.labels import VOTED
@@ -117,6 +117,9 @@ def test_papermill_reaches_the_parameters(tmp_path):
     papermill.execute_notebook(NOTEBOOK, tmp_path/"out.ipynb", given, cwd=ROOT/"nbs", progress_bar=False)
     record, = load_runs(tmp_path/"results")
     assert {k: record.config[k] for k in given} == given and record.metrics["n"]["labelled"] <= 16
+
+def test_parameters_that_were_not_run():
+    with pytest.raises(BenchError, match="Run it first"): notebook_parameters(["import os", "config"], {})
 
 def test_two_commands_at_the_top_of_the_readme():
     top = (ROOT/"README.md").read_text()[:1500]

@@ -1,6 +1,5 @@
 """Whole runs: the same bits twice and after kills, the choices of a run, and what a user can get wrong."""
 import json
-import os
 import random
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from fer_bench.data.faceset import build_faceset
 from fer_bench.data.fixtures import fake
 from fer_bench.experiment import evaluate_on, find_record, load_classifier, run
 from fer_bench.models.backbones import create_backbone
-from fer_bench.record import Record, load_runs
+from fer_bench.record import load_runs
 from fer_bench.task import load_data
 from fer_bench.train.checkpoint import checkpoints
 
@@ -222,17 +221,6 @@ def test_results_folder_that_is_a_file(tiny, tmp_path):
     (tmp_path/"results").write_text("in the way")
     with pytest.raises(BenchError, match="Cannot write"): run(tiny())
     assert (tmp_path/"results").read_text() == "in the way"
-
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
-def test_results_folder_without_rights(tiny, tmp_path):
-    (tmp_path/"results").mkdir(mode=0o500)
-    with pytest.raises(BenchError, match="Cannot write"): run(tiny())
-
-def test_edited_record_is_noticed(tiny):
-    record = run(tiny())
-    path = record.folder/"metrics.json"
-    path.write_text(path.read_text().replace('"WAR"', '"WAR" '))
-    with pytest.raises(BenchError, match="changed afterwards"): Record(record.folder).path("metrics.json")
 
 def test_failed_run_says_why_and_goes_on_when_mended(tiny, monkeypatch):
     import fer_bench.experiment as experiment

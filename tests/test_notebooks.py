@@ -77,7 +77,8 @@ def test_notebooks_are_clean(rebuilt):
 def test_names_mirror(path):
     "nbs/data/feed.ipynb exports data.feed; the notebooks that papermill runs export nothing."
     exports = [line.split()[-1] for c in read(path).cells for line in c.source.splitlines() if line.startswith("#| default_exp")]
-    mirror = {"api": "__init__", "index": None, "own_method": None, "own_data": None}.get(path.stem, ".".join(path.relative_to(ROOT/"nbs").with_suffix("").parts))
+    names = {"api": "__init__", "index": None, "own_method": None, "own_data": None}
+    mirror = names.get(path.stem, ".".join(path.relative_to(ROOT/"nbs").with_suffix("").parts))
     assert exports == ([] if path in PAPERMILL or mirror is None else [mirror])
 
 @pytest.mark.parametrize("name", modules())

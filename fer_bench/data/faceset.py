@@ -205,7 +205,7 @@ def _index(rows: pd.DataFrame, kept: list[tuple]) -> pa.Table:
 
 def _content_hash(index: pa.Table, classes, shape) -> str:
     digest = hashlib.sha256(json.dumps([list(classes), list(shape)]).encode())
-    for batch in index.drop("file_sha256").to_batches(max_chunksize=1024):
+    for batch in progress(index.drop("file_sha256").to_batches(max_chunksize=1024), desc="hash", unit=" x 1024 faces"):
         for row in batch.to_pylist(): digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['MODEL', 'ONNX', 'SELECTED', 'FILES', 'TEXT', 'model_card']
 
-# %% ../../nbs/report/card.ipynb #6107f553
+# %% ../../nbs/report/card.ipynb #b163b98b
 from ..evaluate.statistics import wilson
+from .exports import literal
 
 # %% ../../nbs/report/card.ipynb #10aa1769
 MODEL, ONNX = "model.safetensors", "model.onnx"  # files that an export may hold
@@ -18,12 +19,13 @@ def model_card(record, faces: dict, files) -> str:
     pool = "" if "pool" not in m else f" and {sum(m['pool']['faces']):,} without a label"
     drawn = "**These are drawn faces: the model knows nothing about real ones.** " if m["drawn"] else ""
     return TEXT.format(
-        id=record.id, method=c["method"], backbone=c["backbone"], side=c["image_size"], classes=", ".join(m["classes"]), drawn=drawn,
-        data=m["dataset"], hash=m["data_hash"][:12], counts=f"{m['n']['labelled']:,} labelled faces ({labels}){pool}",
+        id=record.id, method=c["method"], backbone=c["backbone"], side=c["image_size"], drawn=drawn,
+        classes=literal(", ".join(m["classes"])),
+        data=literal(m["dataset"]), hash=m["data_hash"][:12], counts=f"{m['n']['labelled']:,} labelled faces ({labels}){pool}",
         size=" x ".join(map(str, faces["size"])), colour="grey, repeated to three channels" if faces["colour"] == "grey" else "RGB",
-        alignment=faces["alignment"], audit=" ".join(m.get("audit") or ["nothing that counts as a failure."]),
+        alignment=faces["alignment"], audit=literal(" ".join(m.get("audit") or ["nothing that counts as a failure."])),
         seen=f"{m['images_seen']:,}", start=c["init"], seed=c["seed"], draw=c["label_seed"], parameters=f"{m['parameters']:,}",
-        n=f"{m['test']['n']:,}", select=SELECTED[m["select"]], rows="\n".join(_rows(m)), licence=faces["licence"].rstrip("."),
+        n=f"{m['test']['n']:,}", select=SELECTED[m["select"]], rows="\n".join(_rows(m)), licence=literal(faces["licence"].rstrip(".")),
         files="\n".join(FILES[name] for name in files))
 
 def _rows(metrics: dict) -> list[str]:
@@ -34,7 +36,7 @@ def _rows(metrics: dict) -> list[str]:
     return [*rows, f"| calibration error (ECE) | {100 * test['ECE']:.1f} % |"]
 
 def _row(name: str, value: float, low: float, high: float) -> str:
-    return f"| {name} | {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] |"
+    return f"| {literal(name).replace('|', chr(92) + '|')} | {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] |"
 
 SELECTED = {"last": "The epoch is the last one.", "val": "The epoch was picked on validation faces.",
             "oracle": "**The epoch was picked on the test faces: these numbers are too good, and comparable with no honest ones.**"}

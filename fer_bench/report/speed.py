@@ -169,7 +169,8 @@ def growth_curves(rows: pd.DataFrame) -> Figure:
 def change_table(rows: pd.DataFrame) -> pd.DataFrame:
     "A line for each change among `rows`: a step without it and with it, and how many times as fast it makes the step, with quartiles."
     part = rows[rows["along"] == "change"]
-    part = part.assign(used=part.get("used", pd.Series(dtype=bool)) == True).sort_values("used", ascending=False, kind="stable")  # noqa: E712
+    if not len(part): return pd.DataFrame()
+    part = part.assign(used=part["used"].astype(bool)).sort_values("used", ascending=False, kind="stable")
     return pd.DataFrame([{"change": r["value"], "in use": "yes" if r["used"] else "no", "method": r["method"], "backbone": r["backbone"],
                           "px": r["image_size"], "faces a step": f"{r['faces']:.0f}", "without, ms": f"{r['without_ms']:.4g}",
                           "with, ms": f"{r['with_ms']:.4g}", "gain": f"{r['gain']:.2f} × [{r['gain_low']:.2f}, {r['gain_high']:.2f}]"}
@@ -189,7 +190,8 @@ def change_bars(rows: pd.DataFrame) -> Figure:
             ax.plot([r["gain_low"], r["gain_high"]], [y, y], color=colour)
             ax.plot(r["gain"], y, "o", ms=5, color=colour, mfc=colour if r["used"] else "white")
         ax.axvline(1, color="0.7", lw=0.8, zorder=0)
-        ax.set(xscale="log", xlabel="times as fast with it", title="{}, {}, {} px".format(*title), yticks=range(len(names)), yticklabels=names)
+        ax.set(xscale="log", xlabel="times as fast with it", title="{}, {}, {} px".format(*title))
+        ax.set_yticks(range(len(names)), names)
         ax.xaxis.set_major_locator(LogLocator(subs=(0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5)))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")

@@ -157,7 +157,7 @@ def gains(records, baseline: str = "supervised") -> list[tuple[str, pd.DataFrame
 def _facts(name: str, group: list) -> dict:
     first, all_of = group[0], lambda f: {f(r) for r in group}
     c, m = first.config, first.metrics
-    return {"method": name, "kind": _kind(c["method"]), "backbone": c["backbone"], "start": _start(c),
+    return {"method": name, "kind": _kind(c), "backbone": c["backbone"], "start": _start(c),
             "data": "drawn" if m["drawn"] else c["dataset"], "drawn": bool(m["drawn"]), "classes": len(m["classes"]),
             "labels": _labels(first), "images_seen": m["images_seen"], "labelled_seen": _labelled_seen(first),
             "parameters": m["parameters"], "device": ", ".join(sorted(all_of(lambda r: r.metrics.get("device", "unknown")))),
@@ -166,9 +166,9 @@ def _facts(name: str, group: list) -> dict:
             "runs": len(group), "select": m["select"], "audit": len({s for r in group for s in r.metrics.get("audit") or []}),
             "commits": ", ".join(sorted(all_of(_commit))), "interval": _interval(group)}
 
-def _kind(method: str) -> str:
-    return ("semi-supervised" if method in SEMI else "self-supervised" if method in SELF else
-            "probe" if method == "linear_probe" else "supervised")
+def _kind(config: dict) -> str:
+    return ("probe" if config["method"] == "linear_probe" else "self-supervised" if config.get("probe") else
+            "semi-supervised" if config["method"] in SEMI or config.get("unlabelled") else "supervised")
 
 def _start(config: dict) -> str:
     "scratch, timm, or the method of the run that it starts from."

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Change', 'changes', 'gains', 'kornia_views', 'view_gains']
 
-# %% ../../nbs/speed/variants.ipynb #cae6e1cf
+# %% ../../nbs/speed/variants.ipynb #dd2dda6c
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable
 from unittest.mock import patch
 
 import torch

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from ..catalogue import DATASETS, METHODS
+from ..catalogue import DATASETS, find_method
 from ..config import RunConfig
 from ..core import BenchError, json_hash, lookup, project_path, unknown
 
@@ -148,7 +148,7 @@ def _block(paths: dict) -> tuple: return max((p[:-1] for p in paths.values()), k
 def _config(source: _Source, values: dict, paths: dict) -> RunConfig:
     try:
         config = RunConfig(**values)
-        lookup("method", config.method, METHODS)
+        find_method(config.method)
         lookup("data set", config.dataset, DATASETS)
         return config
     except BenchError as e:

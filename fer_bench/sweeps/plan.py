@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from ..config import RunConfig, run_id
 from ..core import BenchError
+from ..catalogue import BUILT_IN
 from ..experiment import init_hash
 from .grid import Cell
 from ..record import Record, load_runs, runs_folder
@@ -42,7 +43,8 @@ class Plan:
         "Note what a finished run says of others: its speed, and the hash of the weights it started from."
         with contextlib.suppress(BenchError):  # a file that was edited, or a config of another version, teaches nothing
             config, metrics = RunConfig(**record.config), record.metrics
-            if config.init.startswith("run:") and "init_hash" in metrics: self.starts[config.init] = metrics["init_hash"]
+            if config.init.startswith("run:") and "init_hash" in metrics and config.method in BUILT_IN:
+                self.starts[config.init] = metrics["init_hash"]
             self.speeds.setdefault(_kind(config, metrics["device"]), []).append(metrics["train_seconds"] / faces(config))
 
     def _once(self, fields: list, config: RunConfig, make, *args):

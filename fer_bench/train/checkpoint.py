@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['KEPT', 'save_checkpoint', 'checkpoints', 'load_checkpoint', 'drop_checkpoints']
 
-# %% ../../nbs/train/checkpoint.ipynb #aafbf786
+# %% ../../nbs/train/checkpoint.ipynb #08c57bed
+import contextlib
 import io
 import warnings
 from pathlib import Path
@@ -34,7 +35,8 @@ def load_checkpoint(folder, device="cpu") -> dict | None:
     "The newest sound checkpoint in `folder`, or None; a damaged one is named in a warning and left out."
     for path in checkpoints(folder):
         data = path.read_bytes()
-        if sha256(data)[:12] == path.stem.split("-")[-1]: return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        with contextlib.suppress(torch.serialization.pickle.UnpicklingError, RuntimeError):  # no checkpoint of ours, by whatever name
+            if sha256(data)[:12] == path.stem.split("-")[-1]: return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
         warnings.warn(f"Checkpoint {path.name} is damaged and left out; going on from the one before it, or from the start if there is "
                       "none.", stacklevel=2)
     return None
