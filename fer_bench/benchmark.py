@@ -150,6 +150,7 @@ def worth(config: RunConfig, names=None, repeats: int | None = None, block: int 
         row = {**_setting(config, step.device), "precision": step.precision, "faces": step.faces, **turns}
         found = variants.gains(config, data, names, **turns)
         if names is None: found += variants.view_gains(step.feed(np.arange(step.faces)), config.image_size, turns["repeats"])
+    if names is None and step.device.type == "cpu": found += variants.memory_gain(config, turns["repeats"])
     return [row | one for one in found]
 
 # %% ../nbs/benchmark.ipynb #38c4f0c9

@@ -142,9 +142,17 @@ def test_every_change_runs_and_is_undone():
     assert [r["value"] for r in rows] == names and all(r["gain"] == pytest.approx(r["without_ms"] / r["with_ms"], rel=1e-3) for r in rows)
     assert not torch.are_deterministic_algorithms_enabled()
 
+def test_memory_is_compared_in_processes_of_their_own(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(variants, "_alone", lambda config, kept, block: asked.append(kept) or 1.0 + (not kept))
+    (row,) = variants.memory_gain(RunConfig(**TINY), repeats=3)
+    assert asked == [True, False, False, True, True, False] and (row["value"], row["gain"]) == ("memory kept", 2)
+    variants.print_seconds(RunConfig(**TINY).model_dump_json(), "0", "1")
+    assert 0 < float(capsys.readouterr().out) < 60
+
 def test_a_change_that_is_not_known():
-    with generated(64, 32) as data, pytest.raises(BenchError, match="Did you mean 'memory kept'"):
-        variants.gains(RunConfig(**TINY), data, ["memory keep"])
+    with generated(64, 32) as data, pytest.raises(BenchError, match="Did you mean 'channels last'"):
+        variants.gains(RunConfig(**TINY), data, ["channel last"])
 
 def test_the_plain_average_is_the_same_average():
     net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
@@ -166,6 +174,6 @@ def test_kornia_makes_the_same_views(size):
         assert view.shape == (3, 3, size, size) and view.isfinite().all()
 
 def test_worth_says_where_it_was_measured():
-    rows = benchmark.worth(RunConfig(**TINY), ["channels last", "memory kept"], repeats=1)
-    assert [(r["along"], r["value"], r["used"]) for r in rows] == [("change", "channels last", True), ("change", "memory kept", True)]
+    rows = benchmark.worth(RunConfig(**TINY), ["channels last", "bf16"], repeats=1)
+    assert [(r["along"], r["value"], r["used"]) for r in rows] == [("change", "channels last", True), ("change", "bf16", False)]
     assert {r["faces"] for r in rows} == {8} and all(r["device"] and r["precision"] == "fp32" for r in rows)

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import zipfile
 
-from ..core import BenchError
+from ..core import BenchError, progress
 from .files import NOT_UTF8, SPLITS, Files, Folder, not_too_large, printable
 
 # %% ../../nbs/data/archives.ipynb #842a1134
@@ -41,7 +41,7 @@ class Archive(Files):
     def _sound(self, listed) -> dict:
         "Entries by key, out of (name, fault, entry): None where it has a fault, which goes to `rejected`, as bad names do."
         entries = {}
-        for name, fault, entry in listed:
+        for name, fault, entry in progress(listed, desc="list", unit="file"):
             key = posixpath.normpath(name.replace("\\", "/"))
             bad = _bad_name(name, key)
             fault = bad or ("named again; its first entry counts" if key in entries else fault)

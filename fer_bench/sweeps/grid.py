@@ -21,7 +21,7 @@ from ..core import BenchError, json_hash, lookup, project_path, unknown
 # %% ../../nbs/sweeps/grid.ipynb #0aa887a9
 class _Loader(yaml.SafeLoader): pass
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 def read_value(text: str):
     "The value that `text` means in a grid: `3`, `1e-3`, `none`, `[0, 1]`. `BenchError` where it is no YAML."
@@ -48,6 +48,7 @@ class _Source:
             seen = set()
             for key, value in sorted(node.value, key=lambda pair: pair[0].value != "<<"):
                 line = key.start_mark.line + 1
+                if not isinstance(key, yaml.ScalarNode): raise BenchError(f"{self.name}, line {line}: a key is a name, no list or mapping.")
                 if key.value in seen: raise BenchError(f"{self.name}, line {line}: {key.value!r} is given twice.")
                 seen.add(key.value)
                 yield from self._lines(value, path if key.value == "<<" else (*path, key.value))
