@@ -67,7 +67,7 @@ def test_sigterm_in_a_program(tiny, tmp_path):
 
 def test_the_command_stopped_and_its_kernel_killed(tiny, tmp_path):
     "Ctrl-C, then the same command, whose kernel dies, then to the end: each says what to do, and the record is that of a run in peace."
-    fields = dict(preset="tiny", epochs=80, steps_per_epoch=2, threads=1, device="cpu")
+    fields = dict(preset="tiny", epochs=200, steps_per_epoch=2, threads=1, device="cpu")
     words = [word for name, value in fields.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     results = tmp_path/"results"
     def command():
