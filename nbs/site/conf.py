@@ -15,7 +15,7 @@ ROOT, logger = Path(__file__).parents[2], getLogger(__name__)
 project = "fer_bench"
 extensions = ["myst_nb"]
 root_doc = "README"  # the source folder is the project's, so that every link holds here as it does in a checkout
-include_patterns = ["README.md", "nbs/**.ipynb", "results/*.md"]
+include_patterns = ["README.md", "nbs/**.ipynb", "results/*.md", "results/throughput/README.md"]
 exclude_patterns = ["**/.ipynb_checkpoints"]
 nb_execution_mode = "off"  # outputs are those that are committed
 myst_enable_extensions = ["dollarmath"]
@@ -63,7 +63,7 @@ def navigation() -> str:
         left -= set(names)
     notebooks = {p.stem for p in (ROOT/"nbs").glob("*.ipynb")} - set(modules())
     guides = [g for g in GUIDES if g in notebooks] + sorted(notebooks - set(GUIDES))
-    results = [f"results/{p.stem}" for p in sorted((ROOT/"results").glob("*.md"))]
+    results = [*(f"results/{p.stem}" for p in sorted((ROOT/"results").glob("*.md"))), "results/throughput/README"]
     parts = {"Guides": [*(f"nbs/{g}" for g in guides), "All names <genindex>"], "Results": results, **parts,
              "More": [f"nbs/{n.replace('.', '/')}" for n in reading_order(left)]}
     tree = lambda title, pages: "\n".join(["\n```{toctree}", ":hidden:", f":caption: {title}", "", *pages, "```\n"])
