@@ -63,7 +63,8 @@ def navigation() -> str:
         left -= set(names)
     notebooks = {p.stem for p in (ROOT/"nbs").glob("*.ipynb")} - set(modules())
     guides = [g for g in GUIDES if g in notebooks] + sorted(notebooks - set(GUIDES))
-    results = [*(f"results/{p.stem}" for p in sorted((ROOT/"results").glob("*.md"))), "results/throughput/README"]
+    pages = [*sorted((ROOT/"results").glob("*.md")), *(ROOT/"results").glob("throughput/README.md")]
+    results = [p.relative_to(ROOT).with_suffix("").as_posix() for p in pages]
     parts = {"Guides": [*(f"nbs/{g}" for g in guides), "All names <genindex>"], "Results": results, **parts,
              "More": [f"nbs/{n.replace('.', '/')}" for n in reading_order(left)]}
     tree = lambda title, pages: "\n".join(["\n```{toctree}", ":hidden:", f":caption: {title}", "", *pages, "```\n"])
