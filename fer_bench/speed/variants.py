@@ -16,7 +16,6 @@ from functools import partial
 from unittest.mock import patch
 
 import torch
-from timm.optim import create_optimizer_v2
 from torch.nn.utils import clip_grad_norm_
 
 from ..config import RunConfig
@@ -49,9 +48,7 @@ def _by_state(ema, net, decay: float) -> None:
 
 def _contiguous(step) -> None: step.method.to(memory_format=torch.contiguous_format)
 
-def _fused(step, fused: bool) -> None:
-    c = step.config
-    step.optimizer = create_optimizer_v2(step.method, opt=c.optimizer, lr=c.lr, weight_decay=c.weight_decay, momentum=0.9, fused=fused)
+def _fused(step, fused: bool) -> None: step.optimizer = loop.make_optimizer(step.method, step.config, fused)
 
 @contextlib.contextmanager
 def _deterministic(value: bool):

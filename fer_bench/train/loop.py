@@ -76,11 +76,12 @@ def memory_kept(device):
     finally:
         for option, value in GIVE.items(): libc.mallopt(option, value)
 
-# %% ../../nbs/train/loop.ipynb #87124482
-def make_optimizer(method, config):
-    "timm's optimizer by the name `config.optimizer`, on a GPU in one kernel; no weight decay on norms and biases."
-    fused = {"fused": True} if any(p.is_cuda for p in method.parameters()) else {}
-    return create_optimizer_v2(method, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=0.9, **fused)
+# %% ../../nbs/train/loop.ipynb #b674bd93
+def make_optimizer(method, config, fused: bool | None = None):
+    "timm's optimizer by the name `config.optimizer`; `fused`: in one kernel (None: on a GPU); no weight decay on norms and biases."
+    if fused is None: fused = any(p.is_cuda for p in method.parameters())
+    how = {"fused": True} if fused else {}
+    return create_optimizer_v2(method, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=0.9, **how)
 
 def prepare(method, config, accelerator: Accelerator) -> tuple:
     "(model, optimizer): `method` as it is called in training, with gradients averaged over all processes, and its optimizer."
