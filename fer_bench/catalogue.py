@@ -10,14 +10,14 @@ __all__ = ['METHODS', 'DATASETS', 'NATIVE_SIZE', 'UNLABELLED', 'BUILT_IN', 'make
 import re
 
 from .core import BenchError, lookup, project_path, unknown
-from .data.abaw import AbawSource
-from .data.affectnet import AffectnetSource
-from .data.drawn import DrawnSource
-from .data.face_recognition import IdentitySource, RecordSource
+from .data.sources.abaw import AbawSource
+from .data.sources.affectnet import AffectnetSource
+from .data.drawn.faces import DrawnSource
+from .data.sources.face_recognition import IdentitySource, RecordSource
 from .data.faceset import open_faceset
-from .data.fer2013 import Fer2013Source, ferplus
-from .data.sets import CkSource, ExpwSource, JaffeSource, RafdbSource, SfewSource
-from .data.sources import CsvSource, FolderSource
+from .data.sources.fer2013 import Fer2013Source, ferplus
+from .data.sources.sets import CkSource, ExpwSource, JaffeSource, RafdbSource, SfewSource
+from .data.sources.base import CsvSource, FolderSource
 from .methods.base import Method
 from .methods.eac import eac
 from .methods.own import code_hash, import_method

@@ -81,7 +81,7 @@ def run(compare_with: str = "supervised", **values) -> None:
     output = make_folder(results/"notebooks")/f"{config.method}-{config.dataset}-{json_hash(config.model_dump())[:8]}.ipynb"
     print(f"Running {config.method} on {config.dataset}; the notebook will be {output}")
     _execute(_find_notebook("run_benchmark.ipynb"), output, {**values, "compare_with": compare_with})
-    from fer_bench.experiment import find_record
+    from fer_bench.runs.experiment import find_record
     from fer_bench.record import load_runs
     record = find_record(config)
     _print_comparison(load_runs(results), record)
@@ -96,8 +96,8 @@ app.command()(run)
 
 # %% ../nbs/cli.ipynb #3bbef2e0
 def _run_shared(config: RunConfig) -> None:
-    from fer_bench.experiment import run as run_together
-    from fer_bench.processes import is_main
+    from fer_bench.runs.experiment import run as run_together
+    from fer_bench.distributed import is_main
     from fer_bench.record import load_runs
     record = run_together(config)
     if is_main(): _print_comparison(load_runs(project_path(config.results_dir)), record)
@@ -184,7 +184,7 @@ def bench_(methods: Annotated[str, typer.Option(help="what is trained, separated
     from datetime import datetime
 
     from fer_bench.report.exports import to_terminal
-    from fer_bench.report.speed import as_table, by_place, change_table, growth_table, read_rows, speed_table
+    from fer_bench.speed.report import as_table, by_place, change_table, growth_table, read_rows, speed_table
     folder = make_folder(project_path(output_dir))
     before = read_rows(folder)
     output = make_folder(folder.parent/"notebooks")/f"throughput-{datetime.now():%Y%m%d-%H%M%S}.ipynb"
@@ -225,7 +225,7 @@ def look_(run_id: Annotated[str, typer.Argument(help="a finished run whose weigh
           results_dir: Annotated[str, typer.Option(help="folder of the records")] = "results") -> None:
     "Where a run looks, by region of the face, against random weights and maps that know no face, with intervals over faces."
     from fer_bench.data.faceset import open_faceset
-    from fer_bench.looking import look, look_table
+    from fer_bench.runs.attribution import look, look_table
     from fer_bench.record import load_run
     from fer_bench.report.tables import to_terminal
     record = load_run(run_id, project_path(results_dir))
@@ -237,9 +237,9 @@ def evaluate(run_id: Annotated[str, typer.Argument(help="a finished run whose we
              data_root: Annotated[str, typer.Option(help="where its files lie, or a built FaceSet")] = "",
              results_dir: Annotated[str, typer.Option(help="folder of the records")] = "results") -> None:
     "Test the network of a run on another data set, through an explicit map of their classes."
-    from fer_bench.experiment import evaluate_on
+    from fer_bench.runs.experiment import evaluate_on
     from fer_bench.record import load_run
-    from fer_bench.task import load_data
+    from fer_bench.runs.task import load_data
     record = load_run(run_id, project_path(results_dir))
     config = RunConfig(dataset=dataset, data_root=data_root, image_size=record.config["image_size"])
     m = evaluate_on(record, load_data(config))
@@ -266,7 +266,7 @@ def predict_(run_id: Annotated[str, typer.Argument(help="a finished run whose we
              results_dir: Annotated[str, typer.Option(help="folder of the records")] = "results") -> None:
     "Probabilities of each class for pictures of faces, cut out as those of the run's data set are."
     from fer_bench.core import atomic_file
-    from fer_bench.inference import load_model, predict
+    from fer_bench.runs.inference import load_model, predict
     table = predict(load_model(run_id, results_dir), [project_path(p) for p in pictures])
     if not output: return print(table.round(4).to_csv(), end="")
     with atomic_file(project_path(output)) as part: table.to_csv(part)
@@ -278,7 +278,7 @@ def export_(run_id: Annotated[str, typer.Argument(help="a finished run whose wei
             onnx: Annotated[bool, typer.Option("--onnx", help="also as ONNX: pip install 'fer_bench[onnx]'")] = False,
             results_dir: Annotated[str, typer.Option(help="folder of the records")] = "results") -> None:
     "Write the network of a run as safetensors with its model card, checked against the original."
-    from fer_bench.inference import export
+    from fer_bench.runs.inference import export
     print(f"Exported to {export(run_id, folder, onnx, results_dir)}, and read back: the same answers")
 
 # %% ../nbs/cli.ipynb #d9f86f0e
@@ -359,8 +359,8 @@ def audit_(folder: Annotated[str, typer.Argument(help="a FaceSet folder")],
            second_labels: Annotated[str, typer.Option(help="FERPlus folder whose fer2013new.csv is compared too")] = "",
            markdown: Annotated[str, typer.Option(help="also write the report to this Markdown file")] = "") -> None:
     "Look for what is wrong with a FaceSet: copies across splits, conflicting labels, counts, odd pictures."
-    from fer_bench.data.audit import audit, to_markdown, to_terminal
-    from fer_bench.data.checks import read_fer2013new
+    from fer_bench.data.audit.audit import audit, to_markdown, to_terminal
+    from fer_bench.data.audit.checks import read_fer2013new
     from fer_bench.data.faceset import open_faceset
     second = read_fer2013new(project_path(second_labels)) if second_labels else None
     found = audit(open_faceset(project_path(folder)), labels=second)
@@ -371,7 +371,7 @@ def audit_(folder: Annotated[str, typer.Argument(help="a FaceSet folder")],
 def benchmark(folder: Annotated[str, typer.Option(help="also read the pictures below this folder, against ImageFolder")] = "",
               faces: Annotated[int, typer.Option(help="how many generated faces to pack and search")] = 200_000) -> None:
     "Measure the data layer on this machine: packing, memory, near-copies, and reading back against ImageFolder."
-    from fer_bench.data.benchmark import scale_benchmark
+    from fer_bench.speed.packing import scale_benchmark
     from fer_bench.data.feed import feed_benchmark
     print(scale_benchmark(faces).round(2).to_string())
     if folder: print(feed_benchmark(project_path(folder)).round(1).to_string())

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from fer_bench.config import SELF, SEMI, RunConfig
-from fer_bench.experiment import build
-from fer_bench.processes import averaged, gathered, is_main, launched, shared_batch_norms, world
-from fer_bench.task import load_data, make_pool, split_data
+from fer_bench.distributed import all_gather, all_reduce_mean, cpu_sync_batch_norm, is_main, launched, world
+from fer_bench.runs.experiment import build
+from fer_bench.runs.task import load_data, make_pool, split_data
 from fer_bench.train.batches import make_batches
 from fer_bench.train.loop import fit, make_accelerator, prepare, seed_step, train_step
 
@@ -30,7 +30,7 @@ def double(value):
 
 def apart(x: torch.Tensor) -> float:
     "The largest difference between the processes' `x` (N,)."
-    return float((gathered(x[None]) - x).abs().max())
+    return float((all_gather(x[None]) - x).abs().max())
 
 def some_steps(method: str) -> dict:
     config, accelerator, net, batch_at = setup(method)
@@ -40,8 +40,8 @@ def some_steps(method: str) -> dict:
     losses = []
     for step in range(STEPS[method]):
         seed_step(0, step)
-        losses.append(float(averaged(train_step(model, net, optimizer, accelerator, batch_of(step), config, step)["loss"].detach())))
-    with shared_batch_norms(): accelerator.backward(model(batch_of(20))[0])
+        losses.append(float(all_reduce_mean(train_step(model, net, optimizer, accelerator, batch_of(step), config, step)["loss"].detach())))
+    with cpu_sync_batch_norm(): accelerator.backward(model(batch_of(20))[0])
     return {"losses": losses, "gradients_apart": apart(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])),
             "state_apart": apart(torch.cat([v.double().flatten() for v in net.state_dict().values()]))}
 

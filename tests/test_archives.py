@@ -18,9 +18,9 @@ from PIL import Image
 
 from fer_bench.core import BenchError
 from fer_bench.data import archives
-from fer_bench.data.archives import open_files
 from fer_bench.data.faceset import build_faceset
-from fer_bench.data.sources import CsvSource, FolderSource
+from fer_bench.data.sources.archives import open_files
+from fer_bench.data.sources.base import CsvSource, FolderSource
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
 FILES = {f"set/{('train', 'test')[i % 2]}/{('sad', 'happy')[i // 2 % 2]}/{9 - i % 10}{i}.png": face for i, face in enumerate(NOISE)}
@@ -96,7 +96,7 @@ def test_reading(kind, put, monkeypatch):
     with pytest.raises(KeyError): files.read("none")
     if "zip" in kind:
         with pytest.raises(BenchError, match="pack it as a .tar"): files.read_at("a/1", 0, 1)
-    monkeypatch.setattr("fer_bench.data.files.MAX_BYTES", 1000)
+    monkeypatch.setattr("fer_bench.data.sources.files.MAX_BYTES", 1000)
     with pytest.raises(BenchError, match="larger than"): files.read("a/b/2")
 
 

@@ -14,13 +14,13 @@ from rich.console import Console
 
 from fer_bench.core import BenchError, sha256
 from fer_bench.data import duplicates
-from fer_bench.data.audit import audit, cached_audit, flagged_sheet, to_markdown, to_terminal
-from fer_bench.data.checks import compare_labels, measures, read_fer2013new
-from fer_bench.data.drawn import draw_faces
-from fer_bench.data.duplicates import close_pairs, cross_split_copies, exact_copies, likeness, near_across, near_copies
+from fer_bench.data.audit.audit import audit, cached_audit, flagged_sheet, to_markdown, to_terminal
+from fer_bench.data.audit.checks import compare_labels, measures, read_fer2013new
+from fer_bench.data.audit.duplicates import close_pairs, cross_split_copies, exact_copies, likeness, near_across, near_copies
+from fer_bench.data.drawn.faces import draw_faces
 from fer_bench.data.faceset import FaceSet, cached_faceset
 from fer_bench.data.labels import FERPLUS8, VOTED
-from fer_bench.data.sources import FerplusSource
+from fer_bench.data.sources.base import FerplusSource
 
 
 def smooth(n: int, seed: int = 0, size: int = 48, channels: int = 1) -> np.ndarray:
@@ -302,7 +302,7 @@ def test_reports(plain, tmp_path):
 def test_the_audit_is_made_once(plain, tmp_path, monkeypatch):
     faces = made(plain, tmp_path/"set")
     first = cached_audit(faces)
-    monkeypatch.setattr("fer_bench.data.audit.audit", None)  # a second one would fail
+    monkeypatch.setattr("fer_bench.data.audit.audit.audit", None)  # a second one would fail
     assert cached_audit(faces) == first and not first["failed"]
     with pytest.raises(TypeError): cached_audit(made(plain, tmp_path/"set", meta={"content_hash": "other"}))
 

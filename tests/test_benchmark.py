@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fer_bench import benchmark
-from fer_bench.benchmark import cases, growth, in_turns, measure, save_rows, step_cost
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
 from fer_bench.data.views import VIEWS
+from fer_bench.speed import benchmark
 from fer_bench.speed import step as speed_step
+from fer_bench.speed.benchmark import cases, growth, in_turns, measure, save_rows, step_cost
 from fer_bench.speed.device import Memory, device_name, peaks
 from fer_bench.speed.faces import generated, patterns, write_files
 from fer_bench.speed.step import SECTIONS, Sections, Step, Traffic
@@ -86,7 +86,7 @@ def test_step_and_usual_way_train_on_the_same_kind_of_batch(method, tmp_path):
 def test_passes_leave_weights_and_gradients_alone():
     with generated(64, 32) as data: ours = Step(tiny("dtm"), *data)
     before = [p.detach().clone() for p in ours.method.parameters()]
-    ours.passes()
+    ours.forward_only()
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, ours.method.parameters(), strict=True))
 
 def test_the_limit_has_the_memory_order_that_convolutions_like():

@@ -13,8 +13,8 @@ from fer_bench import run
 from fer_bench.cli import app
 from fer_bench.config import RunConfig, notebook_parameters
 from fer_bench.core import BenchError
-from fer_bench.data.fixtures import fake
 from fer_bench.data.labels import VOTED
+from fer_bench.data.sources.fixtures import fake
 from fer_bench.record import load_runs
 
 ROOT = Path(__file__).parent.parent

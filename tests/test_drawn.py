@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from fer_bench.core import BenchError, sha256
 from fer_bench.data import people
-from fer_bench.data.drawn import DrawnSource, draw_faces
-from fer_bench.data.expressions import LEFT, MIRROR, UNITS
+from fer_bench.data.drawn.expressions import LEFT, MIRROR, UNITS
+from fer_bench.data.drawn.faces import DrawnSource, draw_faces
 from fer_bench.data.labels import FERPLUS8, majority
 
 HASH = "94d9ede8d6cebf8bbe7cdfc3ca3221731a4c3e0c85eec07aca3f061d0f6abf36"

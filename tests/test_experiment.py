@@ -17,11 +17,11 @@ from fer_bench.catalogue import DATASETS, UNLABELLED, make_source
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
 from fer_bench.data.faceset import build_faceset
-from fer_bench.data.fixtures import fake
-from fer_bench.experiment import evaluate_on, find_record, load_classifier, run
+from fer_bench.data.sources.fixtures import fake
 from fer_bench.models.backbones import create_backbone
 from fer_bench.record import load_runs
-from fer_bench.task import load_data
+from fer_bench.runs.experiment import evaluate_on, find_record, load_classifier, run
+from fer_bench.runs.task import load_data
 from fer_bench.train.checkpoint import checkpoints
 
 
@@ -223,7 +223,7 @@ def test_results_folder_that_is_a_file(tiny, tmp_path):
     assert (tmp_path/"results").read_text() == "in the way"
 
 def test_failed_run_says_why_and_goes_on_when_mended(tiny, monkeypatch):
-    import fer_bench.experiment as experiment
+    import fer_bench.runs.experiment as experiment
     config, once = tiny(), threading.Event()
     real = experiment.evaluate_logits
     def full_disk(*args):

@@ -7,15 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import fer_bench.explorer as explorer
+import fer_bench.show.explorer as explorer
 from fer_bench.core import BenchError
-from fer_bench.data.audit import audit
-from fer_bench.data.drawn import DrawnSource
+from fer_bench.data.audit.audit import audit
+from fer_bench.data.drawn.faces import DrawnSource
 from fer_bench.data.faceset import build_faceset
-from fer_bench.experiment import run
-from fer_bench.explorer import ANY, FLAGGED, NONE, Cells, answers, browse, face_off, mistakes
 from fer_bench.record import Record
-from fer_bench.task import load_data
+from fer_bench.runs.experiment import run
+from fer_bench.runs.task import load_data
+from fer_bench.show.explorer import ANY, FLAGGED, NONE, Cells, answers, browse, face_off, mistakes
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,10 @@ import torch
 
 import fer_bench.methods.base as base
 from fer_bench.core import BenchError, progress
-from fer_bench.experiment import find_record, run
 from fer_bench.record import SEALED, Record, load_runs, runs_folder, write_status
+from fer_bench.runs.experiment import find_record, run
+from fer_bench.runs.task import load_data
 from fer_bench.store import verify
-from fer_bench.task import load_data
 from fer_bench.train.checkpoint import checkpoints, save_checkpoint
 from fer_bench.train.memory import fitting_batch
 
@@ -265,12 +265,12 @@ OUT = "CUDA out of memory. Tried to allocate 3.00 GiB. GPU 0 has a total capacit
 
 def test_gpu_memory_that_runs_out(tiny, monkeypatch):
     "Injected, for it needs no GPU to be told what to do: 2 GiB before the first step, 12 held and 3 asked for, 16 there."
-    import fer_bench.experiment as experiment
+    import fer_bench.runs.experiment as experiment
     config = tiny(batch_size=64, drawn_faces=256)
     with monkeypatch.context() as m:
         m.setattr("fer_bench.train.memory.gpu_memory", lambda: tuple(n * 2**30 for n in (2, 12, 16)))
-        entered = experiment.told_what_fits
-        m.setattr(experiment, "told_what_fits", lambda *args: entered(*args[:-1], "cuda"))
+        entered = experiment.oom_hint
+        m.setattr(experiment, "oom_hint", lambda *args: entered(*args[:-1], "cuda"))
         m.setattr(experiment, "fit", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError(OUT)))
         with pytest.raises(BenchError, match=r"batch_size = 64.*12.0 GiB were held, 3.0 more.*16.0 for us.*batch_size=32 should fit"):
             run(config)

@@ -12,11 +12,11 @@ from PIL import Image
 import fer_bench
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
-from fer_bench.data.drawn import draw_faces
-from fer_bench.experiment import run
-from fer_bench.inference import CARD, FACTS, TOLERANCE, export, load_model, predict
+from fer_bench.data.drawn.faces import draw_faces
 from fer_bench.record import Record
 from fer_bench.report.card import MODEL, ONNX, model_card
+from fer_bench.runs.experiment import run
+from fer_bench.runs.inference import CARD, FACTS, TOLERANCE, export, load_model, predict
 
 SIDE = 40  # of the pictures; the network looks at 32
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fer_bench.core import BenchError
-from fer_bench.data.drawn import draw_faces
+from fer_bench.data.drawn.faces import draw_faces
 from fer_bench.data.landmarks import FLIP68, REGIONS
 from fer_bench.evaluate.attention import centre_maps, mean_map, randomised, road, uniform_maps
 from fer_bench.evaluate.landmarks import (

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fer_bench.core import BenchError
-from fer_bench.data.drawn import DrawnSource, draw_faces
+from fer_bench.data.drawn.faces import DrawnSource, draw_faces
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.landmarks import (
     FLIP5,
@@ -29,7 +29,7 @@ from fer_bench.data.landmarks import (
     regions_of,
     with_landmarks,
 )
-from fer_bench.data.sources import FileSource, FolderSource
+from fer_bench.data.sources.base import FileSource, FolderSource
 from fer_bench.data.views import affine, make_view, seeded, warp
 
 ROOT = Path(__file__).parent.parent

@@ -8,19 +8,19 @@ import pytest
 
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
-from fer_bench.data.crops import cropped
-from fer_bench.data.drawn import DrawnSource
-from fer_bench.data.expressions import moved_regions
+from fer_bench.data.drawn.expressions import moved_regions
+from fer_bench.data.drawn.faces import DrawnSource
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.landmarks import landmarks_of, regions_of, with_landmarks
-from fer_bench.data.sources import FolderSource
+from fer_bench.data.sources.base import FolderSource
+from fer_bench.data.sources.crops import cropped
 from fer_bench.evaluate.explain import class_maps
 from fer_bench.evaluate.landmarks import map_scores, paired_difference
-from fer_bench.experiment import load_classifier, run
-from fer_bench.gallery import FIGURES, choose, figure_attention, figure_features, figure_landmarks, figure_masks, figure_mean_maps
-from fer_bench.looking import BASELINES, faces_of, faces_to_show, look, look_table, maps_of
 from fer_bench.record import load_runs
-from fer_bench.task import load_data, split_data
+from fer_bench.runs.attribution import BASELINES, faces_of, faces_to_show, look, look_table, maps_of
+from fer_bench.runs.experiment import load_classifier, run
+from fer_bench.runs.task import load_data, split_data
+from fer_bench.show.gallery import FIGURES, choose, figure_attention, figure_features, figure_landmarks, figure_masks, figure_mean_maps
 
 NOTEBOOK = Path(__file__).parent.parent/"nbs/paper_figures.ipynb"
 
@@ -157,7 +157,7 @@ def test_figures_from_weights(results):
     says = texts(figure_attention(runs))
     for name in ("supervised", "byol", "simfle", "dtm", "Drawn faces"): assert name in " ".join(says.split())
     masks = figure_masks([runs[2]], faces=3)
-    assert len(masks.axes) == 4 * 3 and "painted" in texts(masks)
+    assert len(masks.axes) == 4 * 3 and "reconstructed" in texts(masks)
     for by in ("pca", "tsne"): assert len(figure_features(runs[:2], by=by, most=40).axes) == 2
     assert len(figure_mean_maps(runs).axes) == 4
     says = texts(figure_landmarks(runs[:2]))

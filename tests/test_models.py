@@ -115,14 +115,14 @@ def test_method_contract(method):
     "One forward gives a finite loss with gradients and named parts; steps move weights; evaluation changes nothing."
     loss, parts = method.train()(batch_for(method))
     loss.backward()
-    method.passes(batch_for(method)).backward()  # what the speed of a step is measured against
+    method.forward_only(batch_for(method)).backward()  # what the speed of a step is measured against
     assert loss.ndim == 0 and loss.isfinite() and parts and all(v.ndim == 0 for v in parts.values())
     grads = [p.grad for p in method.net.parameters() if p.requires_grad]
     assert all(g is not None and g.isfinite().all() for g in grads)
     torch.optim.SGD(method.net.parameters(), 0.1).step()
-    before = {k: v.clone() for k, v in method.judged.state_dict().items()}
+    before = {k: v.clone() for k, v in method.evaluated.state_dict().items()}
     method.after_step(0); method.after_epoch(0.5, lambda: (torch.randn(9, 8), torch.arange(9) % 8))
-    assert method.ema is None or any(not torch.equal(v, before[k]) for k, v in method.judged.state_dict().items())
+    assert method.ema is None or any(not torch.equal(v, before[k]) for k, v in method.evaluated.state_dict().items())
     state = {k: v.clone() for k, v in method.state_dict().items()}
     with torch.no_grad(): logits, features = method.eval().classify(torch.rand(3, 3, 32, 32)), method.encode(torch.rand(3, 3, 32, 32))
     assert logits.shape == (3, 8) and features.shape == (3, feature_width(method.net.backbone))

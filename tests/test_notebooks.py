@@ -17,23 +17,21 @@ NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoin
 PAPERMILL = [p for p in NOTEBOOKS if p.parent.name == "nbs" and p.stem in
              ("run_benchmark", "compare_methods", "paper_figures", "throughput")]
 # Each layer may import itself and what stands here (DESIGN, the table of layers).
-BASE = {"core", "config"}
-TORCH = BASE | {"processes"}
-ALL = {"core", "config", "record", "processes", "data", "models", "methods", "train", "evaluate", "catalogue"}
-RUN = ALL | {"task", "judge", "experiment"}
+BASE = {"core", "catalogue", "config"}
+TORCH = BASE | {"distributed"}
+ALL = TORCH | {"record", "data", "models", "methods", "train", "evaluate"}
+RUN = ALL | {"runs"}
 MAY_IMPORT = {
-    "core": set(), "config": {"core"}, "record": {"core", "config"}, "processes": {"core"}, "data": TORCH, "models": TORCH,
-    "methods": TORCH | {"models", "data.views"}, "train": TORCH | {"data"},
-    "evaluate": TORCH | {"data", "models", "train"}, "catalogue": ALL - {"catalogue"},
-    "store": BASE | {"record", "evaluate.metrics"},
-    "task": ALL, "judge": ALL | {"task"}, "experiment": RUN - {"experiment"},
-    "report": BASE | {"record", "evaluate.statistics", "evaluate.ranks"},
-    "speed": RUN, "benchmark": RUN | {"speed"}, "looking": RUN, "gallery": RUN | {"looking", "report"}, "sweeps": RUN | {"store"},
-    "inference": RUN | {"report"}, "testing": RUN, "explorer": RUN | {"inference", "looking", "report"}, "doctor": BASE,
-    "cli": RUN | {"benchmark", "report", "looking", "store", "sweeps", "inference", "doctor"},
-    "__init__": RUN | {"benchmark", "report", "looking", "gallery", "store", "sweeps", "inference"},
+    "core": set(), "catalogue": {"core"}, "config": {"core", "catalogue"}, "record": BASE, "distributed": {"core"},
+    "data": TORCH, "models": TORCH, "methods": TORCH | {"models", "data.views"}, "train": TORCH | {"data"},
+    "evaluate": TORCH | {"data", "models", "train"}, "runs": ALL | {"report.card"}, "store": BASE | {"record", "evaluate.metrics"},
+    "report": BASE | {"record", "evaluate.statistics", "evaluate.ranks"}, "sweeps": RUN | {"store"},
+    "show": RUN | {"report"}, "speed": RUN | {"report"}, "doctor": BASE,
+    "cli": RUN | {"speed", "report", "show", "store", "sweeps", "doctor"},
+    "__init__": RUN | {"speed", "report", "show", "store", "sweeps"},
 }
-NO_TORCH = ("core", "config", "record", "store", "report", "doctor", "cli", "__init__", "evaluate.statistics", "evaluate.ranks")
+NO_TORCH = ("core", "catalogue", "config", "record", "store", "report", "doctor", "cli", "__init__", "evaluate.statistics",
+            "evaluate.ranks")
 
 def read(path): return nbformat.read(path, as_version=4)
 

@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from torch import nn
 
 import fer_bench
-from fer_bench import testing
 from fer_bench.catalogue import BUILT_IN, METHODS, find_method, own_code, register_method
 from fer_bench.config import RunConfig, baseline
 from fer_bench.core import BenchError
-from fer_bench.experiment import find_record, init_hash, run
-from fer_bench.inference import load_model
 from fer_bench.methods.base import Method
 from fer_bench.methods.own import code_hash, import_method
 from fer_bench.report.tables import comparable, compare
+from fer_bench.runs import contract
+from fer_bench.runs.contract import check_method
+from fer_bench.runs.experiment import find_record, init_hash, run
+from fer_bench.runs.inference import load_model
 from fer_bench.sweeps.grid import expand
-from fer_bench.testing import check_method
 
 
 @pytest.fixture(autouse=True)
@@ -98,27 +98,27 @@ def moves_weights(self, batch):
 def a_part_called_lr(self, batch): return self.net(batch["labelled"][0]).mean(), {"lr": torch.tensor(0.0)}
 def other_head(self): self.net.head = nn.Sequential(nn.Linear(self.net.head.in_features, 8))
 def after_epoch(facts): return broken(after_epoch=lambda self, progress, labelled: facts)
-def classify(function): return broken(classify=lambda self, images: function(self.judged(images)))
+def classify(function): return broken(classify=lambda self, images: function(self.evaluated(images)))
 
 Bare = type("Mine", (nn.Module,), {"__init__": lambda self, *given: nn.Module.__init__(self)})
 BROKEN = {  # duty: {what: (method, what is said of it)}
-    testing.is_made: {
+    contract.is_made: {
         "not a module": (lambda *given: 3, "is a int. Derive it from fer_bench.Method"),
-        "a bare module": (Bare, r"has no `net`.*no `views`.*`judged`"),
+        "a bare module": (Bare, r"has no `net`.*no `views`.*`evaluated`"),
         "other arguments": (type("Mine", (Method,), {}), "made by make.*TypeError")},
-    testing.wants_views: {
+    contract.wants_views: {
         "no dict": (broken(views=["weak"]), r"views = \['weak'\]"), "empty": (broken(views={}), r"views = {}"),
         "a name misspelt": (broken(views={"labeled": ["weak"]}), "views = .*labeled"),
         "an unknown view": (broken(views={"labelled": ["week"]}), "names 'week'; there are plain, weak"),
         "text": (broken(views={"labelled": "weak"}), "takes a list of names")},
-    testing.gives_a_loss: {
+    contract.gives_a_loss: {
         "no pair": (broken(forward=lambda self, batch: self.net(batch["labelled"][0]).mean()), "gives Tensor; it has to give a pair"),
         "a loss a face": (with_loss(functools.partial(F.cross_entropy, reduction="none")), r"the loss as a tensor of shape \(8,\)"),
         "a plain number": (with_loss(lambda x, y: F.cross_entropy(x, y).item()), "the loss as float; it has to be one number"),
         "not finite": (with_loss(lambda x, y: F.cross_entropy(x, y) / 0), "the loss = inf"),
         "a part's name": (broken(forward=a_part_called_lr), "a part 'lr'"),
         "an error": (with_loss(lambda x, y: [][0]), "forward.*IndexError.*batch has progress: float, labelled: 1 of a tensor")},
-    testing.learns: {
+    contract.learns: {
         "detached": (with_loss(lambda x, y: F.cross_entropy(x.detach(), y)), "No gradient reaches the network"),
         "argmax": (with_loss(lambda x, y: x.argmax(1).float().mean()), "No gradient reaches the network"),
         "beside net": (with_head(lambda self, x: self.extra(x.detach()), setup=lambda self: setattr(self, "extra", nn.Linear(8, 8))),
@@ -128,37 +128,37 @@ BROKEN = {  # duty: {what: (method, what is said of it)}
         "backward": (broken(forward=calls_backward), "calls backward itself"),
         "moves weights": (broken(forward=moves_weights), "forward changes parameters"),
         "odd gradients": (with_loss(lambda x, y: (x - x).square().sum().sqrt() + F.cross_entropy(x, y)), "gradient of .* is not finite")},
-    testing.in_bf16: {"bf16": (with_loss(lambda x, y: -x[range(8), y].mean()), "Under bf16 the loss is .* in torch.bfloat16")},
-    testing.repeats: {
+    contract.in_bf16: {"bf16": (with_loss(lambda x, y: -x[range(8), y].mean()), "Under bf16 the loss is .* in torch.bfloat16")},
+    contract.repeats: {
         "numpy": (with_loss(lambda x, y: F.cross_entropy(x, y) * (1 + np.random.rand())), "Draw random numbers from torch"),
         "random": (with_loss(lambda x, y: F.cross_entropy(x, y) * (1 + random.random())), "Draw random numbers from torch")},
-    testing.resumes: {
+    contract.resumes: {
         "a count": (broken(setup=counter, loss=counted), "another loss. steps changed in training and is no buffer"),
         "a plain tensor": (broken(setup=plain_tensor), r"scale: a plain tensor.*register_buffer\('scale'")},
-    testing.moves: {
+    contract.moves: {
         "after_step": (broken(after_step=lambda self: None), "after_step.*TypeError"),
         "nothing": (after_epoch(None), "after_epoch gives NoneType"), "a tensor": (after_epoch({"a": torch.ones(1)}), r"use .item\(\)"),
         "nan": (after_epoch({"a": float("nan")}), "takes finite numbers"),
         "a name": (after_epoch({"epoch": 1}), "gives 'epoch', which means something else")},
-    testing.evaluates: {
+    contract.evaluates: {
         "classes": (classify(lambda x: x.argmax(1)), r"classify gives a tensor of shape \(6,\)"),
         "by the batch": (classify(lambda x: x - x.mean(0)), "by the faces beside it"),
         "by chance": (classify(lambda x: x + torch.rand(8)), "in two ways"),
         "nan": (classify(lambda x: x * float("nan")), "logits that are not finite"),
-        "a map": (broken(encode=lambda self, images: self.judged.backbone.forward_features(images)), r"encode gives .*\(6, \d+, 1, 1\)"),
-        "trains": (broken(classify=lambda self, images: self.judged.train()(images)), "Evaluation changes its parameters or buffers"),
+        "a map": (broken(encode=lambda self, images: self.evaluated.backbone.forward_features(images)), r"encode gives .*\(6, \d+, 1, 1\)"),
+        "trains": (broken(classify=lambda self, images: self.evaluated.train()(images)), "Evaluation changes its parameters or buffers"),
         "another network": (broken(setup=other_head), "do not fit a network as it was given")},
-    testing.knows_no_device: {
+    contract.knows_no_device: {
         "the CPU": (with_loss(lambda x, y: (x.softmax(1) * torch.arange(8)).mean()), "makes a tensor on the CPU")},
-    testing.names_its_passes: {"a number": (broken(passes=lambda self, batch: 3), "passes gives int")},
+    contract.names_its_forward_only: {"a number": (broken(passes=lambda self, batch: 3), "passes gives int")},
 }
 
-def test_every_duty_is_broken_below(): assert set(BROKEN) == {*testing.FIRST, *testing.DUTIES}
+def test_every_duty_is_broken_below(): assert set(BROKEN) == {*contract.FIRST, *contract.DUTIES}
 
 @pytest.mark.parametrize("duty, what", [(duty, what) for duty in BROKEN for what in BROKEN[duty]], ids=lambda v: getattr(v, "__name__", v))
 def test_a_broken_duty_is_named(duty, what):
     make, says = BROKEN[duty][what]
-    found = testing._answers(duty, testing.Trial(make, RunConfig(preset="tiny", ema=0.0)), [])
+    found = contract._answers(duty, contract.Trial(make, RunConfig(preset="tiny", ema=0.0)), [])
     assert any(re.search(says, sentence) for sentence in found), found
 
 def test_all_that_is_wrong_comes_at_once_and_the_cause_with_it():
@@ -349,7 +349,7 @@ def test_an_own_method_pretrains_and_is_probed(own):
             one, two = (self.net.encode(view) for view in batch["unlabelled"])
             loss = F.mse_loss(one, two) - one.std(0).mean()
             return loss, {"apart": loss}
-        def passes(self, batch): return self.net.encode(batch["unlabelled"][0]).mean()
+        def forward_only(self, batch): return self.net.encode(batch["unlabelled"][0]).mean()
     check_method(Pretrain, ema=0.0)
     register_method("mine", Pretrain)
     record = run(own(method="mine", unlabelled="rest", mu=1, probe="linear", min_map=4, ema=0.0))

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fer_bench.core import BenchError
-from fer_bench.data.drawn import DrawnSource
-from fer_bench.data.face_recognition import IdentitySource
+from fer_bench.data.drawn.faces import DrawnSource
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.feed import BlockOrder, Feed, batch_rows
-from fer_bench.data.pools import Pool, exam_hashes
-from fer_bench.data.sources import FolderSource
+from fer_bench.data.pools import Pool, held_out_hashes
+from fer_bench.data.sources.base import FolderSource
+from fer_bench.data.sources.face_recognition import IdentitySource
 from fer_bench.data.splits import make_split
 
 RNG = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def test_subjects(sets):
 def test_no_face_of_the_exam(sets, seed, k, rows):
     _, labelled, flat = sets
     split = make_split(labelled.index, labelled.classes, k, seed)
-    exam = exam_hashes(labelled.index, split)
+    exam = held_out_hashes(labelled.index, split)
     pool = Pool([(labelled, np.array(rows)), flat], exam)
     kept = pool.members[0][1]
     assert set(kept) == set(rows) - set(split.val) - set(split.test) and pool.dropped == [len(rows) - len(kept), 0]
@@ -71,7 +71,7 @@ def test_copies_are_known_by_pixels_and_by_file(sets, tmp_path):
     same = build_faceset(FolderSource(tmp_path/"tree", "grey"), tmp_path/"same")
     (tmp_path/"tree"/"y"/"3.png").write_bytes((root/"tree"/keys.iloc[1]).read_bytes())
     larger = build_faceset(FolderSource(tmp_path/"tree"), tmp_path/"larger", size=24)
-    exam = exam_hashes(labelled.index, split)
+    exam = held_out_hashes(labelled.index, split)
     assert Pool([same], exam).dropped == [1] and Pool([larger], exam).dropped == [1]
     assert "3.png" not in " ".join(larger.index.key.iloc[Pool([larger], exam).members[0][1]])
     with pytest.raises(BenchError, match="empty: 20 faces were dropped"): Pool([(labelled, split.test)], exam)
@@ -79,7 +79,7 @@ def test_copies_are_known_by_pixels_and_by_file(sets, tmp_path):
 def test_labels_are_never_looked_at(sets):
     "A pool of FaceSets without any column of labels is the same pool."
     _, labelled, flat = sets
-    exam = exam_hashes(labelled.index, make_split(labelled.index, labelled.classes))
+    exam = held_out_hashes(labelled.index, make_split(labelled.index, labelled.classes))
     pool = Pool([labelled, flat], exam)
     class Blind:
         folder, images, meta, __len__ = labelled.folder, labelled.images, labelled.meta, lambda self: 60

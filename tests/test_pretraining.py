@@ -6,10 +6,10 @@ from safetensors.numpy import load_file
 
 from fer_bench.config import SELF, RunConfig, baseline
 from fer_bench.core import BenchError
-from fer_bench.data.fixtures import fake
-from fer_bench.experiment import load_classifier, load_pretrained, run
+from fer_bench.data.sources.fixtures import fake
 from fer_bench.record import load_runs
-from fer_bench.task import load_data, make_pool, split_data
+from fer_bench.runs.experiment import load_classifier, load_pretrained, run
+from fer_bench.runs.task import load_data, make_pool, split_data
 
 
 def weights(record): return load_file(record.folder/"weights.safetensors")
@@ -65,7 +65,7 @@ def test_another_run_starts_from_it(tiny, pretrained):
 def test_what_it_pretrained_comes_back(pretrained):
     "Heads and FaceMAE as they were; what they see of a face, as pictures; landmarks are watched where the faces have them."
     seen = load_pretrained(pretrained).explain(torch.rand(3, 3, 32, 32), torch.tensor([0, 5, 31]))
-    for name in ("face", "map", "kept", "painted"):
+    for name in ("face", "map", "kept", "reconstructed"):
         assert seen[name].shape == (3, 3, 32, 32) and 0 <= seen[name].min() <= seen[name].max() <= 1
     kept = seen["mask"] == 0
     assert kept.sum(1).tolist() == [4, 4, 4]

@@ -11,10 +11,10 @@ import pytest
 import shared_run
 import torch
 
-from fer_bench import processes
+from fer_bench import distributed
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
-from fer_bench.experiment import run
+from fer_bench.runs.experiment import run
 
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -72,7 +72,7 @@ def test_a_failure_is_told_in_a_sentence(tmp_path):
 
 def test_batches_that_cannot_be_shared():
     with pytest.raises(BenchError, match=r"batch_size \(9\) cannot be shared by 2 processes"): RunConfig(batch_size=9, processes=2)
-    with pytest.raises(BenchError, match="A batch of 9 faces"): processes.part_of(range(9), (0, 2))
+    with pytest.raises(BenchError, match="A batch of 9 faces"): distributed.part_of(range(9), (0, 2))
 
 def test_notebook_launcher(tmp_path):
     "As in a notebook, whose cell forks; `run` itself is the function."
@@ -87,8 +87,8 @@ def test_notebook_launcher(tmp_path):
 
 def test_one_process_is_untouched():
     x = torch.randn(4, 3, requires_grad=True)
-    assert processes.gathered(x) is x and processes.summed(x) is x and processes.agreed(x) is x
-    with processes.shared_batch_norms(): assert torch.nn.functional.batch_norm is not processes.shared_batch_norm
+    assert distributed.all_gather(x) is x and distributed.all_reduce(x) is x and distributed.broadcast(x) is x
+    with distributed.cpu_sync_batch_norm(): assert torch.nn.functional.batch_norm is not distributed.sync_batch_norm
 
 def test_accelerate_launch(tmp_path):
     "The command of the README, on the CPU: both processes train, the first prints the table."

@@ -172,7 +172,7 @@ def extracted(method):
 
 def probed(method):
     features, y, *_ = extracted(method)
-    return probe_head(method.judged, linear_probe(features, y, features, y, 2))
+    return probe_head(method.evaluated, linear_probe(features, y, features, y, 2))
 
 
 def neighboured(method): return knn_logits(*extracted(method)[:2], extracted(method)[0], 2)
@@ -181,7 +181,7 @@ def neighboured(method): return knn_logits(*extracted(method)[:2], extracted(met
 def trained(method, **options):
     images, labels = pictures()
     options = {"epochs": 3, "batch_size": 16} | options
-    return sgd_probe(method.judged, Feed(images), np.arange(40), labels[:40], 32, **options)
+    return sgd_probe(method.evaluated, Feed(images), np.arange(40), labels[:40], 32, **options)
 
 
 @pytest.mark.parametrize("protocol", [probed, neighboured, trained])
@@ -236,7 +236,7 @@ def test_sgd_probe_learns_what_is_separable_and_shows_it_epoch_by_epoch():
         seen.append(progress)
         return {"val_WAR": float((predict(method, feed, np.arange(40, 48), 32).argmax(1) == labels[40:]).mean())}
 
-    history = sgd_probe(method.judged, feed, np.arange(40), labels[:40], 32, 25, lr=2.0, after_epoch=after_epoch)
+    history = sgd_probe(method.evaluated, feed, np.arange(40), labels[:40], 32, 25, lr=2.0, after_epoch=after_epoch)
     assert [row["epoch"] for row in history] == list(range(1, 26)) and seen[-1] == 1
     assert history[-1]["loss"] < 0.95 * history[0]["loss"] and history[-1]["val_WAR"] == 1
 

@@ -13,11 +13,11 @@ import fer_bench.sweeps.ray as engine
 import fer_bench.sweeps.sweep as sweeping
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
-from fer_bench.data.drawn import DrawnSource
+from fer_bench.data.drawn.faces import DrawnSource
 from fer_bench.data.faceset import build_faceset
 from fer_bench.record import Record, load_runs, runs_folder
+from fer_bench.runs.task import load_data
 from fer_bench.sweeps.sweep import sweep
-from fer_bench.task import load_data
 from fer_bench.train.checkpoint import checkpoints
 
 THREE = {**TINY, "epochs": 6, "steps_per_epoch": 20,

@@ -21,19 +21,19 @@ import fer_bench
 from fer_bench import RunConfig, cli, run
 from fer_bench.config import run_id
 from fer_bench.core import BenchError, sha256, write_json
-from fer_bench.data.archives import open_files
-from fer_bench.data.audit import audit, to_markdown
-from fer_bench.experiment import load_classifier
-from fer_bench.gallery import figure_features
-from fer_bench.looking import look
+from fer_bench.data.audit.audit import audit, to_markdown
+from fer_bench.data.sources.archives import open_files
 from fer_bench.models.backbones import read_weights
 from fer_bench.record import load_runs, write_status
 from fer_bench.report.exports import save_tables
 from fer_bench.report.figures import confusion_matrix, contact_sheet, save_figure
 from fer_bench.report.leaderboard import leaderboard
 from fer_bench.report.tables import compare, notes
+from fer_bench.runs.attribution import look
+from fer_bench.runs.experiment import load_classifier
+from fer_bench.runs.task import load_data
+from fer_bench.show.gallery import figure_features
 from fer_bench.store import merge, pack
-from fer_bench.task import load_data
 
 ROOT = Path(__file__).parent.parent
 PLACE = "a b/-rf '\"$(touch pwned) `touch pwned` ; touch pwned # {seed} {0} %s üñ\U0001f600 <b>\nx/.."  # a path that ends in `..`

@@ -282,8 +282,8 @@ def test_explain_shows_what_the_step_does():
     seen = method.explain(images, torch.tensor([0, 1, 7]))
     assert seen["activation"].shape[2:] == (4, 4) and seen["mask"].sum(1).tolist() == [12] * 3 and seen["ids_keep"].shape == (3, 4)
     kept = (1 - seen["mask"]).view(3, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
-    torch.testing.assert_close(seen["painted"] * kept, images * kept, rtol=0, atol=1e-5)
-    assert not torch.allclose(seen["painted"], images, atol=0.05)
+    torch.testing.assert_close(seen["reconstructed"] * kept, images * kept, rtol=0, atol=1e-5)
+    assert not torch.allclose(seen["reconstructed"], images, atol=0.05)
 
 @pytest.mark.parametrize("name", ["simfle_random", "mae"])
 def test_explain_of_random_masks(name):
@@ -291,7 +291,7 @@ def test_explain_of_random_masks(name):
     method, images = make(name).eval(), torch.rand(5, 3, 32, 32)
     one, two = (method.explain(images, torch.full((5,), group)) for group in (0, 1))
     assert torch.equal(one["mask"], two["mask"]) and len({tuple(m) for m in one["mask"].tolist()}) > 1
-    predicted, target = (cut(v, 8) for v in (one["painted"], one["face"]))
+    predicted, target = (cut(v, 8) for v in (one["reconstructed"], one["face"]))
     assert one["reconstruction"].item() > 0 and (predicted - target).abs()[one["mask"].bool()].mean() > 0.01
     torch.testing.assert_close(predicted[~one["mask"].bool()], target[~one["mask"].bool()], rtol=0, atol=1e-5)
 

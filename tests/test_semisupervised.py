@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 
 from fer_bench.config import CHOICES, SEMI, RunConfig, baseline
 from fer_bench.core import BenchError
-from fer_bench.data.drawn import DrawnSource
+from fer_bench.data.drawn.faces import DrawnSource
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.feed import Feed
-from fer_bench.data.fixtures import fake
+from fer_bench.data.sources.fixtures import fake
 from fer_bench.data.splits import save_manifest
 from fer_bench.evaluate.metrics import pseudo_label_counts
-from fer_bench.experiment import find_record, run
 from fer_bench.methods.contrast import nt_xent
 from fer_bench.methods.semisupervised import semisupervised
 from fer_bench.methods.thresholds import (
@@ -28,7 +27,8 @@ from fer_bench.methods.thresholds import (
 )
 from fer_bench.models.backbones import create_classifier
 from fer_bench.record import load_runs
-from fer_bench.task import load_data, make_pool, split_data
+from fer_bench.runs.experiment import find_record, run
+from fer_bench.runs.task import load_data, make_pool, split_data
 from fer_bench.train.batches import make_batches
 
 # the rules against slow plain versions
@@ -161,7 +161,7 @@ def test_every_method_of_the_family(name, bn):
     *weak, learned = batch["unlabelled"]
     assert learned.grad.abs().sum() > 0
     assert all((view.grad is not None) == (CHOICES[name]["below"] == "contrast") for view in weak)
-    assert (method.decided >= -1).sum() == 8 and (method.decided[8:] == -2).all()
+    assert (method.last_pseudo_label >= -1).sum() == 8 and (method.last_pseudo_label[8:] == -2).all()
     before = [p.clone() for p in method.ema.parameters()]
     with torch.no_grad(): [p.add_(1) for p in method.net.parameters()]
     method.after_step(100)
@@ -179,7 +179,7 @@ def test_fixmatch_step_against_a_plain_version():
     plain = torch.nn.functional.cross_entropy(both[:4], batch["targets"])
     for i in rows: plain = plain + torch.nn.functional.cross_entropy(both[4 + i:5 + i], pseudo[i:i + 1]) / 8
     assert torch.allclose(loss, plain, atol=1e-6)
-    assert [i for i in range(8) if method.decided[i] >= 0] == rows.tolist()
+    assert [i for i in range(8) if method.last_pseudo_label[i] >= 0] == rows.tolist()
 
 def test_running_statistics_from_labelled_faces_only():
     stats = lambda m: torch.cat([v.flatten() for k, v in m.net.state_dict().items() if "running" in k])

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fer_bench.core import BenchError
-from fer_bench.data.abaw import AbawSource
-from fer_bench.data.affectnet import AffectnetSource, read_npy
-from fer_bench.data.drawn import draw_faces
-from fer_bench.data.face_recognition import HEAD, MAGIC, IdentitySource, RecordSource
+from fer_bench.data.drawn.faces import draw_faces
 from fer_bench.data.faceset import build_faceset
-from fer_bench.data.fer2013 import Fer2013Source, FerplusCsvSource, ferplus
-from fer_bench.data.fixtures import LAYOUTS, fake
 from fer_bench.data.labels import ABAW8, AFFECTNET8, BASIC7, CK7, FER2013_7, FERPLUS8, JAFFE7, RAFDB7
-from fer_bench.data.sets import CkSource, ExpwSource, JaffeSource, RafdbSource, SfewSource
-from fer_bench.data.sources import FerplusSource
+from fer_bench.data.sources.abaw import AbawSource
+from fer_bench.data.sources.affectnet import AffectnetSource, read_npy
+from fer_bench.data.sources.base import FerplusSource
+from fer_bench.data.sources.face_recognition import HEAD, MAGIC, IdentitySource, RecordSource
+from fer_bench.data.sources.fer2013 import Fer2013Source, FerplusCsvSource, ferplus
+from fer_bench.data.sources.fixtures import LAYOUTS, fake
+from fer_bench.data.sources.sets import CkSource, ExpwSource, JaffeSource, RafdbSource, SfewSource
 
 TT, TV, TVT = ("train", "test"), ("train", "val"), ("train", "val", "test")
 SETS = {  # layout: source, classes, splits, side, labelled faces a class and split for each face asked for

@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from fer_bench.config import RunConfig
-from fer_bench.experiment import run
 from fer_bench.record import load_runs
+from fer_bench.runs.experiment import run
 
 RUNS = int(os.environ.get("FER_BENCH_SOAK", 200))
 METHODS = ("supervised", "dtm", "simfle", "eac")

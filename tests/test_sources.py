@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fer_bench.core import BenchError
-from fer_bench.data.pictures import MAX_PIXELS, decode
-from fer_bench.data.sources import CsvSource, FerplusSource, FolderSource, Source
+from fer_bench.data.sources.base import CsvSource, FerplusSource, FolderSource, Source
+from fer_bench.data.sources.pictures import MAX_PIXELS, decode
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (7, 5), dtype=np.uint8)
@@ -214,7 +214,7 @@ def test_load_many_gives_what_stood_in_the_way(tree):
 
 
 def test_large_files_are_not_read(tree, monkeypatch):
-    monkeypatch.setattr("fer_bench.data.files.MAX_BYTES", 1000)
+    monkeypatch.setattr("fer_bench.data.sources.files.MAX_BYTES", 1000)
     source = FolderSource(tree("a/film.png", data=b"x" * 2000))
     assert "larger than" in str(list(source.load_many(["a/film.png"]))[0])
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from fer_bench import benchmark, run
+from fer_bench import run
 from fer_bench.catalogue import METHODS
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
 from fer_bench.data.views import VIEWS, apply_view, make_view
-from fer_bench.speed import variants
+from fer_bench.speed import benchmark, variants
 from fer_bench.speed.faces import generated
 from fer_bench.speed.step import Step
 from fer_bench.train.loop import clip_gradients, fit, make_accelerator, make_optimizer, memory_kept, seed_step

@@ -19,7 +19,7 @@ from fer_bench.cli import main
 from fer_bench.config import DISPLAY, RunConfig
 from fer_bench.core import BenchError
 from fer_bench.data.faceset import build_faceset
-from fer_bench.data.fixtures import fake
+from fer_bench.data.sources.fixtures import fake
 from fer_bench.record import Record, load_runs, runs_folder
 from fer_bench.sweeps.grid import expand, read_value
 from fer_bench.sweeps.plan import Plan
@@ -126,7 +126,7 @@ def undisturbed(tmp_path_factory):
     return path, folder/"results"
 
 def test_a_sweep_does_what_single_runs_do_and_nothing_twice(undisturbed, tmp_path, monkeypatch):
-    from fer_bench.experiment import run
+    from fer_bench.runs.experiment import run
     grid, results = undisturbed
     one = next(c for c in expand(grid) if c.config.seed == 1).config
     assert facts(run(one.model_copy(update={"results_dir": str(tmp_path)}))) == facts(Record(runs_folder(results)/next(
@@ -232,7 +232,7 @@ def test_many_kills(undisturbed, tmp_path, seed): check_kills(undisturbed, tmp_p
 
 def test_time_is_up_then_it_goes_on(tmp_path):
     "Stopped by the clock in the middle of a run, by SIGTERM, and then finished: as if nothing had been."
-    from fer_bench.experiment import run
+    from fer_bench.runs.experiment import run
     fields = {**TINY, "epochs": 60, "steps_per_epoch": 10}
     grid, results = write(tmp_path/"grid.yaml", yaml.safe_dump(fields)), tmp_path/"results"
     process = start(grid, results)

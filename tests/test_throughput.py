@@ -8,7 +8,7 @@ import pytest
 from fer_bench.core import BenchError
 from fer_bench.report import speed
 from fer_bench.report.figures import save_figure
-from fer_bench.report.speed import as_table, by_place, growth_curves, growth_table, page, roofline, slope, speed_table, step_shares
+from fer_bench.speed.report import as_table, by_place, growth_curves, growth_table, page, roofline, slope, speed_table, step_shares
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT/"nbs/throughput.ipynb"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
-from fer_bench.data.drawn import draw_faces
+from fer_bench.data.drawn.faces import draw_faces
 from fer_bench.data.views import (
     OPS,
     PHOTOMETRIC,

@@ -28,7 +28,7 @@ from PIL import Image
 
 from ..core import BenchError, atomic_folder, cache_folder, json_hash, make_folder, progress, read_json, sha256, write_json
 from .shards import PIXELS, SHARD_BYTES, ShardedImages, ShardWriter, open_images
-from .sources import COLUMNS, Source
+from .sources.base import COLUMNS, Source
 
 # %% ../../nbs/data/faceset.ipynb #7b9f622d
 SCHEMA_VERSION = 1

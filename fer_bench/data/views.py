@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as V
 
 from ..core import lookup
-from ..processes import part_of
+from ..distributed import part_of
 
 # %% ../../nbs/data/views.ipynb #ff9509ea
 def seeded(*numbers: int) -> torch.Generator:

@@ -33,7 +33,7 @@ def target_layer(model: nn.Module, image_size: int) -> nn.Module:
         return backbone.get_submodule((fine or backbone.feature_info)[-1]["module"])
     except (AttributeError, IndexError, KeyError, TypeError):
         raise BenchError(f"There are no feature stages in a {type(backbone).__name__}: they are read from timm's "
-                         "feature_info. Give the classifier itself (of a method: method.judged), with a backbone that "
+                         "feature_info. Give the classifier itself (of a method: method.evaluated), with a backbone that "
                          "has them, such as 'resnet18'.") from None
 
 def _backbone(model): return getattr(model, "backbone", model)
@@ -228,7 +228,7 @@ def attention_rollout(model: nn.Module, images: torch.Tensor, batch_size: int = 
 def group_maps(method: nn.Module, images: torch.Tensor, batch_size: int = 64, scaled: bool = True) -> np.ndarray:
     """Maps (N, G, H, W) float32 of the G groups of channels of a SimFLE, for each face.
 
-    `method`: a SimFLE, such as `experiment.load_pretrained(record)` gives; `images` (N, 3, H, W) float in [0, 1]. `scaled`,
+    `method`: a SimFLE, such as `runs.experiment.load_pretrained(record)` gives; `images` (N, 3, H, W) float in [0, 1]. `scaled`,
     `batch_size`: as in `class_maps`; unscaled, a map is the sum of its group's activations, values >= 0, and dead groups are 0.
     The result takes 4·N·G·H·W bytes. `BenchError` for a method without groups. Source: SimFLE (arXiv 2303.07648)."""
     if getattr(method, "ffl", None) is None:

@@ -81,7 +81,7 @@ def classification_metrics(logits, labels, classes) -> dict:
 def pseudo_label_counts(decided, truth, n_classes: int) -> dict:
     """Counts of what a method decided on its unlabelled faces, as ints and lists of `n_classes` ints, by pseudo-label.
 
-    `decided` (N,) ints: pseudo-label of each face, −1: seen, not used, −2: not seen. `truth` (N,) ints: its class, −1: not known.
+    `last_pseudo_label` (N,) ints: pseudo-label of each face, −1: seen, not used, −2: not seen. `truth` (N,) ints: its class, −1: not known.
     Returns `pool_seen`, `pool_used`, `pseudo_labels` (faces used), and where a truth is known `pseudo_known` (those of
     them whose truth is known) and `pseudo_right` (those that are right). Source: ours."""
     decided, truth = np.asarray(decided), np.asarray(truth)

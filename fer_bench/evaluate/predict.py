@@ -13,7 +13,7 @@ import torch
 
 from ..core import progress
 from ..data.views import make_view
-from ..processes import gathered, part_of, world
+from ..distributed import all_gather, part_of, world
 
 # %% ../../nbs/evaluate/predict.ipynb #fce60974
 @contextlib.contextmanager
@@ -35,4 +35,4 @@ def predict(method, feed, rows, image_size: int, batch_size: int = 256, what: st
     with evaluating(method):
         for start in progress(range(0, len(own), batch_size), desc="predict", unit="batch"):
             out.append(getattr(method, what)(view(feed(own[start:start + batch_size]), image_size)).float())
-    return gathered(torch.cat(out))[:len(rows)].cpu().numpy()
+    return all_gather(torch.cat(out))[:len(rows)].cpu().numpy()

@@ -193,7 +193,7 @@ def sgd_probe(net, feed, rows, labels, image_size: int, epochs: int = 100, batch
               balance: str = "none", after_epoch=None) -> list[dict]:
     """Train `net.head` anew on random crops of frozen features; → history, a dict an epoch with epoch, loss and lr.
 
-    `net`: a classifier with `encode`, `backbone` and `head`, on the feed's device (of a method: `method.judged`). `rows` (N,) of
+    `net`: a classifier with `encode`, `backbone` and `head`, on the feed's device (of a method: `method.evaluated`). `rows` (N,) of
     `feed`, `labels` (N,) in [0, K), each class there; `image_size` in pixels. A step takes min(`batch_size`, N) faces at the
     rate `lr` · faces / 256; an epoch has as many steps as N needs. `balance`: none, or weights. `after_epoch(progress)` → numbers
     to add to the row. `seed` sets head, order and crops. `BenchError` for labels that do not fit and a loss that is not finite.

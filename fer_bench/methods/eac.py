@@ -44,7 +44,7 @@ class EAC(Supervised):
                  "consistency": self.factor * mirror_disagreement(*maps)}
         return sum(parts.values()), parts
 
-    def passes(self, batch: dict): return self.net(torch.cat([batch["labelled"][0]] * 2)).mean()
+    def forward_only(self, batch: dict): return self.net(torch.cat([batch["labelled"][0]] * 2)).mean()
 
 @torch.no_grad()
 def _check_maps(net, config) -> None:

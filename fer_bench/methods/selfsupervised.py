@@ -20,7 +20,7 @@ from .base import Method
 from .contrast import nt_xent
 from ..models.backbones import feature_width
 from ..models.ema import averaged_copy
-from ..processes import gathered
+from ..distributed import all_gather
 
 # %% ../../nbs/methods/selfsupervised.ipynb #caa54718
 def projector(width_in: int, hidden: int, width_out: int) -> nn.Sequential:
@@ -77,7 +77,7 @@ class SelfSupervised(Method):
     Batches hold "unlabelled", a list of views (B, 3, H, W) in [0, 1] as `views` asks, and "progress" in [0, 1). What is not
     part of the loss is watched by `watch` and comes out of `after_epoch`, mean over its steps.
     `BenchError` for batches of one face, whose batch norm would be all zeros."""
-    views, paints = {"unlabelled": ["ssl", "ssl"]}, False  # whether it masks patches and paints them again
+    views, reconstructs = {"unlabelled": ["ssl", "ssl"]}, False  # whether it masks patches and paints them again
 
     def __init__(self, net: nn.Module, config):
         super().__init__(net)
@@ -102,7 +102,7 @@ class SelfSupervised(Method):
         steps = sums.pop("steps", 1)
         return {name: value / steps for name, value in sums.items()}
 
-    def passes(self, batch: dict) -> torch.Tensor: return sum(h.mean() for h in self.encode_views(batch["unlabelled"][:2]))
+    def forward_only(self, batch: dict) -> torch.Tensor: return sum(h.mean() for h in self.encode_views(batch["unlabelled"][:2]))
 
     def generator(self, progress: float, *tag: int) -> torch.Generator:
         "Of this step's own draws, from (seed, step): no other draw is moved by them, and a resumed run repeats them."
@@ -120,9 +120,9 @@ class WithTarget(SelfSupervised):
     @torch.no_grad()
     def targets(self, views: list) -> list: return [self.target(view) for view in views]
 
-    def passes(self, batch: dict) -> torch.Tensor:
+    def forward_only(self, batch: dict) -> torch.Tensor:
         self.targets(batch["unlabelled"][:2])
-        return super().passes(batch)
+        return super().forward_only(batch)
 
     def after_step(self, step: int) -> None:
         momentum = momentum_at(step, self.total, self.config.momentum, self.config.momentum_schedule)
@@ -141,7 +141,7 @@ class SimCLR(SelfSupervised):
         self.projector = plain_projector(self.width, config)
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict]:
-        z1, z2 = (gathered(self.projector(h)) for h in self.encode_views(batch["unlabelled"]))  # (B, proj_dim), of all processes
+        z1, z2 = (all_gather(self.projector(h)) for h in self.encode_views(batch["unlabelled"]))  # (B, proj_dim), of all processes
         self.watch(feature_std=feature_std(z1))
         with torch.autocast(z1.device.type, enabled=False): loss = nt_xent(z1, z2, self.temperature)
         return loss, {"contrast": loss}
@@ -166,14 +166,14 @@ class MoCo(WithTarget):
         q = self.projector(self.net.encode(asked))
         (k,) = self.targets([answered])
         q, k = (F.normalize(at_least_float32(v), dim=1) for v in (q, k))  # (B, D)
-        self.watch(feature_std=feature_std(gathered(q)))
+        self.watch(feature_std=feature_std(all_gather(q)))
         with torch.autocast(q.device.type, enabled=False): others = q @ self.queue.clone().T  # the queue moves before backward
         logits = torch.cat([(q * k).sum(1, keepdim=True), others], 1) / self.temperature  # (B, 1 + Q)
         loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
-        self._push(gathered(k))
+        self._push(all_gather(k))
         return loss, {"contrast": loss}
 
-    def passes(self, batch: dict) -> torch.Tensor:
+    def forward_only(self, batch: dict) -> torch.Tensor:
         asked, answered = batch["unlabelled"]
         self.targets([answered])
         return self.net.encode(asked).mean()
@@ -202,7 +202,7 @@ class SimSiam(SelfSupervised):
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict]:
         z1, z2 = (self.projector(h) for h in self.encode_views(batch["unlabelled"]))
         p1, p2 = self.predictor(z1), self.predictor(z2)
-        self.watch(feature_std=feature_std(gathered(z1)))
+        self.watch(feature_std=feature_std(all_gather(z1)))
         loss = (similarity_loss(p1, z2.detach()) + similarity_loss(p2, z1.detach())) / 4
         return loss, {"similarity": loss}
 

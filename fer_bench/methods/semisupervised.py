@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 
 from ..core import BenchError
-from .base import Method, running_statistics_kept
+from .base import Method, freeze_bn_stats
 from .contrast import nt_xent
 from .supervised import cross_entropy, loss_weights
 from .thresholds import fairness_loss, make_policy
-from ..processes import gathered, part_of, world
+from ..distributed import all_gather, part_of, world
 
 # %% ../../nbs/methods/semisupervised.ipynb #82c2f87a
-UNSEEN, BELOW = -2, -1  # in `decided`, instead of a class
+UNSEEN, BELOW = -2, -1  # in `last_pseudo_label`, instead of a class
 WEAK_VIEWS = {"same": [], "weak": ["weak"], "two_weak": ["weak", "weak"], "ema": ["weak"]}
 
 class SemiSupervised(Method):
@@ -29,7 +29,7 @@ class SemiSupervised(Method):
     `net`: images → logits (B, K), with `net.encode` and `net.head`. `policy`: a module of `methods.thresholds`, None for no
     threshold. `n_unlabelled`: faces of the pool; `weights` (K,) of the classes in the labelled loss, or None. The batch has,
     beside the labelled part, "unlabelled", views (mu · B, 3, H, W) of the same faces, and "index" (mu · B,), their places in the pool.
-    `decided` (N,): the pseudo-label of each face of the pool when last seen in this epoch; `UNSEEN`, or `BELOW` the threshold.
+    `last_pseudo_label` (N,): the pseudo-label of each face of the pool when last seen in this epoch; `UNSEEN`, or `BELOW` the threshold.
     Source: METHODS table of the family; each policy names its paper."""
     def __init__(self, net, policy, config, n_unlabelled: int, weights=None):
         super().__init__(net, config.ema)
@@ -37,7 +37,7 @@ class SemiSupervised(Method):
         learned = "strong" if config.pseudo in ("weak", "two_weak") else "weak"
         self.views = {"labelled": ["weak"], "unlabelled": [*WEAK_VIEWS[config.pseudo], learned]}
         self.register_buffer("weights", weights, persistent=False)
-        self.register_buffer("decided", torch.full((n_unlabelled,), UNSEEN, dtype=torch.int16), persistent=False)
+        self.register_buffer("last_pseudo_label", torch.full((n_unlabelled,), UNSEEN, dtype=torch.int16), persistent=False)
         self.thresholds = None  # (K,), as the last step used them
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict]:
@@ -45,15 +45,15 @@ class SemiSupervised(Method):
         taught, (logits_x, *logits_w, logits_u), features = self._all_passes(batch)
         guesses = taught or logits_w or [logits_u]
         probabilities = torch.stack([g.detach().float().softmax(1) for g in guesses]).mean(0)  # (mu B, K)
-        pseudo, used = self._decide(gathered(probabilities), gathered(batch["index"]))  # of all processes' faces
+        pseudo, used = self._decide(all_gather(probabilities), all_gather(batch["index"]))  # of all processes' faces
         everywhere, pseudo, used = used, *(part_of(v, world()) for v in (pseudo, used))
         parts = {"labelled": c.lambda_x * cross_entropy(logits_x, batch["targets"], c.label_smoothing, self.weights)}
         if c.pseudo == "ema":
             parts["unlabelled"] = c.lambda_u * ramp(batch["progress"]) * F.mse_loss(logits_u.float().softmax(1), probabilities)
         else: parts["unlabelled"] = c.lambda_u * (F.cross_entropy(logits_u, pseudo, reduction="none") * used).mean()
-        if c.below == "contrast": parts["contrast"] = c.lambda_c * nt_xent(*map(gathered, features[1:3]), 0.07, among=~everywhere)
+        if c.below == "contrast": parts["contrast"] = c.lambda_c * nt_xent(*map(all_gather, features[1:3]), 0.07, among=~everywhere)
         if c.below == "fairness":
-            parts["fairness"] = c.lambda_c * fairness_loss(gathered(logits_u), everywhere, self.policy.p, self.policy.h)
+            parts["fairness"] = c.lambda_c * fairness_loss(all_gather(logits_u), everywhere, self.policy.p, self.policy.h)
         return sum(parts.values()), parts
 
     def _decide(self, probabilities, index) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,30 +63,30 @@ class SemiSupervised(Method):
         if self.policy is not None:
             self.thresholds = self.policy(probabilities, index)
             used = confidence >= self.thresholds[pseudo]
-        self.decided[index] = torch.where(used, pseudo, BELOW).to(torch.int16)
+        self.last_pseudo_label[index] = torch.where(used, pseudo, BELOW).to(torch.int16)
         return pseudo, used
 
-    def passes(self, batch: dict) -> torch.Tensor: return sum(logits.mean() for logits in self._all_passes(batch)[1])
+    def forward_only(self, batch: dict) -> torch.Tensor: return sum(logits.mean() for logits in self._all_passes(batch)[1])
 
     def _all_passes(self, batch: dict) -> tuple[list, list, list]:
         "Logits that only teach, without a gradient; logits and features of the labelled view, of graded weak views, of the learned one."
         *weak, learned = batch["unlabelled"]
         graded = weak if self.config.below == "contrast" else []
-        taught = [] if graded or not weak else self._taught(weak)
+        taught = [] if graded or not weak else self._teacher_logits(weak)
         return taught, *self._passes([batch["labelled"][0], *graded, learned])
 
     @torch.no_grad()
-    def _taught(self, weak: list) -> list:
+    def _teacher_logits(self, weak: list) -> list:
         "Logits of the weak views, by the averaged network or by the one that learns."
         if self.config.pseudo == "ema": return [self.ema(view) for view in weak]
-        with running_statistics_kept(self.net) if self.config.unlabelled_bn == "apart" else contextlib.nullcontext():
+        with freeze_bn_stats(self.net) if self.config.unlabelled_bn == "apart" else contextlib.nullcontext():
             return list(self.net(torch.cat(weak)).chunk(len(weak)))
 
     def _passes(self, views: list) -> tuple[list, list]:
         "Logits and features of each of the views, the labelled one first: in one pass, or the unlabelled ones apart."
         if self.config.unlabelled_bn == "joint": return self._pass(views)
         labelled = self._pass(views[:1])
-        with running_statistics_kept(self.net): others = self._pass(views[1:])
+        with freeze_bn_stats(self.net): others = self._pass(views[1:])
         return labelled[0] + others[0], labelled[1] + others[1]
 
     def _pass(self, views: list) -> tuple[list, list]:
@@ -97,7 +97,7 @@ class SemiSupervised(Method):
     def after_epoch(self, progress: float, labelled) -> dict:
         facts = {} if self.thresholds is None else {"thresholds": [round(v, 5) for v in self.thresholds.tolist()]}
         if hasattr(self.policy, "update"): self.policy.update(progress, *labelled())
-        self.decided.fill_(UNSEEN)
+        self.last_pseudo_label.fill_(UNSEEN)
         return facts
 
 def ramp(progress: float, length: float = 0.4) -> float:

@@ -15,8 +15,8 @@ from torch import nn
 
 from ..core import BenchError
 from ..data.views import seeded
-from .base import running_statistics_kept
-from .mae import mae, painting
+from .base import freeze_bn_stats
+from .mae import mae, reconstruct_faces
 from fer_bench.methods.selfsupervised import (
     WithTarget,
     at_least_float32,
@@ -39,7 +39,7 @@ from fer_bench.models.facemae import (
     semantic_mask,
     usual_patch,
 )
-from ..processes import gathered, part_of, world
+from ..distributed import all_gather, part_of, world
 
 # %% ../../nbs/methods/simfle.ipynb #259f63e9
 def distillation_loss(z: torch.Tensor, temperature: float = 4.0) -> torch.Tensor:
@@ -108,7 +108,7 @@ class SimFLE(WithTarget):
         super().__init__(net, config, projector(feature_width(net.backbone), config.proj_hidden, config.proj_dim))
         self.predictor = projector(config.proj_dim, config.proj_hidden, config.proj_dim)
         if ffl: _check_map(net.backbone, config)
-        self.paints = ffl
+        self.reconstructs = ffl
         self.ffl = FFL(net.backbone.num_features, self.width, config, masking) if ffl else None  # last, so that GFL starts as BYOL does
         self.views = {"unlabelled": ["ssl", "ssl", *["plain"] * ffl]}
 
@@ -117,15 +117,15 @@ class SimFLE(WithTarget):
         h = self.encode_views(views)  # two of (B, D)
         z = [self.projector(v) for v in h]  # two of (B, proj_dim)
         (p1, p2), (t1, t2) = [self.predictor(v) for v in z], self.targets(views)
-        parts, watched = {"similarity": similarity_loss(p1, t2) + similarity_loss(p2, t1)}, {"feature_std": feature_std(gathered(z[0]))}
+        parts, watched = {"similarity": similarity_loss(p1, t2) + similarity_loss(p2, t1)}, {"feature_std": feature_std(all_gather(z[0]))}
         if self.ffl:
             more, seen = self.ffl(*self.look(x0), h, self.generator(batch["progress"]))
             parts |= more; watched |= seen
         self.watch(**watched)
         return sum(parts.values()), parts
 
-    def passes(self, batch: dict) -> torch.Tensor:
-        out = super().passes(batch)
+    def forward_only(self, batch: dict) -> torch.Tensor:
+        out = super().forward_only(batch)
         if not self.ffl: return out
         x0, features = self.look(batch["unlabelled"][2])
         masks = random_mask(len(x0), self.ffl.facemae.encoder.n_patches, self.config.mask_ratio)
@@ -138,18 +138,19 @@ class SimFLE(WithTarget):
             x0 = F.interpolate(x0, (self.ffl.size, self.ffl.size), mode="bilinear", antialias=True)
         x0 = self.net.normalise(x0)
         mixed = self.config.x0_statistics == "mixed"
-        with contextlib.nullcontext() if mixed else running_statistics_kept(self.net):
+        with contextlib.nullcontext() if mixed else freeze_bn_stats(self.net):
             features = self.net.backbone.forward_features(x0)
         return x0, features
 
     @torch.no_grad()
     def explain(self, images, group) -> dict:
         """What FFL makes of faces `images` (B, 3, S, S) in [0, 1] when the groups `group` (B,) decide: "activation" (B, C, h, w),
-        the "map" of that group as pictures (B, 3, s, s) in [0, 1], s the size of x0, and what `painting` gives. Random masks are
+        the "map" of that group as pictures (B, 3, s, s) in [0, 1], s the size of x0, and what `reconstruct_faces` gives. Random masks are
         the same at every call."""
         ffl, (x0, features) = self.ffl, self.look(images)
         activation = ffl.grouping(features)
-        seen = painting(self.net, ffl.facemae.encoder, ffl.facemae.decoder, x0, *ffl.masks(activation, seeded(self.config.seed), group))
+        masks = ffl.masks(activation, seeded(self.config.seed), group)
+        seen = reconstruct_faces(self.net, ffl.facemae.encoder, ffl.facemae.decoder, x0, *masks)
         own = activation.unflatten(1, (self.config.groups, -1))[torch.arange(len(group), device=group.device), group].sum(1, keepdim=True)
         own = F.interpolate(own / own.amax((2, 3), keepdim=True).clamp(min=1e-12), x0.shape[-2:], mode="bilinear", align_corners=False)
         return {"activation": activation, "map": own.expand_as(x0), **seen}
@@ -179,5 +180,5 @@ SELF = {  # name: (factory, what it is)
     "simclr": (simclr, "tells two views of a face from all other faces of the batch"),
     "mocov2": (mocov2, "tells two views of a face from a queue of former faces"),
     "simsiam": (simsiam, "predicts itself on another view, without gradient on that side"),
-    "mae": (mae, "paints the patches of a face that random masks removed"),
+    "mae": (mae, "reconstructs the patches of a face that random masks removed"),
 }

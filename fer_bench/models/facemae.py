@@ -6,7 +6,7 @@ face stay, and a masked autoencoder paints in the rest."""
 # %% auto #0
 __all__ = ['MIN_MAP', 'SIZES', 'channel_cosines', 'block_loss', 'channel_grouping_loss', 'check_groups', 'Grouping', 'patchify',
            'unpatchify', 'patches_a_side', 'patch_targets', 'n_kept', 'keep_highest', 'random_mask', 'semantic_mask',
-           'group_scores', 'FaceEncoder', 'FaceDecoder', 'FaceMAE', 'paint', 'transformer', 'reconstruction_loss',
+           'group_scores', 'FaceEncoder', 'FaceDecoder', 'FaceMAE', 'autoencode', 'transformer', 'reconstruction_loss',
            'usual_patch', 'create_face_encoder', 'create_face_decoder', 'create_facemae', 'reconstruct']
 
 # %% ../../nbs/models/facemae.ipynb #a306c890
@@ -19,7 +19,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from ..core import BenchError, lookup
-from ..processes import averaged
+from ..distributed import all_reduce_mean
 
 # %% ../../nbs/models/facemae.ipynb #9e7e253a
 def channel_cosines(activation: torch.Tensor) -> torch.Tensor:
@@ -29,7 +29,7 @@ def channel_cosines(activation: torch.Tensor) -> torch.Tensor:
     with torch.autocast(activation.device.type, enabled=False):
         a = activation.to(torch.promote_types(activation.dtype, torch.float32)) + 0.001
         a = F.normalize(a.flatten(2), dim=2).transpose(0, 1).flatten(1)  # (C, B·H·W)
-        return averaged(a @ a.T / len(activation))
+        return all_reduce_mean(a @ a.T / len(activation))
 
 def block_loss(cosines: torch.Tensor, n_groups: int) -> torch.Tensor:
     "g = .001 · Σ(co − gt)² / (C / 512)² of `cosines` (C, C); gt is 1 within each of `n_groups` runs of channels, else 0."
@@ -195,9 +195,9 @@ class FaceMAE(nn.Module):
         """`images` (B, 3, S, S), `ids_keep` (B, K), `mask` (B, L) → (loss, tokens (B, K, D), predicted patches (B, L, P)).
 
         Tokens are those of the kept patches after the encoder's last norm; predictions are in the units of `patch_targets`."""
-        return paint(self.encoder, self.decoder, images, ids_keep, mask)
+        return autoencode(self.encoder, self.decoder, images, ids_keep, mask)
 
-def paint(encoder, decoder, images, ids_keep, mask) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def autoencode(encoder, decoder, images, ids_keep, mask) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "What `FaceMAE` does, with an `encoder` and a `decoder` that live in different places: (loss, tokens, predicted patches)."
     tokens = encoder.tokens(images, ids_keep)
     predicted = decoder(tokens, ids_keep).to(images.dtype)

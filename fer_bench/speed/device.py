@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from ..data.benchmark import PeakMemory
+from .packing import PeakMemory
 
 # %% ../../nbs/speed/device.ipynb #77ab9d8f
 def device_name(device) -> str:

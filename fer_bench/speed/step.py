@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..experiment import build
+from ..runs.experiment import build
 from .device import now, seconds
 from ..train import batches, loop
 from ..train.batches import make_batches
@@ -93,14 +93,14 @@ class Step:
         for name, value in losses.items(): self.sums[name] = self.sums.get(name, 0) + value.detach()
         self.done += 1
 
-    def passes(self) -> None:
+    def forward_only(self) -> None:
         "Forward and backward passes alone, on ready views."
-        with self.accelerator.autocast(): loss = self.method.passes(self.ready)
+        with self.accelerator.autocast(): loss = self.method.forward_only(self.ready)
         self.accelerator.backward(loss)
         self.optimizer.zero_grad(set_to_none=True)
 
     def block(self, work, steps: int) -> float:
-        """Seconds a step of `steps` of `work`, `self.step` or `self.passes`, one after the other without waiting between them.
+        """Seconds a step of `steps` of `work`, `self.step` or `self.forward_only`, one after the other without waiting between them.
 
         After one that does not count, for other work may have filled the caches; as in training the process keeps its memory."""
         with memory_kept(self.device):

@@ -30,7 +30,7 @@ class Job:
 
 def do_run(config: dict, expected: str) -> None:
     "Do the run of `config`. `BenchError` where it does not have the id `expected`: then the worker's code or data are not the driver's."
-    from fer_bench.experiment import run
+    from fer_bench.runs.experiment import run
     found = run(config).id
     if found != expected:
         raise BenchError(f"The worker made {found!r} of what the sweep calls {expected!r}: its version of fer_bench or its data are "
@@ -42,8 +42,8 @@ def try_steps(config: dict, steps: int = 2) -> float:
     Whatever a run would raise while it reads its data, builds, and trains. Source: ours."""
     import torch
 
-    from fer_bench.experiment import build
-    from fer_bench.task import load_data, make_pool, split_data
+    from fer_bench.runs.experiment import build
+    from fer_bench.runs.task import load_data, make_pool, split_data
     from fer_bench.train.batches import make_batches
     from fer_bench.train.loop import prepare, seed_step, train_step
     config = RunConfig(**config)

@@ -16,10 +16,10 @@ from filelock import FileLock, Timeout
 from ..config import RunConfig, run_id
 from ..core import BenchError
 from ..catalogue import BUILT_IN
-from ..experiment import init_hash
+from ..runs.experiment import init_hash
 from .grid import Cell
 from ..record import Record, load_runs, runs_folder
-from ..task import load_data, make_pool, split_data
+from ..runs.task import load_data, make_pool, split_data
 from ..train.checkpoint import checkpoints
 
 # %% ../../nbs/sweeps/plan.ipynb #2879af0c

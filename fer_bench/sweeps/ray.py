@@ -23,7 +23,7 @@ from ..data.faceset import cache_folder, open_faceset, verify_faceset
 from .job import Job, attempt, do_run, stop
 from ..record import Record, load_run, runs_folder
 from ..store import merge, pack_bytes
-from ..task import load_data, make_pool, split_data
+from ..runs.task import load_data, make_pool, split_data
 from ..train.checkpoint import checkpoints
 
 # %% ../../nbs/sweeps/ray.ipynb #640c0512

@@ -12,7 +12,7 @@ import torch
 from ..core import BenchError
 from ..data.feed import Ahead, BalancedOrder, BlockOrder, Feed, Order, batch_rows
 from ..data.views import apply_view, make_view
-from ..processes import part_of, world
+from ..distributed import part_of, world
 
 # %% ../../nbs/train/batches.ipynb #44fe5387
 LARGE = 8 * 2**30  # bytes of pixels

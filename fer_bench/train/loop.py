@@ -24,7 +24,7 @@ from timm.optim import create_optimizer_v2
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..core import BenchError, progress
-from ..processes import agreed, averaged, is_main, leave, shared_batch_norms, world
+from ..distributed import broadcast, all_reduce_mean, is_main, leave, cpu_sync_batch_norm, world
 from .checkpoint import load_checkpoint, save_checkpoint
 
 # %% ../../nbs/train/loop.ipynb #ff3b3487
@@ -97,7 +97,7 @@ def clip_gradients(parameters, most: float) -> None:
 
 def train_step(model, method, optimizer, accelerator: Accelerator, batch: dict, config, step: int) -> dict:
     "One step on `batch` by `model`, the prepared `method`: gradients, clipping, weights, averages; → the loss and its parts."
-    with shared_batch_norms(): loss, parts = model(batch)
+    with cpu_sync_batch_norm(): loss, parts = model(batch)
     accelerator.backward(loss)
     if config.clip_grad: clip_gradients(method.parameters(), config.clip_grad)
     optimizer.step(); optimizer.zero_grad(set_to_none=True)
@@ -131,11 +131,11 @@ def _fit(method, batch_at, config, folder, accelerator, after_epoch) -> list[dic
             losses = train_step(model, method, optimizer, accelerator, batch, config, step)
             for name, value in losses.items(): sums[name] = sums.get(name, 0) + value.detach()
             bar.update()
-        row = {"epoch": epoch + 1, **{n: float(averaged(v)) / config.steps_per_epoch for n, v in sums.items()}, "lr": lr}
+        row = {"epoch": epoch + 1, **{n: float(all_reduce_mean(v)) / config.steps_per_epoch for n, v in sums.items()}, "lr": lr}
         _need_finite(row, config)
         row |= after_epoch((epoch + 1) / config.epochs) if after_epoch else {}
         if "score" in row and (best is None or row["score"] > best["score"]):
-            best = {"score": row["score"], "epoch": epoch + 1, "weights": _copy(method.judged.state_dict())}
+            best = {"score": row["score"], "epoch": epoch + 1, "weights": _copy(method.evaluated.state_dict())}
         row["seconds"] = round(time.perf_counter() - start, 3)
         history.append(row)
         bar.set_postfix(_shown(row, config))
@@ -144,7 +144,7 @@ def _fit(method, batch_at, config, folder, accelerator, after_epoch) -> list[dic
                                                           "history": history, "best": best})
     bar.close()
     for tracker in accelerator.trackers: tracker.finish()
-    if best: method.judged.load_state_dict(best["weights"])
+    if best: method.evaluated.load_state_dict(best["weights"])
     return history
 
 def _shown(row: dict, config) -> dict:
@@ -154,7 +154,7 @@ def _shown(row: dict, config) -> dict:
     return {"epoch": f"{row['epoch']}/{config.epochs}", "images/s": f"{faces / max(row['seconds'], 1e-3):.0f}", **numbers}
 
 def _resume(folder, method, optimizer) -> tuple[list, dict | None, int]:
-    state = agreed(load_checkpoint(folder) if is_main() else None)  # the folder may be one that only the first process sees
+    state = broadcast(load_checkpoint(folder) if is_main() else None)  # the folder may be one that only the first process sees
     if state is None: return [], None, 0
     try:
         method.load_state_dict(state["method"])

@@ -28,10 +28,9 @@ html_copy_source = html_show_sourcelink = html_show_sphinx = html_show_copyright
 
 # Reading order: the layers, from below; within one, what is imported comes before what imports it. What no line names comes last.
 GUIDES = ("index", "run_benchmark", "compare_methods", "own_data", "own_method", "paper_figures", "throughput")
-LAYERS = {"Foundation": "core config record processes", "Data": "data", "Networks": "models", "Methods": "methods",
-          "Training": "train", "Evaluation": "evaluate", "One run": "catalogue task judge experiment", "Reports": "report",
-          "What a run shows": "looking gallery inference explorer", "Many runs": "sweeps store", "Speed": "speed benchmark",
-          "Ways in": "api cli doctor testing"}
+LAYERS = {"Foundation": "core catalogue config record distributed", "Data": "data", "Networks": "models", "Methods": "methods",
+          "Training": "train", "Evaluation": "evaluate", "One run": "runs", "Many runs": "sweeps store", "Reports": "report",
+          "What a run shows": "show", "Speed": "speed", "Ways in": "api cli doctor"}
 
 
 def modules() -> dict[str, Path]:
