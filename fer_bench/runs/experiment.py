@@ -34,7 +34,16 @@ from .evaluation import evaluate_logits, probe, watch
 from ..methods.base import Method
 from ..models.backbones import Classifier, create_classifier, weights_path
 from ..distributed import broadcast, is_main, launched, convert_sync_batch_norm, world
-from ..record import Record, environment, load_run, runs_folder, write_history, write_predictions, write_status
+from fer_bench.record import (
+    Record,
+    load_run,
+    runs_folder,
+    write_environment,
+    write_history,
+    write_metrics,
+    write_predictions,
+    write_status,
+)
 from .task import load_data, make_pool, pool_truth, split_data
 from ..train.batches import make_batches
 from ..train.checkpoint import drop_checkpoints
@@ -119,7 +128,7 @@ def _launch(config, record) -> None:
             child.terminate(); child.wait()
             raise
     if child.wait() or not record.finished:
-        raise BenchError(f"The run in {config.processes} processes stopped: {record.status.get('error', 'see the lines above')}. "
+        raise BenchError(f"The run in {config.processes} processes stopped: {record.status.error or 'see the lines above'}. "
                          "Finished epochs are kept; the same command goes on from there.")
 
 def _attempt(config, faceset, split, pool, folder) -> None:
@@ -140,8 +149,8 @@ def _train_and_evaluate(config, faceset, split, pool, folder) -> None:
     for faces in sets: check_unchanged(faces)
     accelerator, method, feed, loaded = build(config, faceset, split, pool, folder)
     device = accelerator.device.type
-    if is_main(): write_json(folder/"environment.json", environment(  # now, for the code may change on disk while we train
-        device=torch.cuda.get_device_name() if device == "cuda" else device, threads=config.threads, processes=world()[1]))
+    if is_main(): write_environment(  # now, for the code may change on disk while we train
+        folder, device=torch.cuda.get_device_name() if device == "cuda" else device, threads=config.threads, processes=world()[1])
     after_epoch = watch(config, method, feed, faceset, split, pool)
     if device == "cuda": torch.cuda.reset_peak_memory_stats()
     start, history, found = time.perf_counter(), [], None
@@ -193,7 +202,7 @@ def _write(config, faceset, split, pool, folder, method, history, logits, loaded
     steps = 0 if config.method == "linear_probe" else config.epochs * config.steps_per_epoch
     labelled = 0 if config.probe else steps * config.batch_size  # a probe's faces are no faces of the training
     chosen = max(history, key=lambda row: (row["score"], -row["epoch"])) if "score" in history[0] else history[-1]
-    write_json(folder/"metrics.json", {
+    write_metrics(folder, **{
         "run_id": folder.name, "method": config.method, "dataset": faceset.meta["name"], "drawn": faceset.drawn,
         "audit": failures(cached_audit(faceset)),
         "classes": classes, "n": split.counts, "origin": split.origin, "capped": split.capped,

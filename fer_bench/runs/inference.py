@@ -58,7 +58,7 @@ def _with_facts(net: nn.Module, facts: dict) -> nn.Module:
 
 def _faces(record) -> dict:
     "How the faces of `record` were; one that does not say so yet is asked for its data."
-    if "faces" in record.metrics: return record.metrics["faces"]
+    if "faces" in record.metrics: return record.metrics.faces.model_dump()
     try: meta = load_data(RunConfig(**record.config)).meta
     except BenchError as e:
         raise BenchError(f"Run {record.id!r} was recorded before runs noted whether their faces were grey and how large, and its data "
