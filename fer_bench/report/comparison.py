@@ -19,7 +19,7 @@ from ..core import BenchError
 from ..evaluate.ranks import average_ranks, critical_difference, friedman, nemenyi
 from ..evaluate.statistics import draws_needed, hedges_g, holm, mcnemar, t_test
 from .figures import COLOURS, PAGE, Picture, styled
-from .papers import _say
+from .panels import add_notes
 from .summary import _labels, gains, grouped, measured, same_faces, tasks
 from .tables import MEASURES, _audit, _capped, _code, _drawn, _oracle
 
@@ -201,7 +201,7 @@ def figure_gains(records, baseline: str = "supervised") -> Figure:
     axes[0].set_yticks(range(len(order)), names)
     over = "each row's own baseline" if tests["against"].nunique() > 1 else tests["against"].iloc[0]
     unit = "seed" if _labels(records[0]) == "all" else "draw"
-    _say(fig, records, f"Over {over}. Bars: 95 % t interval over {unit}s; full: shown, hollow: not"
+    add_notes(fig, records, f"Over {over}. Bars: 95 % t interval over {unit}s; full: shown, hollow: not"
          + (f"; a cross: one {unit}, no interval." if tests["low"].isna().any() else "."))
     return fig
 
@@ -250,7 +250,8 @@ def figure_ranks(records, measure: str = "WAR") -> Figure:
     ax.set(xlim=(1, methods), xlabel=f"average rank in {measure}, 1 the best")
     ax.xaxis.set_label_position("top")
     p = friedman(scores)[1] if methods > 2 else np.nan
-    _say(fig, records, f"{n} tasks." + ("" if np.isnan(p) else f" Friedman: p = {p:.2g}{'' if p < 0.05 else ', no difference shown'}."),
+    friedman_said = "" if np.isnan(p) else f" Friedman: p = {p:.2g}{'' if p < 0.05 else ', no difference shown'}."
+    add_notes(fig, records, f"{n} tasks.{friedman_said}",
          f"Bars join methods that are not shown to differ (Nemenyi, 95 %): ranks less than {critical_difference(methods, n):.2f} apart. "
          "Budgets of one data set share its test faces, but count as independent tasks here.")
     fig.draw_without_rendering()  # names stand outside of the axes, so the layout needs a second look at them
