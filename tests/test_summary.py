@@ -39,7 +39,8 @@ OTHER = "e" * 64  # another hash
 
 def record(method="supervised", draw=0, WAR=0.4, seed=0, images=100, **changes):
     "A finished run, `changes` to its config or metrics."
-    test = {"WAR": WAR, "UAR": WAR / 2, "macro_F1": WAR} | {f"{m}_ci": [max(0, WAR - 0.1), min(1, WAR + 0.2)] for m in ("WAR", "UAR", "macro_F1")}
+    test = {"WAR": WAR, "UAR": WAR / 2, "macro_F1": WAR}
+    test |= {f"{m}_ci": [max(0, WAR - 0.1), min(1, WAR + 0.2)] for m in ("WAR", "UAR", "macro_F1")}
     config = dict(method=method, dataset="ferplus", backbone="resnet10t", init="scratch", labels_per_class=50, seed=seed, label_seed=draw,
                   epochs=1, steps_per_epoch=1, batch_size=8, image_size=48, lr=0.1, budget="", split="official", precision="auto",
                   processes=1, track="none", device="auto", data_root="", label_rule="majority", select="last", policy=None,

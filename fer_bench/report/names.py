@@ -108,7 +108,7 @@ def with_settings(name: str, said: list[str]) -> str:
 
 # %% ../../nbs/report/names.ipynb #82f93a4b
 REPEATS = {"seed", "label_seed", "cap", "preset"}  # repeats, and what only fills in
-LAST_BITS = {"threads", "deterministic", "pool_root", "compile"}
+LAST_BITS = {"threads", "deterministic", "pool_root"}
 BUDGET = {"labels_per_class", "budget"}
 
 def preset_values(record) -> dict:
