@@ -16,24 +16,24 @@ def model_card(record, faces: dict, files) -> str:
     "The model card of `record` as Markdown; `faces`: facts as of `load_model`; `files`: names of the files it comes with."
     c, m = record.config, record.metrics
     labels = c.get("budget") or (f"{c['labels_per_class']} a class" if c["labels_per_class"] else "all of the training split")
-    pool = "" if "pool" not in m else f" and {sum(m['pool']['faces']):,} without a label"
-    drawn = "**These are drawn faces: the model knows nothing about real ones.** " if m["drawn"] else ""
+    pool = f" and {sum(m.pool.faces):,} without a label" if m.pool else ""
+    drawn = "**These are drawn faces: the model knows nothing about real ones.** " if m.drawn else ""
     return TEXT.format(
         id=record.id, method=c["method"], backbone=c["backbone"], side=c["image_size"], drawn=drawn,
-        classes=literal(", ".join(m["classes"])),
-        data=literal(m["dataset"]), hash=m["data_hash"][:12], counts=f"{m['n']['labelled']:,} labelled faces ({labels}){pool}",
+        classes=literal(", ".join(m.classes)),
+        data=literal(m.dataset), hash=m.data_hash[:12], counts=f"{m.n['labelled']:,} labelled faces ({labels}){pool}",
         size=" x ".join(map(str, faces["size"])), colour="grey, repeated to three channels" if faces["colour"] == "grey" else "RGB",
-        alignment=faces["alignment"], audit=literal(" ".join(m.get("audit") or ["nothing that counts as a failure."])),
-        seen=f"{m['images_seen']:,}", start=c["init"], seed=c["seed"], draw=c["label_seed"], parameters=f"{m['parameters']:,}",
-        n=f"{m['test']['n']:,}", select=SELECTED[m["select"]], rows="\n".join(_rows(m)), licence=literal(faces["licence"].rstrip(".")),
+        alignment=faces["alignment"], audit=literal(" ".join(m.audit or ["nothing that counts as a failure."])),
+        seen=f"{m.images_seen:,}", start=c["init"], seed=c["seed"], draw=c["label_seed"], parameters=f"{m.parameters:,}",
+        n=f"{m.test.n:,}", select=SELECTED[m.select], rows="\n".join(_rows(m)), licence=literal(faces["licence"].rstrip(".")),
         files="\n".join(FILES[name] for name in files))
 
-def _rows(metrics: dict) -> list[str]:
-    test, named = metrics["test"], {"accuracy (WAR)": "WAR", "mean class recall (UAR)": "UAR", "macro-F1": "macro_F1"}
+def _rows(metrics) -> list[str]:
+    test, named = metrics.test, {"accuracy (WAR)": "WAR", "mean class recall (UAR)": "UAR", "macro-F1": "macro_F1"}
     rows = [_row(name, test[key], *test[f"{key}_ci"]) for name, key in named.items()]
-    for i, (name, seen) in enumerate(zip(metrics["classes"], test["confusion"], strict=True)):  # a row a true class
+    for i, (name, seen) in enumerate(zip(metrics.classes, test.confusion, strict=True)):  # a row a true class
         if n := sum(seen): rows.append(_row(f"recall of {name}", seen[i] / n, *wilson(seen[i], n)))
-    return [*rows, f"| calibration error (ECE) | {100 * test['ECE']:.1f} % |"]
+    return [*rows, f"| calibration error (ECE) | {100 * test.ECE:.1f} % |"]
 
 def _row(name: str, value: float, low: float, high: float) -> str:
     return f"| {literal(name).replace('|', chr(92) + '|')} | {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] |"
