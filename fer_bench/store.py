@@ -40,7 +40,7 @@ class Member(NamedTuple):
     open: Callable  # () -> binary stream
 
     def read(self, limit: int = LARGEST) -> bytes:
-        if self.size > limit: raise BenchError(f"it has a file of {self.size:,} bytes where at most {limit:,} are taken")
+        if self.size > limit: raise BenchError(f"it has a file of {self.size:,} bytes; {limit:,} is the limit")
         with self.open() as file: return file.read()
 
 def _sound(run: str, files: dict[str, Member]) -> dict[str, bytes]:
@@ -51,12 +51,13 @@ def _sound(run: str, files: dict[str, Member]) -> dict[str, bytes]:
     status = checked(Status, json.loads(data["status.json"]), "status.json")
     if status.state != "finished": raise Unfinished(f"it is {status.state}, not finished")
     for name in SEALED:
-        if sha256(data[name]) != status.files[name]: raise BenchError(f"its {name} was changed after the run had sealed it")
+        if sha256(data[name]) != status.files[name]: raise BenchError(f"its {name} was changed after the run")
     checked(Environment, json.loads(data["environment.json"]), "environment.json")
     metrics = _metrics(data)
     names = _run_ids(json.loads(data["config.json"]), metrics)
     if run not in names:
-        raise BenchError(f"its config, data and split make it {names[0]!r}; it was changed, or made by another version of fer_bench")
+        raise BenchError(f"its config, data and split make it {names[0]!r}; it was changed, or made by another version "
+                         "of fer_bench")
     _check_scores(metrics, data["predictions.parquet"])
     return data
 
@@ -64,10 +65,12 @@ def _run_ids(config: dict, metrics: Metrics) -> list[str]:
     "The ids that the record may have: early ones name the data set as the config does, and do not say the precision."
     hashes = metrics.data_hash, metrics.split_hash, metrics.init_hash, metrics.pool.hash if metrics.pool else ""
     precisions = [False, True] if metrics.precision is None else [metrics.precision == "bf16"]
-    return [run_id(recorded_config(config), *hashes, bf16, dataset) for dataset in ("", metrics.dataset) for bf16 in precisions]
+    config, datasets = recorded_config(config), ("", metrics.dataset)
+    return [run_id(config, *hashes, bf16, dataset) for dataset in datasets for bf16 in precisions]
 
 def _metrics(data: dict[str, bytes]) -> Metrics:
-    return checked(Metrics, completed(json.loads(data["metrics.json"]), json.loads(data["config.json"])), "metrics.json")
+    metrics, config = (json.loads(data[name]) for name in ("metrics.json", "config.json"))
+    return checked(Metrics, completed(metrics, config), "metrics.json")
 
 def _check_scores(metrics: Metrics, predictions: bytes) -> None:
     "Compute confusion matrix and rates again; `BenchError` where they differ from `metrics`."
@@ -94,7 +97,7 @@ def split_hash(manifest: bytes) -> str:
 
 def _sound_split(name: str, member: Member) -> bytes:
     data = member.read()
-    if not split_hash(data).startswith(name): raise BenchError("its faces are not those that its name, a hash, stands for")
+    if not split_hash(data).startswith(name): raise BenchError("its name is not the hash of its faces")
     return data
 
 # %% ../nbs/store.ipynb #2b7d399d
@@ -109,7 +112,8 @@ def _opened(source):
     if not isinstance(source, bytes) and Path(source).is_dir(): yield _sorted(_in_folder(Path(source)))
     else:
         try: archive = zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source)
-        except FileNotFoundError: raise BenchError(f"There is no archive and no results folder {str(source)!r}.") from None
+        except FileNotFoundError:
+            raise BenchError(f"There is no archive and no results folder {str(source)!r}.") from None
         except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as e: raise _refused(source, e) from None
         with archive: yield _sorted(_in_archive(source, archive))
 
@@ -132,16 +136,16 @@ def _in_archive(source, archive: zipfile.ZipFile):
 
 def _fault(info) -> str | None:
     if info.flag_bits & 0x1: return "is encrypted"
-    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG): return "is a link, or another thing that is no plain file"
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG): return "is a link, or no plain file"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED): return "is packed in an unusual way"
     if info.file_size > HEAVIEST: return f"has {info.file_size:,} bytes"
 
 def _in_folder(folder: Path):
-    if not (folder/"runs").is_dir(): raise BenchError(f"{str(folder)!r} is no results folder: it holds no folder 'runs'.")
+    if not (folder/"runs").is_dir(): raise BenchError(f"{str(folder)!r} is no results folder: it has no folder 'runs'.")
     for path in [*folder.glob("runs/*/*"), *folder.glob("splits/*.csv")]:
         if not path.is_file() or path.is_symlink(): continue
         if match := MEMBER.fullmatch(path.relative_to(folder).as_posix()): yield match.groups(), _file(path)
-        elif path.name in PARTS: yield (path.parent.name, path.name, None), _file(path)  # no name of a run: not sound, but not silent
+        elif path.name in PARTS: yield (path.parent.name, path.name, None), _file(path)  # refused later, with a reason
 
 def _file(path: Path) -> Member: return Member(path.stat().st_size, lambda: path.open("rb"))
 
@@ -154,15 +158,16 @@ def _sorted(found) -> tuple[dict, dict]:
 
 # %% ../nbs/store.ipynb #bb6f96a4
 def pack(records, archive, weights: bool = False) -> Path:
-    """Write finished `records` and their splits to the zip `archive`, → its path. The same records give the same bytes.
+    """Write finished `records` and their splits to the zip `archive`, → its path. The same records give the same
+    bytes.
 
-    `weights`: their weights too, which are large. `BenchError` for no records, an unfinished or damaged one, and two that
-    share an id and differ. Source: ours."""
+    `weights`: their weights too, which are large. `BenchError` for no records, an unfinished or damaged one, and two
+    that share an id and differ. Source: ours."""
     with atomic_file(archive) as part: _write(part, list(records), weights)
     return Path(archive)
 
 def pack_bytes(record, weights: bool = False) -> bytes:
-    "The archive of one `record`, as bytes: what a worker sends to the process that keeps the results folder. As `pack`."
+    "The archive of one `record` as bytes, as `pack`: what a worker sends to the process that keeps the results."
     _write(buffer := io.BytesIO(), [record], weights)
     return buffer.getvalue()
 
@@ -183,7 +188,8 @@ def _parts_of(record, weights: bool) -> tuple[dict, Metrics]:
     names = PARTS + (WEIGHTS if weights else ())
     files = {n: _file(p) for n in names if (p := record.folder/n).is_file()}
     try: return files, _metrics(_sound(record.id, files))
-    except BenchError as e: raise BenchError(f"Run {record.id!r} is not packed: {e}. Restore it, or run it again.") from None
+    except BenchError as e:
+        raise BenchError(f"Run {record.id!r} is not packed: {e}. Restore it, or run it again.") from None
 
 def _add(archive: zipfile.ZipFile, name: str, member: Member) -> None:
     info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))  # the time would tell two archives of the same records apart
@@ -199,11 +205,12 @@ class Found(NamedTuple):
     why: str = ""
 
 def merge(source, results_dir="results") -> list[Found]:
-    """Add the records of `source`, and their splits, to `results_dir`; → a `Found` (added, already there, refused) each.
+    """Add the records of `source`, and their splits, to `results_dir`; → a `Found` (added, already there, refused)
+    each.
 
-    `source`: an archive of `pack`, its bytes, or a results folder. `BenchError`, and nothing is written, for what is none of
-    these or holds anything else; a single record that is unfinished, damaged, of another version, or not the one already there
-    is refused. Source: ours."""
+    `source`: an archive of `pack`, its bytes, or a results folder. `BenchError`, and nothing is written, for what is
+    none of these or holds anything else; a single record that is unfinished, damaged, of another version, or not the
+    one already there is refused. Source: ours."""
     results, found, wanted = Path(results_dir), [], []
     with _opened(source) as (runs, splits):
         for run, files in runs.items():
@@ -243,7 +250,8 @@ def _there(run: str, data: dict, folder: Path) -> Found | None:
     return Found(run, "already there")
 
 def _copy(member: Member, path: Path) -> None:
-    with atomic_file(path) as part, member.open() as file, part.open("wb") as out: shutil.copyfileobj(file, out, 1 << 20)
+    with atomic_file(path) as part, member.open() as file, part.open("wb") as out:
+        shutil.copyfileobj(file, out, 1 << 20)
 
 def _write_bytes(data: bytes, path: Path) -> None: _copy(Member(len(data), lambda: io.BytesIO(data)), path)
 
@@ -256,10 +264,11 @@ def _keep_split(name: str, member: Member, path: Path) -> list[Found]:
 
 # %% ../nbs/store.ipynb #0f6c4b39
 def verify(source) -> list[Found]:
-    """Compute every hash, run id, confusion matrix and split of `source` again; → a `Found` (sound, unfinished, damaged) each.
+    """Compute every hash, run id, confusion matrix and split of `source` again; → a `Found` (sound, unfinished,
+    damaged) each.
 
-    `source`: a results folder, an archive, or its bytes. Weights are not sealed and not looked at. `BenchError` as `merge`.
-    Source: ours."""
+    `source`: a results folder, an archive, or its bytes. Weights are not sealed and not looked at. `BenchError` as
+    `merge`. Source: ours."""
     with _opened(source) as (runs, splits):
         return [*(_checked(run, _sound, run, files) for run, files in runs.items()),
                 *(_checked(f"splits/{name}.csv", _sound_split, name, member) for name, member in splits.items())]

@@ -224,7 +224,7 @@ EVIL = {
     "dots": ("runs/../config.json", "no file"), "hidden": ("runs/.git/config.json", "no file"), "pickle": ("runs/a/model.pkl", "no file"),
     "deeper": ("runs/a/b/config.json", "no file"), "figure": ("runs/a/figures/x.png", "no file"), "lock": ("runs/a/lock", "no file"),
     "split": ("splits/../../x.csv", "no file"), "newline": ("runs/a/config.json\n", "no file"),
-    "long": (f"runs/{'a' * 5000}/config.json", "no file"), "letters": ("runs/é/config.json", "no file"),
+    "long": (f"runs/{'a' * 5000}/config.json", "no file"), "space": ("runs/a b/config.json", "no file"),
     "link": (info(GOOD, stat.S_IFLNK | 0o777), "a link"), "device": (info(GOOD, stat.S_IFCHR), "no plain file"),
     "lzma": (info(GOOD, kind=zipfile.ZIP_LZMA), "unusual way"),
 }

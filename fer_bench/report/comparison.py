@@ -26,7 +26,7 @@ from .tasks import tasks
 
 # %% ../../nbs/report/comparison.ipynb #4cc2339f
 def row_names(table: pd.DataFrame) -> list[str]:
-    "A name for each row of `measured`'s table: the method, and where that is not enough the backbone and the images seen."
+    "A name for each row of `measured`'s table: the method, and where needed the backbone and the images seen."
     names = table["method"].copy()
     for column, said in (("backbone", "{}"), ("images_seen", "{:,} images")):
         apart = table[column].groupby(names).transform("nunique") > 1
@@ -34,27 +34,32 @@ def row_names(table: pd.DataFrame) -> list[str]:
     return names.tolist()
 
 def gain_tests(records, baseline: str = "supervised") -> pd.DataFrame:
-    """A row a setting that has a baseline, and measure: what it gains, whether that is shown, how large and how sure it is.
+    """A row a setting that has a baseline, and measure: what it gains, whether that is shown, how large and how sure
+    it is.
 
-    `records`: finished runs of one task. Columns: `method`, `against`, `measure`; `draws` that both have (seeds, where all labels are
-    used); `gain`, `low`, `high`, fractions, by `t_interval`; `p` by `t_test`, `p_holm` over the rows of the measure; `g`, Hedges';
-    `draws_needed` to see one point. What one draw cannot tell is nan. `BenchError` as `measured`. Source: ours."""
+    `records`: finished runs of one task. Columns: `method`, `against`, `measure`; `draws` that both have (seeds,
+    where all labels are used); `gain`, `low`, `high`, fractions, by `t_interval`; `p` by `t_test`, `p_holm` over the
+    rows of the measure; `g`, Hedges'; `draws_needed` to see one point. What one draw cannot tell is nan. `BenchError`
+    as `measured`. Source: ours."""
     table, found = measured(records, baseline), []
-    for name, row, (against, gained) in zip(row_names(table), table.to_dict("records"), gains(records, baseline), strict=True):
+    rows = zip(row_names(table), table.to_dict("records"), gains(records, baseline), strict=True)
+    for name, row, (against, gained) in rows:
         for m in MEASURES if len(gained) else ():
             values = gained[m].to_numpy()
-            found.append({"method": name, "against": against, "measure": m, "draws": len(values), "gain": row[f"{m}_gain"],
-                          "low": row[f"{m}_gain_low"], "high": row[f"{m}_gain_high"], "p": t_test(values), "g": hedges_g(values),
+            found.append({"method": name, "against": against, "measure": m, "draws": len(values),
+                          "gain": row[f"{m}_gain"], "low": row[f"{m}_gain_low"], "high": row[f"{m}_gain_high"],
+                          "p": t_test(values), "g": hedges_g(values),
                           "draws_needed": draws_needed(100 * values.std(ddof=1)) if len(values) > 1 else np.nan})
     columns = ["method", "against", "measure", "draws", "gain", "low", "high", "p", "p_holm", "g", "draws_needed"]
     if not found: return pd.DataFrame(columns=columns)
-    out = pd.DataFrame(found).sort_values("measure", key=lambda c: c.map(list(MEASURES).index), kind="stable", ignore_index=True)
+    place = list(MEASURES).index
+    out = pd.DataFrame(found).sort_values("measure", key=lambda c: c.map(place), kind="stable", ignore_index=True)
     tested = out["p"].dropna()
     out["p_holm"] = tested.groupby(out["measure"]).transform(holm)
     return out[columns]
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    "`gain_tests` or `pairwise` for people, as text: points with one decimal, p with two digits, nothing where it is not known."
+    "`gain_tests` or `pairwise` for people, as text: points with one decimal, p with two digits, empty for nan."
     points, p = lambda x: f"{round(100 * x, 1) + 0.0:+.1f}", lambda x: f"{x:.2g}" if x >= 1e-4 else "< 0.0001"
     how = {**dict.fromkeys(("gain", "low", "high", "difference"), points), "p": p, "p_holm": p, "g": "{:.1f}".format}
     said = lambda column: table[column].map(lambda x: "" if pd.isna(x) else how.get(column, lambda x: f"{x:.0f}")(x))
@@ -64,7 +69,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def one_each(records) -> dict[str, object]:
     """Name → one run of each setting: of the draw, seed and fold that most settings have, of those the first.
 
-    Settings without it are left out.     `records`: finished runs of one task. `BenchError` as `measured`. Source: ours."""
+    Settings without it are left out. `records`: finished runs of one task. `BenchError` as `measured`. Source:
+    ours."""
     records = list(records)
     groups, names = [g for _, g in grouped(records)], row_names(measured(records))
     which = lambda r: (r.config.get("label_seed", 0), r.config["seed"], str(repeat(r)))
@@ -74,14 +80,16 @@ def one_each(records) -> dict[str, object]:
             if any(which(r) == common for r in g)}
 
 def pairwise(records) -> pd.DataFrame:
-    """A row a pair of networks, tested on the same faces: who is right where the other is wrong, by McNemar's exact test.
+    """A row a pair of networks, tested on the same faces: who is right where the other is wrong, by McNemar's exact
+    test.
 
-    `records`: finished runs, at least two; or name → run, as `one_each` gives, to call them so instead of by their ids. Columns:
-    `model`, `other`, `difference` (WAR of the first minus that of the other, a fraction), `only_model`, `only_other` (faces that only
-    the one has right), `p`, and `p_holm`, corrected for all pairs. It speaks of these networks, not of their methods. `BenchError` for
-    less than two runs, and for other test faces, labels or classes. Source: ours."""
+    `records`: finished runs, at least two; or name → run, as `one_each` gives, to call them so instead of by their
+    ids. Columns: `model`, `other`, `difference` (WAR of the first minus that of the other, a fraction), `only_model`,
+    `only_other` (faces that only the one has right), `p`, and `p_holm`, corrected for all pairs. It speaks of these
+    networks, not of their methods. `BenchError` for less than two runs, and for other test faces, labels or classes.
+    Source: ours."""
     named = records if isinstance(records, dict) else {r.id: r for r in records}
-    if len(named) < 2: raise BenchError(f"A pair needs two runs; here {'is one' if named else 'is none'}. Give at least two.")
+    if len(named) < 2: raise BenchError(f"A pair needs two runs; here {'is one' if named else 'is none'}. Give two.")
     logits, labels = same_faces(*named.values())
     right = {name: values.argmax(1) == labels for name, values in zip(named, logits, strict=True)}
     rows = []
@@ -93,10 +101,11 @@ def pairwise(records) -> pd.DataFrame:
 
 # %% ../../nbs/report/comparison.ipynb #4c39b9bc
 def paragraph(records, baseline: str = "supervised") -> str:
-    """What the runs of one task show and do not show, as a few sentences of Markdown, paragraphs apart by an empty line.
+    """What the runs of one task show and do not show, as a few sentences of Markdown, paragraphs apart by an empty
+    line.
 
-    `records`: finished runs of one task; `baseline` as `measured`. Differences are of WAR and UAR, in points, by `gain_tests`.
-    `BenchError` as `measured`. Source: ours."""
+    `records`: finished runs of one task; `baseline` as `measured`. Differences are of WAR and UAR, in points, by
+    `gain_tests`. `BenchError` as `measured`. Source: ours."""
     records = list(records)
     table, tests = measured(records, baseline), gain_tests(records, baseline)
     tests = tests[tests["measure"].isin(("WAR", "UAR"))]
@@ -112,8 +121,8 @@ def _what(records, table: pd.DataFrame) -> str:
     (title,), unit = tasks(records), repeat_unit(records[0])
     n = sorted(table["repeats"].unique())
     size = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
-    what = {"draws": "draw of labels" if size == "1" else "draws of labels"}.get(unit, unit.removesuffix("s") if size == "1" else unit)
-    each = "" if unit == "seeds" else f", each on {size} {what}"
+    what = unit.removesuffix("s") if size == "1" else unit
+    each = "" if unit == "seeds" else f", each on {size} {what}{' of labels' if unit == 'draws' else ''}"
     folds = {repeat(r): r.metrics.test.n for r in records}  # each has test faces of its own
     faces = sum(folds.values()) if unit in FOLDS.values() else records[0].metrics.test.n
     return f"On {title}: {counted(len(table), 'setting')}{each}, {counted(len(records), 'run')}, {faces:,} test faces."
@@ -125,7 +134,8 @@ def counted(n: int, what: str) -> str:
 def _points(row) -> str:
     signed = lambda x: f"{round(x, 1) + 0.0:+.1f}"  # no -0.0
     sure = "" if np.isnan(row["low"]) else f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-    return f"{row['measure']} {signed(100 * row['gain'])}{sure}" + (f", g {signed(row['g'])}" if np.isfinite(row["g"]) else "")
+    effect = f", g {signed(row['g'])}" if np.isfinite(row["g"]) else ""
+    return f"{row['measure']} {signed(100 * row['gain'])}{sure}{effect}"
 
 def _verdicts(tests: pd.DataFrame, baseline: str, unit: str) -> list[str]:
     "The sentences of what is shown and of what is not."
@@ -133,15 +143,18 @@ def _verdicts(tests: pd.DataFrame, baseline: str, unit: str) -> list[str]:
     rows, verdict = tests.to_dict("records"), {"better": [], "worse": [], "not": [], "once": []}
     for row in rows: verdict[_verdict(row)].append(row)
     over = {r["method"]: f" over {r['against']}" if tests["against"].nunique() > 1 else "" for r in rows}
-    say = lambda kind: "; ".join(f"**{name}**{over[name]}: {' and '.join(_points(r) for r in verdict[kind] if r['method'] == name)}"
-                                 for name in dict.fromkeys(r["method"] for r in verdict[kind]))
+    def say(kind: str) -> str:
+        points = {}
+        for r in verdict[kind]: points.setdefault(r["method"], []).append(_points(r))
+        return "; ".join(f"**{name}**{over[name]}: {' and '.join(said)}" for name, said in points.items())
     against = "" if tests["against"].nunique() > 1 else f" over {rows[0]['against']}"
     sure = "" if tests["low"].isna().all() else f", with 95 % intervals over {unit}s and Hedges' g"
     return [f"Differences{against} in points{sure}.",
             f"Shown to be better: {say('better')}." if verdict["better"] else "No gain is shown.",
             f"Shown to be worse: {say('worse')}." if verdict["worse"] else "",
             f"Not shown, either way: {say('not')}." if verdict["not"] else "",
-            f"Of one {unit} alone, so nothing is shown: {say('once')}." if verdict["once"] else "", _planning(rows, unit)]
+            f"Of one {unit} alone, so nothing is shown: {say('once')}." if verdict["once"] else "",
+            _planning(rows, unit)]
 
 def _verdict(row: dict) -> str:
     if np.isnan(row["low"]): return "once"
@@ -155,10 +168,12 @@ def _planning(rows: list[dict], unit: str) -> str:
     alone = [r for r in tested if shown(r)]
     keep = [r for r in alone if r["p_holm"] < 0.05]
     stay = "none" if not keep else "all" if keep == alone else f"{len(keep)} of {len(alone)}"
-    luck = f"Corrected for the number of rows (Holm, in each measure), {stay} of that stays shown. " if alone and len(tested) > 2 else ""
+    luck = f"Corrected for the number of rows (Holm, in each measure), {stay} of that stays shown. "
+    if not alone or len(tested) < 3: luck = ""
     needed = sorted(int(r["draws_needed"]) for r in tested if r["measure"] == "WAR")
     span = f"{needed[0]}" if needed[0] == needed[-1] else f"{needed[0]} to {needed[-1]}"
-    return f"{luck}To see one point of WAR with a chance of 80 % would take {span} {unit}s, if the spread is what it was here."
+    return (f"{luck}To see one point of WAR with a chance of 80 % would take {span} {unit}s, if the spread stays "
+            "what it was here.")
 
 def _limits(records, table: pd.DataFrame, tests: pd.DataFrame, unit: str) -> list[str]:
     "What the intervals do not cover, and what must be said of these runs."
@@ -166,23 +181,26 @@ def _limits(records, table: pd.DataFrame, tests: pd.DataFrame, unit: str) -> lis
     carved = any(r.metrics.origin.get("test") == "carved" for r in records)
     shared = "" if carved or unit in ("fold", "subject") else ", which all runs share,"
     intervals = (f"Other test faces{shared} and other recipes are not in the intervals." if repeated else
-                 f"No row has more than one {unit}: their own intervals are over test faces, and say nothing of another {unit}.")
-    one_seed = len({r.config["seed"] for r in records}) == 1
+                 f"No row has more than one {unit}: their own intervals are over test faces, and say nothing of "
+                 f"another {unit}.")
+    seeds = {r.config["seed"] for r in records}
     return [intervals,
-            f"All runs have seed {records[0].config['seed']}, so the luck of the seed is not told apart." if one_seed else "",
+            f"All runs have seed {min(seeds)}, so the luck of the seed is not told apart." if len(seeds) == 1 else "",
             "Rows were compared with their baseline only, not with each other." if len(tests) > 2 else "",
             _seen(table), _probes(table), _selected(records),
             *(note(records) for note in (oracle_note, drawn_note, fold_note, capped_note, audit_note, code_note))]
 
 def _seen(table: pd.DataFrame) -> str:
     "Who saw more images than any supervised run."
-    semi, most = table[table["kind"] == "semi-supervised"], table.loc[table["kind"] == "supervised", "images_seen"].max()
+    semi = table[table["kind"] == "semi-supervised"]
+    most = table.loc[table["kind"] == "supervised", "images_seen"].max()
     more = semi.loc[semi["images_seen"] > most, "method"] if len(semi) and not np.isnan(most) else []
     return f"No supervised run saw as many images as {', '.join(dict.fromkeys(more))}." if len(more) else ""
 
 def _probes(table: pd.DataFrame) -> str:
     frozen = table["kind"].isin(("self-supervised", "probe"))
-    return "Self-supervised rows and probes are linear probes of frozen features." if frozen.any() and not frozen.all() else ""
+    if not frozen.any() or frozen.all(): return ""
+    return "Self-supervised rows and probes are linear probes of frozen features."
 
 def _selected(records) -> str:
     rules = sorted({r.metrics.select for r in records} - {"oracle"})
@@ -196,12 +214,15 @@ def file_name(title: str) -> str:
 # %% ../../nbs/report/comparison.ipynb #5c52a0e8
 @styled
 def figure_gains(records, baseline: str = "supervised") -> Figure:
-    """Gains over the baseline in points of WAR and UAR with 95 % t intervals, a row a setting, the largest gain in WAR on top.
+    """Gains over the baseline in points of WAR and UAR with 95 % t intervals, a row a setting, the largest gain in
+    WAR on top.
 
-    `records`: finished runs of one task; `baseline` as `measured`. A full marker is a difference that is shown, a cross one without
-    an interval. `BenchError` as `measured`, and where nothing can be compared with the baseline. Source: ours."""
+    `records`: finished runs of one task; `baseline` as `measured`. A full marker is a difference that is shown, a
+    cross one without an interval. `BenchError` as `measured`, and where nothing can be compared with the baseline.
+    Source: ours."""
     records, tests = list(records), gain_tests(records, baseline)
-    if not len(tests): raise BenchError(f"There are no gains over {baseline!r} to draw: no other row has a run of it to be compared with.")
+    if not len(tests):
+        raise BenchError(f"There are no gains over {baseline!r} to draw: no other row can be compared with it.")
     order = tests[tests["measure"] == "WAR"].sort_values("gain", ascending=False)["method"].tolist()
     names = [textwrap.fill(n, 42) for n in order]
     fig = Picture(PAGE, 0.85 + sum(0.09 + 0.13 * (n.count("\n") + 1) for n in names))
@@ -222,5 +243,5 @@ def _gain_row(ax, row: dict, y: int) -> None:
     gain, low, high = (100 * row[n] for n in ("gain", "low", "high"))
     if np.isnan(low): return ax.plot(gain, y, "x", color="0.3", ms=5)
     colour = COLOURS[0] if shown(row) else "0.45"
-    return ax.errorbar(gain, y, xerr=[[gain - low], [high - gain]], fmt="o", color=colour, mfc=colour if shown(row) else "white", ms=5,
-                       capsize=2.5, lw=1.2)
+    return ax.errorbar(gain, y, xerr=[[gain - low], [high - gain]], fmt="o", color=colour,
+                       mfc=colour if shown(row) else "white", ms=5, capsize=2.5, lw=1.2)

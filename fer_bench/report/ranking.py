@@ -20,29 +20,33 @@ from .tasks import tasks
 
 # %% ../../nbs/report/ranking.ipynb #98a3c9ce
 def task_scores(records, measure: str = "WAR") -> pd.DataFrame:
-    """Mean of `measure`, a fraction: a row a task, a column a method that was run on every task, for `evaluate.ranks`.
+    """Mean of `measure`, a fraction: a row a task, a column a method that was run on every task, for
+    `evaluate.ranks`.
 
-    `records`: finished runs of any tasks, of drawn faces or of real ones, oracle selection left out. A method that has several rows in
-    a task is the one that saw the fewest images. `BenchError` for no records, drawn beside real ones, and less than two methods or
-    tasks in common. Source: ours."""
+    `records`: finished runs of any tasks, of drawn faces or of real ones, oracle selection left out. A method that
+    has several rows in a task is the one that saw the fewest images. `BenchError` for no records, drawn beside real
+    ones, and less than two methods or tasks in common. Source: ours."""
     records = [r for r in records if r.metrics.select != "oracle"]
     if len(kinds := {r.metrics.drawn for r in records}) != 1:
         raise BenchError("Ranks over drawn and real faces together say nothing of either; give one kind." if kinds else
                          "There is no finished run to rank. Run some, or look in another results_dir.")
-    scores = {title: measured(group).sort_values("images_seen", kind="stable").drop_duplicates("method").set_index("method")[measure]
-              for title, group in tasks(records).items()}
+    scores = {}
+    for title, group in tasks(records).items():
+        rows = measured(group).sort_values("images_seen", kind="stable").drop_duplicates("method")
+        scores[title] = rows.set_index("method")[measure]
     table = pd.DataFrame(scores).T.dropna(axis=1)
     if min(table.shape) < 2:
-        raise BenchError(f"{counted(len(scores), 'task')} with {counted(table.shape[1], 'method')} in common: ranks want at "
-                         "least two of each. Run the same methods on several data sets or budgets.")
+        raise BenchError(f"{counted(len(scores), 'task')} with {counted(table.shape[1], 'method')} in common: "
+                         "ranks need at least two of each. Run the same methods on several data sets or budgets.")
     return table
 
 @styled
 def figure_ranks(records, measure: str = "WAR") -> Figure:
-    """Critical-difference diagram: average ranks of the methods, the best on the left, with a bar over those that are not shown to differ.
+    """Critical-difference diagram: average ranks of the methods, the best on the left, with a bar over those that are
+    not shown to differ.
 
-    `records`, `measure`: as `task_scores`. Below stand the number of tasks and Friedman's test, which needs three methods. `BenchError`
-    as `task_scores`. Source: Demšar, JMLR 2006, by `scikit_posthocs`."""
+    `records`, `measure`: as `task_scores`. Below stand the number of tasks and Friedman's test, which needs three
+    methods. `BenchError` as `task_scores`. Source: Demšar, JMLR 2006, by `scikit_posthocs`."""
     records = [r for r in records if r.metrics.select != "oracle"]
     scores = task_scores(records, measure)
     from scikit_posthocs import critical_difference_diagram
@@ -58,7 +62,8 @@ def figure_ranks(records, measure: str = "WAR") -> Figure:
     p = friedman(scores)[1] if methods > 2 else np.nan
     friedman_said = "" if np.isnan(p) else f" Friedman: p = {p:.2g}{'' if p < 0.05 else ', no difference shown'}."
     add_notes(fig, records, f"{n} tasks.{friedman_said}",
-         f"Bars join methods that are not shown to differ (Nemenyi, 95 %): ranks less than {critical_difference(methods, n):.2f} apart. "
-         "Budgets of one data set share its test faces, but count as independent tasks here.")
+              "Bars join methods that are not shown to differ (Nemenyi, 95 %): ranks less than "
+              f"{critical_difference(methods, n):.2f} apart. "
+              "Budgets of one data set share its test faces, but count as independent tasks here.")
     fig.draw_without_rendering()  # names stand outside of the axes, so the layout needs a second look at them
     return fig
