@@ -60,7 +60,7 @@ def _with_facts(net: nn.Module, facts: dict) -> nn.Module:
 
 def _faces(record) -> dict:
     "Size, colour and licence of the faces of `record`; where an old record does not say, of its data."
-    if "faces" in record.metrics: return record.metrics["faces"]
+    if "faces" in record.metrics: return record.metrics.faces.model_dump()
     try: meta = load_data(recorded_config(record.config)).meta
     except BenchError as e:
         raise BenchError(f"Run {record.id!r} was recorded before runs noted the size and colour of their faces, and its data cannot be "
