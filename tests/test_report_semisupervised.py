@@ -1,4 +1,4 @@
-"""Figures of a semi-supervised run from records made by hand: the record's own numbers, gaps, and only what applies."""
+"""Figures of a semi-supervised run from records made by hand: the record's own numbers, gaps, and only figures that apply."""
 import numpy as np
 import pytest
 from figure_checks import assert_readable, assert_says_what_it_is_of, legend, made_record
@@ -18,15 +18,15 @@ TRUTH = ("pseudo_known", "pseudo_right")
 
 
 def record(k=8, epochs=3, without=(), history=None, metrics=None, config=None):
-    "A run of `k` classes as a record gives it; in the first epoch no face was taken for the last class."
+    "A run of `k` classes; in the first epoch no face had the last class as its pseudo-label."
     rng = np.random.default_rng(0)
     used = rng.integers(50, 90, (epochs, k))
     used[0, -1] = 0
     columns = {"epoch": np.arange(1, epochs + 1), "loss": np.linspace(1, 0.5, epochs),
                "thresholds": rng.uniform(0.1, 1, (epochs, k)), "pool_seen": np.full(epochs, 900),
                "pool_used": used.sum(1), "pseudo_labels": used, "pseudo_known": used // 2, "pseudo_right": used // 3}
-    measured = dict(drawn=False, select="last", epoch=epochs, classes=NAMES[:k], labelled_counts=list(range(10, 10 + k)),
-                    pool=dict(members=["lfw"], faces=900, dropped=3, hash="h"), pool_truth=list(range(100, 100 + k)))
+    measured = dict(dataset="ferplus", epoch=epochs, classes=NAMES[:k], labelled_counts=list(range(10, 10 + k)),
+                    pool=dict(members=["lfw"], faces=[900], dropped=[3], hash="0" * 64), pool_truth=list(range(100, 100 + k)))
     return made_record(columns | (history or {}), without,
                        dict(method="dtm", dataset="ferplus", labels_per_class=50, seed=0) | (config or {}),
                        measured | (metrics or {}))
@@ -37,17 +37,15 @@ def lists(r, column): return np.array(r.history[column].tolist(), dtype=float)
 
 # --- every figure ---
 
-@pytest.mark.parametrize("epochs", [1, 2, 40])
-@pytest.mark.parametrize("k", [2, 8])
-@pytest.mark.parametrize("without", [(), (*TRUTH, "pool_truth")], ids=["truth known", "no truth"])
-def test_each_figure_is_drawn_without_a_complaint_an_overlap_or_an_empty_panel(k, epochs, without):
-    assert_readable(pseudo_label_figures(record(k, epochs, without)))
+@pytest.mark.parametrize("k, epochs, without", [(2, 1, ()), (8, 40, ()), (8, 2, (*TRUTH, "pool_truth"))])
+def test_each_figure_can_be_read(k, epochs, without):
+    for fig in pseudo_label_figures(record(k, epochs, without)).values(): assert_readable(fig)
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_says_what_run_it_is_of_and_when_it_must_not_be_believed(name):
+def test_a_figure_names_its_run_and_warns_of_drawn_faces_and_oracle_selection(name):
     assert_says_what_it_is_of(FIGURES[name], record, "dtm on ferplus, 50 labels a class, seed 0",
-                              dict(method="mean_teacher", dataset="affectnet8", labels_per_class=4000))
+                              dict(method="mean_teacher", labels_per_class=4000))
 
 
 ALL = list(FIGURES)
@@ -102,13 +100,6 @@ def test_threshold_curves_are_the_thresholds_in_the_order_they_end(k, epochs):
     assert len({(line.get_color(), line.get_marker()) for line in ax.lines}) == len({ln.get_marker() for ln in ax.lines}) == k
 
 
-def test_every_line_has_a_marker_to_be_told_by():
-    for epochs in (1, 2, 7, 9, 40, 100):
-        for line in threshold_curves(record(epochs=epochs)).axes[0].lines:
-            start, every = line.get_markevery()
-            assert 1 <= len(range(epochs)[start::every]) <= 8
-
-
 def test_classes_with_the_same_thresholds_are_one_line():
     curves = np.full((3, 8), 0.95)
     assert legend(threshold_curves(record(history=dict(thresholds=curves))).axes[0]) == ["all classes 0.95"]
@@ -141,8 +132,6 @@ def test_histogram_bars_are_shares_of_the_last_epoch_the_prior_and_the_pool(k, t
         np.testing.assert_allclose([b.get_width() for b in bars], 100 * counts / counts.sum())
     assert [int(text.split("(")[1].rstrip(")").replace(",", "")) for text in legend(ax)] == [c.sum() for c in expected]
     assert [t.get_text() for t in ax.get_yticklabels()] == NAMES[:k]
-    places = [[b.get_y() for b in bars] for bars in ax.containers]
-    assert (np.diff(places, axis=0) > 0).all() and (np.diff(places, axis=1) > 0).all() and ax.yaxis_inverted()
 
 
 def test_histogram_of_an_epoch_that_used_nothing_says_so():
