@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .catalogue import known_entry
 from .core import BenchError
 
 # %% ../nbs/schema.ipynb #5d0c1e7a
@@ -106,6 +107,7 @@ class Metrics(Facts):
     loaded: Loaded = Field(Loaded(), description="what fitted of the start weights; nothing from scratch")
     probe: ProbeFacts | None = Field(None, description="of the classifier on frozen features")
     device: Text = Field("unknown", description="cpu or cuda")
+    precision: Literal["fp32", "bf16"] | None = Field(None, description="precision that the training used")
     peak_memory_mb: Count | None = Field(None, description="MiB: allocated by torch on a GPU; by the process on a CPU")
     train_seconds: Seconds = Field(description="seconds of training")
     test: Scores = Field(description="results on the test faces")
@@ -176,9 +178,9 @@ def completed(facts: dict, config: dict) -> dict:
     return {**added, **{name: value for name, value in facts.items() if value is not None}}
 
 def _kind(config: dict) -> str:
-    if config.get("method") == "linear_probe": return "probe"
+    if not (entry := known_entry(str(config.get("method")))).own: return entry.kind
     if config.get("probe"): return "self-supervised"
-    return "semi-supervised" if config.get("unlabelled") or config.get("policy") else "supervised"
+    return "semi-supervised" if config.get("unlabelled") else "supervised"
 
 def example_metrics(**changes) -> Metrics:
     "A valid `Metrics` for examples and tests: 3 of 4 test faces of each class are classified correctly. `test` may be given in part."
