@@ -145,13 +145,13 @@ def test_budget_points_are_means_and_bars_are_t_intervals_over_draws():
                 mean, low, high = (100 * scale * v for v in t_interval(wars))
                 assert y == pytest.approx(mean) and abs(np.log(x / places[i])) < 0.1
                 np.testing.assert_allclose(end[:, 1], [low, high])
-    assert "a point without a bar is a single draw" in said(fig)
+    assert "t interval over draws and seeds; a point without a bar has only one." in said(fig)
     assert_readable(fig)
 
 
 def test_budget_says_nothing_of_single_draws_where_there_are_none():
     text = said(figure_budget([made(draw=0), made(draw=1, war=0.6)]))
-    assert "t interval over draws." in text and "single" not in text
+    assert "t interval over draws." in text and "without a bar" not in text
 
 
 def test_budget_averages_seeds_within_a_draw_but_takes_them_for_draws_where_nothing_is_drawn():
