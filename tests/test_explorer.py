@@ -1,4 +1,4 @@
-"""The explorer without a browser: what its controls say is what a plain filter gives, and nothing goes wrong in silence."""
+"""The explorer without a browser: its controls select what a plain filter does, and every error is shown in words."""
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import fer_bench.show.explorer as explorer
+from fer_bench.config import recorded_config
 from fer_bench.core import BenchError
 from fer_bench.data.audit.audit import audit
 from fer_bench.data.drawn.faces import DrawnSource
@@ -15,7 +16,7 @@ from fer_bench.data.faceset import build_faceset
 from fer_bench.record import Record
 from fer_bench.runs.experiment import run
 from fer_bench.runs.task import load_data
-from fer_bench.show.explorer import ANY, FLAGGED, NONE, Cells, answers, browse, face_off, mistakes
+from fer_bench.show.explorer import ANY, FLAGGED, NONE, Cells, browse, face_off, mistakes, predicted_faces
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def runs(tmp_path_factory):
     return [run(given | {"seed": s}) for s in (0, 1)]
 
 @pytest.fixture(scope="module")
-def faces(runs): return load_data(explorer.RunConfig(**runs[0].config))
+def faces(runs): return load_data(recorded_config(runs[0].config))
 
 class Twice(DrawnSource):
     "Drawn faces, of which those of one person in training are test faces too, and some have no split."
@@ -92,16 +93,16 @@ def test_audit_of_other_faces_is_refused(faulty):
     with pytest.raises(BenchError, match="audit"): browse(faulty, replace(audit(faulty), content_hash="another"))
 
 def plain(run) -> pd.DataFrame:
-    "What a run said, by plain loops over its predictions."
-    classes, rows = run.metrics["classes"], []
+    "The predictions of `run`, by a plain loop."
+    classes, rows = run.metrics.classes, []
     for face in run.predictions.itertuples():
         e = np.exp(np.asarray(face.logits, float) - max(face.logits))
         p = e / e.sum()
         rows.append((face.key, face.label, classes[int(p.argmax())], p.max(), p[classes.index(face.label)]))
-    return pd.DataFrame(rows, columns=["key", "truth", "named", "confidence", "of_truth"])
+    return pd.DataFrame(rows, columns=["key", "truth", "predicted", "confidence", "of_truth"])
 
-def test_answers(runs, faces):
-    said = answers(runs[0], faces)
+def test_predicted_faces(runs, faces):
+    said = predicted_faces(runs[0], faces)
     pd.testing.assert_frame_equal(said.drop(columns="row"), plain(runs[0]), check_dtype=False)
     assert faces.index["key"].iloc[said["row"]].tolist() == said["key"].tolist()
     assert faces.index["label"].iloc[said["row"]].tolist() == said["truth"].tolist()
@@ -112,23 +113,23 @@ def test_mistakes_by_cell_confidence_order_and_method(runs, faces):
     for method, one in enumerate(runs):
         pages.controls["method"].value = method
         said = plain(one)
-        wrong = said["truth"] != said["named"]
+        wrong = said["truth"] != said["predicted"]
         cells = {c: n for c, b in pages.controls["cell"].cells.items() if (n := b.description).isdigit()}
-        counts = np.array(one.metrics["test"]["confusion"])
-        classes = one.metrics["classes"]
+        counts = np.array(one.metrics.test.confusion)
+        classes = one.metrics.classes
         assert {(classes[i], classes[j]): str(counts[i, j]) for i, j in np.argwhere(counts)} == cells
-        for cell in [(ANY, ANY), ("fear", ANY), (ANY, said["named"][0]), *cells]:
+        for cell in [(ANY, ANY), ("fear", ANY), (ANY, said["predicted"][0]), *cells]:
             pages.controls["cell"].value = cell
             fits = wrong if ANY in cell else True
-            for column, name in zip(("truth", "named"), cell, strict=True):
+            for column, name in zip(("truth", "predicted"), cell, strict=True):
                 if name: fits = fits & (said[column] == name)
             wanted = said[fits].sort_values("confidence", ascending=False, kind="stable")
             assert keys(pages) == wanted["key"].tolist()
-        pages.controls["cell"].value, pages.controls["order"].value = (ANY, ANY), "least sure first"
+        pages.controls["cell"].value, pages.controls["order"].value = (ANY, ANY), "least confident first"
         pages.controls["confidence"].value = (0.1, 0.2)
         fits = wrong & (said["confidence"] >= 0.1) & (said["confidence"] <= 0.2)
         assert keys(pages) == said[fits].sort_values("confidence", kind="stable")["key"].tolist()
-        pages.controls["order"].value, pages.controls["confidence"].value = "surest first", (0, 1)
+        pages.controls["order"].value, pages.controls["confidence"].value = "most confident first", (0, 1)
 
 def test_a_click_on_the_matrix(runs, faces):
     pages = mistakes(runs[0], faceset=faces)
@@ -136,7 +137,7 @@ def test_a_click_on_the_matrix(runs, faces):
     before = pages.sheet.value
     button.click()
     assert pages.controls["cell"].value == cell and pages.sheet.value != before
-    assert set(zip(pages.shown["truth"], pages.shown["named"], strict=True)) == {cell}
+    assert set(zip(pages.shown["truth"], pages.shown["predicted"], strict=True)) == {cell}
     pages.controls["cell"].cells[ANY, ANY].click()
     assert pages.sheet.value == before
 
@@ -144,13 +145,13 @@ def test_face_off(runs, faces):
     one, two = map(plain, runs)
     pages = face_off(*runs, faceset=faces, per_page=4)
     pages.controls["map"].value = NONE
-    a, b = (t["named"] == t["truth"] for t in (one, two))
-    wanted = {"run": (a & ~b, one), "other": (b & ~a, two), "neither": (~a & ~b & (one["named"] != two["named"]), one)}
-    for who, (fits, surest) in wanted.items():
+    a, b = (t["predicted"] == t["truth"] for t in (one, two))
+    wanted = {"run": (a & ~b, one), "other": (b & ~a, two), "neither": (~a & ~b & (one["predicted"] != two["predicted"]), one)}
+    for who, (fits, table) in wanted.items():
         pages.controls["who"].value = who
         for label in (ANY, "fear", "neutral"):
             pages.controls["label"].value = label
-            kept = surest[fits & ((surest["truth"] == label) | (label == ANY))]
+            kept = table[fits & ((table["truth"] == label) | (label == ANY))]
             assert keys(pages) == kept.sort_values("confidence", ascending=False, kind="stable")["key"].tolist()
 
 def test_maps_of_the_page_alone_and_each_once(runs, faces, monkeypatch):

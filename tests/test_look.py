@@ -1,4 +1,4 @@
-"""Where recorded networks look: scores of a run, faces cut out, the gallery and its notebook."""
+"""Attribution maps of recorded networks: scores of a run, cropped faces, the gallery and its notebook."""
 from pathlib import Path
 
 import nbformat
@@ -157,9 +157,11 @@ def test_figures_from_weights(results):
     says = texts(figure_attention(runs))
     for name in ("supervised", "byol", "simfle", "dtm", "Drawn faces"): assert name in " ".join(says.split())
     masks = figure_masks([runs[2]], faces=3)
-    assert len(masks.axes) == 4 * 3 and "reconstructed" in texts(masks)
-    for by in ("pca", "tsne"): assert len(figure_features(runs[:2], by=by, most=40).axes) == 2
-    assert len(figure_mean_maps(runs).axes) == 4
+    assert [ax.get_ylabel() for ax in masks.axes if ax.get_ylabel()] == ["face", "map", "kept", "reconstructed"]
+    for by in ("pca", "tsne"):
+        assert [ax.get_title() for ax in figure_features(runs[:2], by=by, most=40).axes] == ["supervised", "byol"]
+    titles = [" ".join(ax.get_title().split()) for ax in figure_mean_maps(runs).axes]
+    assert [t.split(",")[0] for t in titles] == ["supervised", "byol", "simfle", "dtm"]
     says = texts(figure_landmarks(runs[:2]))
     assert "mouth" in says and "random weights" in says and "Drawn faces" in says
 
@@ -174,19 +176,21 @@ def test_right_faces_first_and_wrong_ones_named(results):
 
 def test_figures_refuse_what_they_cannot_show(results, tmp_path):
     _, runs = results
-    with pytest.raises(BenchError, match="masks no patches"): figure_masks([runs[1]])
+    with pytest.raises(BenchError, match="masks no patches. Give runs of a method that does: simfle, .*mae"): figure_masks([runs[1]])
     with pytest.raises(BenchError, match="needs 50"): figure_mean_maps(runs, build_faceset(DrawnSource(40, 32, seed=5), tmp_path/"few"))
     with pytest.raises(BenchError, match="no finished run to draw"): figure_attention([])
     with pytest.raises(BenchError, match="plane"): figure_features(runs, by="umap")
 
 def test_choice_of_runs(results):
-    "One run of each method by draw and seed, whatever the order; what is lacking is named; oracle runs stay out."
+    "One run of each method by draw and seed, whatever the order; lacking kinds are named; oracle runs stay out."
     _, runs = results
     later = run(dict(preset="tiny", device="cpu", results_dir=results[0], drawn_faces=400, seed=1))
     chosen, lacking = choose([later, *runs], "attention")
-    assert [r.config["method"] for r in chosen] == ["supervised", "byol", "simfle", "dtm"] and later not in chosen and not lacking
-    chosen, lacking = choose(runs[1:], "attention")
-    assert lacking == ["--method supervised"]
+    assert [r.config["method"] for r in chosen] == ["supervised", "dtm", "simfle", "byol"] and later not in chosen and not lacking
+    assert choose(runs[1:], "attention")[1] == ["--method supervised"] and choose(runs[:3], "budget")[1] == ["--method pseudo_label"]
+    by_name = {name: [r.config["method"] for r in choose(runs, name)[0]] for name in ("masks", "thresholds", "pretraining")}
+    assert by_name == {"masks": ["simfle"], "thresholds": ["dtm"], "pretraining": ["simfle", "byol"]}
+    assert [choose(runs[:1], name)[1] for name in by_name] == [["--method simfle"], ["--method pseudo_label"], ["--method simfle"]]
     with pytest.raises(BenchError, match="Did you mean 'attention'"): choose(runs, "atention")
     assert choose(runs, "ablation_groups") == ([], ["--method simfle --groups 16"])
     other = run(dict(preset="tiny", device="cpu", results_dir=results[0], drawn_faces=400, method="simfle", groups=16))
@@ -212,4 +216,4 @@ def test_notebook_without_runs_says_what_to_make(tmp_path):
     given = {"results_dir": str(tmp_path/"none"), "only": "attention"}
     papermill.execute_notebook(NOTEBOOK, tmp_path/"out.ipynb", given, progress_bar=False)
     said = "".join(o.text for c in nbformat.read(tmp_path/"out.ipynb", 4).cells for o in c.get("outputs", []) if o.output_type == "stream")
-    assert "0 finished runs" in said and "fer-bench run --dataset drawn --method dtm" in said
+    assert "0 finished runs" in said and "fer-bench run --dataset drawn --method supervised" in said

@@ -103,7 +103,8 @@ def _differing(runs) -> list[str]:
     differ = lambda rows: {n for row in rows for n in row if len({repr(other.get(n, "usual")) for other in rows}) > 1}
     if len({r.config["method"] for r in runs}) == 1: return sorted(differ(rows))
     usual = [usual_values(r.config["method"]).items() for r in runs]
-    marked = [{n: "usual" if (n, v) in own else v for n, v in row.items()} for row, own in zip(rows, usual, strict=True)]
+    mark = lambda row, own: {n: "usual" if (n, v) in own else v for n, v in row.items()}
+    marked = list(map(mark, rows, usual))
     return sorted(differ(rows) & differ(marked))
 
 @styled
@@ -111,9 +112,9 @@ def figure_ablations(runs, of: str | None = None) -> Figure:
     """WAR in percent of runs that differ in one setting, a row a value of it, with a 95 % interval.
 
     `runs`: finished runs of the same data set and classes. `of`: the name of the setting, None to find it. The
-    interval is Wilson's over the test faces where a value has one draw of labels, and `t_interval` over draws where
-    it has more. `BenchError` where the runs differ in no setting, in several, or not in `of`, and for two runs of
-    one name. Source: ours."""
+    interval is Wilson's over the test faces where a value has one repeat, and `t_interval` over repeats where it has
+    more. `BenchError` where the runs differ in no setting, in several, or not in `of`, and for two runs of one name.
+    Source: ours."""
     runs = check_runs(runs)
     differing = _differing(runs)
     if len(differing) != 1 or of not in (None, *differing):
