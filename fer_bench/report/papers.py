@@ -143,7 +143,7 @@ def _value(value, field: str) -> str:
 
 def _ablated(runs) -> tuple:
     "(mean, low, high) in percent, and what the interval is."
-    repeats, unit, n = _repeats(runs, "WAR"), repeat_unit(runs[0]), runs[0].metrics.test.n
-    if len(repeats) > 1: return *t_interval(repeats), f"Student's over {len(repeats)} {unit}"
+    repeats, n = _repeats(runs, "WAR"), runs[0].metrics.test.n
+    if len(repeats) > 1: return *t_interval(repeats), f"Student's over {len(repeats)} {repeat_unit(runs[0])}"
     low, high = wilson(round(repeats[0] / 100 * n), n)
-    return repeats[0], 100 * low, 100 * high, f"Wilson's over the test faces of one {unit.removesuffix('s')}"
+    return repeats[0], 100 * low, 100 * high, "Wilson's over the test faces"
