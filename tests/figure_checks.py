@@ -36,7 +36,8 @@ def undrawn(fig):
     "Labels of ticks that lie beyond their axis."
     for axis in (axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)):
         low, high = axis.get_view_interval()
-        yield from (t.label1 for t in [*axis.get_major_ticks(), *axis.get_minor_ticks()] if not low <= t.get_loc() <= high)
+        yield from (t.label1 for t in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+                    if not low <= t.get_loc() <= high)
 
 
 def faults(fig):
@@ -61,7 +62,7 @@ def assert_readable(fig):
 
 
 def assert_says_what_it_is_of(figure, record, title: str, long: dict):
-    "The title of `figure`, and what warns of drawn faces and of oracle selection, also in the long title of the config `long`."
+    "The title of `figure`, and its warnings of drawn faces and oracle selection, also with the long title of `long`."
     plain = said(figure(record()))
     assert title in plain and "substitute" not in plain, plain
     assert "no substitute for real ones" in said(figure(record(metrics=dict(drawn=True))))

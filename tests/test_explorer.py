@@ -83,7 +83,7 @@ def test_browse_by_audit_flag(faulty):
 
 def test_audit_by_its_button(faulty):
     pages = browse(faulty)
-    button = next(w for w in pages.children[0].children if getattr(w, "description", "") == "audit" and hasattr(w, "click"))
+    button = next(w for w in pages.children[0].children if hasattr(w, "click") and w.description == "audit")
     assert [v for _, v in pages.controls["flag"].options] == [ANY]
     button.click()
     assert pages.controls["flag"].options == browse(faulty, audit(faulty)).controls["flag"].options and pages.note == ""
@@ -133,7 +133,8 @@ def test_mistakes_by_cell_confidence_order_and_method(runs, faces):
 
 def test_a_click_on_the_matrix(runs, faces):
     pages = mistakes(runs[0], faceset=faces)
-    cell, button = next((c, b) for c, b in pages.controls["cell"].cells.items() if b.description.isdigit() and c[0] != c[1])
+    cells = pages.controls["cell"].cells.items()
+    cell, button = next((c, b) for c, b in cells if b.description.isdigit() and c[0] != c[1])
     before = pages.sheet.value
     button.click()
     assert pages.controls["cell"].value == cell and pages.sheet.value != before
@@ -146,7 +147,8 @@ def test_face_off(runs, faces):
     pages = face_off(*runs, faceset=faces, per_page=4)
     pages.controls["map"].value = NONE
     a, b = (t["predicted"] == t["truth"] for t in (one, two))
-    wanted = {"run": (a & ~b, one), "other": (b & ~a, two), "neither": (~a & ~b & (one["predicted"] != two["predicted"]), one)}
+    wanted = {"run": (a & ~b, one), "other": (b & ~a, two),
+              "neither": (~a & ~b & (one["predicted"] != two["predicted"]), one)}
     for who, (fits, table) in wanted.items():
         pages.controls["who"].value = who
         for label in (ANY, "fear", "neutral"):
@@ -157,7 +159,10 @@ def test_face_off(runs, faces):
 def test_maps_of_the_page_alone_and_each_once(runs, faces, monkeypatch):
     made = []
     make = explorer.maps_of
-    monkeypatch.setattr(explorer, "maps_of", lambda net, images, *a, **k: made.append(len(images)) or make(net, images, *a, **k))
+    def counted(network, images, *a, **k):
+        made.append(len(images))
+        return make(network, images, *a, **k)
+    monkeypatch.setattr(explorer, "maps_of", counted)
     pages = mistakes(runs[0], faceset=faces, per_page=4)
     pages.next.click()
     pages.previous.click()
@@ -170,7 +175,8 @@ def test_maps_of_the_page_alone_and_each_once(runs, faces, monkeypatch):
 def test_without_weights(runs, faces, tmp_path):
     "As a committed record is: no weights. The faces are shown all the same, and the missing map is said in words."
     folder = shutil.copytree(runs[0].folder, tmp_path/runs[0].id, ignore=shutil.ignore_patterns("*.safetensors"))
-    for pages, images in ((mistakes(Record(folder), faceset=faces), 1), (face_off(Record(folder), runs[1], faceset=faces), 2)):
+    for pages, images in ((mistakes(Record(folder), faceset=faces), 1),
+                          (face_off(Record(folder), runs[1], faceset=faces), 2)):
         assert pages.note.startswith("No heat maps: ") and "weights" in pages.words.value
         assert pages.sheet.value.count("<img") == images * len(pages.shown) > 0
         pages.controls["map"].value = NONE
@@ -181,7 +187,8 @@ def test_errors_after_a_click_are_words(runs, faces, monkeypatch):
     def broken(*a, **k): raise BenchError("This network <b>has no maps</b>.")
     monkeypatch.setattr(explorer, "maps_of", broken)
     pages.controls["map"].value = "eigencam"
-    assert pages.note == "This network <b>has no maps</b>." and "&lt;b&gt;" in pages.words.value and "<img" not in pages.sheet.value
+    assert pages.note == "This network <b>has no maps</b>." and "&lt;b&gt;" in pages.words.value
+    assert "<img" not in pages.sheet.value
     monkeypatch.undo()
     pages.controls["map"].value = "gradcam"
     assert pages.note == "" and "<img" in pages.sheet.value
@@ -189,7 +196,8 @@ def test_errors_after_a_click_are_words(runs, faces, monkeypatch):
 def test_no_face_fits(runs, faces):
     pages = mistakes(runs[0], faceset=faces)
     pages.controls["confidence"].value = (0, 0)
-    assert len(pages.shown) == 0 and "No face fits" in pages.where.value and pages.next.disabled and pages.previous.disabled
+    assert len(pages.shown) == 0 and "No face fits" in pages.where.value
+    assert pages.next.disabled and pages.previous.disabled
     pages.turn(1)
     assert pages.page == 0 and "<img" not in pages.sheet.value
 
@@ -216,7 +224,8 @@ def test_a_still_picture_of_drawn_faces_alone(runs, faces):
 def test_grey_and_large_faces(tmp_path):
     class Grey(DrawnSource):
         colour = "grey"
-        def load_many(self, keys): return [face.mean(2, keepdims=True).astype(np.uint8) for face in super().load_many(keys)]
+        def load_many(self, keys):
+            return [face.mean(2, keepdims=True).astype(np.uint8) for face in super().load_many(keys)]
     pages = browse(build_faceset(Grey(16, 200), tmp_path/"grey"))
     assert pages.note == "" and pages.sheet.value.count("<img") == 16 and len(pages.sheet.value) < 16 * 60_000
 
@@ -231,6 +240,7 @@ def test_cells_mark_what_is_chosen():
 
 def test_kept_notebooks_hold_pictures_and_no_live_widgets():
     "Without its kernel a widget is an error message; `make export` after a run in JupyterLab would keep one."
-    notebooks = [p for p in (Path(__file__).parent.parent/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+    notebooks = [p for p in (Path(__file__).parent.parent/"nbs").rglob("*.ipynb")
+                 if ".ipynb_checkpoints" not in p.parts]
     kept = [p.name for p in notebooks if '"application/vnd.jupyter.widget-view+json"' in p.read_text()]
     assert len(notebooks) > 50 and kept == [], "clear the outputs of their widgets"

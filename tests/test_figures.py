@@ -1,4 +1,4 @@
-"""The training curve: parts of the loss on its axis, and every other number that a method logs in a panel of its own."""
+"""The training curve: parts of the loss on its axis, every other number that a method logs in a panel of its own."""
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +22,8 @@ def panels(fig): return {ax.get_ylabel(): ax for ax in fig.axes}
 
 
 def test_a_watched_number_is_never_on_the_axis_of_the_loss():
-    fig = training_curve(record("mylab.Mixup", ["cross_entropy", "mixing"], cross_entropy=0.5, mixing=0.1, share_mixed=0.7, val_WAR=0.4))
+    fig = training_curve(record("mylab.Mixup", ["cross_entropy", "mixing"], cross_entropy=0.5, mixing=0.1,
+                                share_mixed=0.7, val_WAR=0.4))
     found = panels(fig)
     assert list(found) == ["training loss", "share_mixed", "WAR (%)"]
     assert legend(found["training loss"]) == ["loss", "cross_entropy", "mixing"]
@@ -37,13 +38,15 @@ def test_a_loss_without_parts_and_nothing_watched_is_one_line():
 
 @pytest.mark.parametrize("method, parts, watched", [("dtm", ["consistency"], []), ("mylab.Mixup", [], ["consistency"])])
 def test_an_old_record_has_parts_of_a_built_in_method_and_watched_numbers_of_an_own_one(method, parts, watched):
-    old = record(method, consistency=0.2, feature_std=0.9, g=20.0, hit_all=0.3, val_reconstruction=0.5, pool_used=90, score=0.4)
+    old = record(method, consistency=0.2, feature_std=0.9, g=20.0, hit_all=0.3, val_reconstruction=0.5, pool_used=90,
+                 score=0.4)
     assert history_numbers(old) == (parts, watched)
     assert list(panels(training_curve(old))) == ["training loss", *watched]
 
 
 def test_many_watched_numbers_can_be_read():
-    assert_readable(training_curve(record("mylab.Mixup", [], val_WAR=0.4, **{f"number_{i}": 10.0 ** i for i in range(5)})))
+    assert_readable(training_curve(record("mylab.Mixup", [], val_WAR=0.4,
+                                          **{f"number_{i}": 10.0 ** i for i in range(5)})))
 
 
 def test_a_part_that_is_the_loss_is_not_drawn_twice():

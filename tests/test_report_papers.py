@@ -1,4 +1,4 @@
-"""Figures for a paper from runs made by hand: the numbers drawn are those of the records, runs can be told apart and read."""
+"""Figures for a paper from runs made by hand: they draw the numbers of the records, and can be read."""
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,7 +29,7 @@ SIMFLE = "run:simfle-ferplus-all-s{}-{}"
 
 
 def made(method="supervised", war=0.5, labels=50, draw=0, seed=0, history=None, metrics=None, faces=400, **config):
-    "A run with a WAR of `war`, and another UAR, so that a test sees them mixed up. `metrics`: changes to `example_metrics`."
+    "A run with a WAR of `war` and another UAR, so that a mix-up is seen. `metrics`: changes to `example_metrics`."
     rng = np.random.default_rng([draw, seed, round(1000 * war)])
     truth = np.arange(faces) % 8
     logits = rng.standard_normal((faces, 8)) + 6 * war * np.eye(8)[truth]
@@ -40,16 +40,18 @@ def made(method="supervised", war=0.5, labels=50, draw=0, seed=0, history=None, 
         config=resolved | dict(label_seed=draw, seed=seed, labels_per_class=labels) | config,
         history=pd.DataFrame(history or {"epoch": [1], "loss": [1.0]}),
         predictions=pd.DataFrame({"label": np.array(NAMES)[truth], "logits": list(logits)}),
-        metrics=example_metrics(**dict(method=method, kind=method_entry(method).kind, dataset="ferplus", classes=NAMES, test=test,
-                                       data_hash="01234567" * 8, labelled_counts=[labels or 300] * 8) | (metrics or {})))
+        metrics=example_metrics(**dict(
+            method=method, kind=method_entry(method).kind, dataset="ferplus", classes=NAMES, test=test,
+            data_hash="01234567" * 8, labelled_counts=[labels or 300] * 8) | (metrics or {})))
 
 
 def semi(method="dtm", epochs=6, without=(), thresholds=None, **more):
     rng = np.random.default_rng(epochs)
     known = rng.integers(10, 60, (epochs, 8))
     history = {"epoch": np.arange(1, epochs + 1), "thresholds": thresholds or rng.uniform(0.5, 1, (epochs, 8)).tolist(),
-               "pool_seen": 900, "pool_used": known.sum(1), "pseudo_known": known.tolist(), "pseudo_right": (known // 2).tolist()}
-    return made(method, history={k: v for k, v in history.items() if k not in without}, 
+               "pool_seen": 900, "pool_used": known.sum(1), "pseudo_known": known.tolist(),
+               "pseudo_right": (known // 2).tolist()}
+    return made(method, history={k: v for k, v in history.items() if k not in without},
                 metrics=dict(pool=dict(members=["rest"], faces=[900], dropped=[0], hash="0" * 64)), **more)
 
 
@@ -62,7 +64,8 @@ def selfs(method="byol", epochs=12, **more):
 
 def landmarks(gain=1.0, score="lift"):
     mean = 1 + gain * np.array([0.5, 0.2, -0.4])
-    return pd.DataFrame({"region": ["eyes", "mouth", "contour"], "score": score, "mean": mean, "low": mean - 0.1, "high": mean + 0.2})
+    return pd.DataFrame({"region": ["eyes", "mouth", "contour"], "score": score, "mean": mean, "low": mean - 0.1,
+                         "high": mean + 0.2})
 
 
 def bars(ax):
@@ -71,7 +74,8 @@ def bars(ax):
     return [(np.array(c.lines[0].get_xydata()), ends(c)) for c in ax.containers]
 
 
-def handles(fig): return {t.get_text(): h for t, h in zip(fig.legends[0].get_texts(), fig.legends[0].legend_handles, strict=True)}
+def handles(fig):
+    return {t.get_text(): h for t, h in zip(fig.legends[0].get_texts(), fig.legends[0].legend_handles, strict=True)}
 
 
 def style(line): return line.get_color(), line.get_marker()
@@ -81,11 +85,13 @@ def style(line): return line.get_color(), line.get_marker()
 
 def test_names_say_method_start_and_the_fewest_settings_that_differ():
     probe = made("linear_probe", init=SIMFLE.format(0, "aa"))
-    runs = [made(), made(batch_size=96), made(batch_size=96, dedupe="cross_split"), made(init=SIMFLE.format(0, "aa")), made(init="timm"),
-            probe, made("linear_probe"), made("dtm"), made("dtm", policy="fixed"), made("fixmatch", pseudo="same"), made(init="my/w.pth")]
+    runs = [made(), made(batch_size=96), made(batch_size=96, dedupe="cross_split"), made(init=SIMFLE.format(0, "aa")),
+            made(init="timm"), probe, made("linear_probe"), made("dtm"), made("dtm", policy="fixed"),
+            made("fixmatch", pseudo="same"), made(init="my/w.pth")]
     assert setting_names(runs) == [
         "supervised (batch_size 64)", "supervised (batch_size 96)", "supervised (dedupe cross_split, batch_size 96)",
-        "supervised from simfle", "supervised from timm's weights", "linear probe of simfle", "linear probe of random weights",
+        "supervised from simfle", "supervised from timm's weights", "linear probe of simfle",
+        "linear probe of random weights",
         "dtm", "dtm (policy fixed)", "fixmatch (pseudo same)", "supervised from w"]
 
 
@@ -93,7 +99,8 @@ def test_seeds_labels_places_and_fields_that_old_records_lack_are_no_settings():
     old = made(labels=100, draw=1, seed=2, threads=9, data_root="elsewhere", results_dir="there", device="cuda")
     for name in ("optimizer", "min_map"): del old.config[name]
     assert setting_names([made(), old]) == ["supervised"] * 2
-    assert run_names([made(), old]) == ["supervised, 50 labels, draw 0, seed 0", "supervised, 100 labels, draw 1, seed 2"]
+    assert run_names([made(), old]) == ["supervised, 50 labels, draw 0, seed 0",
+                                        "supervised, 100 labels, draw 1, seed 2"]
     assert run_names([made(), made(labels=None)]) == ["supervised, 50 labels", "supervised, all labels"]
 
 
@@ -101,7 +108,8 @@ def test_seeds_of_one_pretraining_are_repeats_and_two_pretrainings_of_one_seed_a
     start = lambda seed, digest: made("linear_probe", init=SIMFLE.format(seed, digest), war=0.3 + 0.1 * seed)
     assert setting_names([start(0, "aa"), start(1, "bb")]) == ["linear probe of simfle"] * 2
     assert run_names([start(0, "aa"), start(1, "bb")])[1] == "linear probe of simfle, pretraining seed 1"
-    with pytest.raises(BenchError, match="are both called 'linear probe of simfle' here"): figure_budget([start(0, "aa"), start(0, "bb")])
+    with pytest.raises(BenchError, match="are both called 'linear probe of simfle' here"):
+        figure_budget([start(0, "aa"), start(0, "bb")])
 
 
 # --- what is refused, and what is said ---
@@ -109,9 +117,11 @@ def test_seeds_of_one_pretraining_are_repeats_and_two_pretrainings_of_one_seed_a
 @pytest.mark.parametrize("figure", OF_RUNS)
 def test_runs_that_do_not_belong_together_are_refused(figure):
     with pytest.raises(BenchError, match="There is no finished run to draw"): figure([])
-    with pytest.raises(BenchError, match="different classes never share a figure: .*fear, contempt in .*; neutral, happiness in"):
+    with pytest.raises(BenchError,
+                       match="different classes never share a figure: .*fear, contempt in .*; neutral, happiness in"):
         figure([made(), made(metrics=dict(classes=NAMES[:2], test={}, labelled_counts=[50] * 2))])
-    with pytest.raises(BenchError, match=r"different data never share a figure: ferplus \(01234567\) in .*; ferplus \(ffffffff\) in"):
+    with pytest.raises(BenchError,
+                       match=r"different data never share a figure: ferplus \(01234567\) in .*\(ffffffff\) in"):
         figure([made(), made(metrics=dict(data_hash="f" * 64))])
 
 
@@ -120,7 +130,8 @@ def test_runs_that_do_not_belong_together_are_refused(figure):
     (figure_reliability, [made()]), (figure_thresholds, [semi()]), (figure_pretraining, [selfs()])])
 def test_drawn_faces_and_one_run_with_oracle_selection_are_said(figure, runs):
     assert "substitute" not in said(figure(runs)) and "oracle" not in said(figure(runs))
-    for r in runs: r.metrics = r.metrics.model_copy(update=dict(drawn=True, select="oracle" if r is runs[-1] else "last"))
+    for r in runs:
+        r.metrics = r.metrics.model_copy(update=dict(drawn=True, select="oracle" if r is runs[-1] else "last"))
     fig = figure(runs)
     assert "no substitute for real ones" in said(fig) and "picked on the test split (oracle)" in said(fig)
     assert_readable(fig)
@@ -128,7 +139,8 @@ def test_drawn_faces_and_one_run_with_oracle_selection_are_said(figure, runs):
 
 # --- accuracy by labels ---
 
-WARS = {("supervised", 25): (0.30, 0.34, 0.41), ("supervised", 100): (0.5,), ("dtm", 25): (0.4, 0.5), ("dtm", None): (0.9,)}
+WARS = {("supervised", 25): (0.30, 0.34, 0.41), ("supervised", 100): (0.5,), ("dtm", 25): (0.4, 0.5),
+        ("dtm", None): (0.9,)}
 
 def budget_runs(): return [made(m, war, n, draw) for (m, n), wars in WARS.items() for draw, war in enumerate(wars)]
 
@@ -156,9 +168,11 @@ def test_budget_says_nothing_of_single_draws_where_there_are_none():
 
 def test_budget_averages_seeds_within_a_draw_but_takes_them_for_draws_where_nothing_is_drawn():
     wars = np.array([[0.3, 0.5], [0.6, 0.8]])
-    (points, ends), = bars(figure_budget([made(war=wars[d, s], draw=d, seed=s) for d in (0, 1) for s in (0, 1)]).axes[0])
+    runs = [made(war=wars[d, s], draw=d, seed=s) for d in (0, 1) for s in (0, 1)]
+    (points, ends), = bars(figure_budget(runs).axes[0])
     np.testing.assert_allclose([points[0, 1], *ends[0, :, 1]], 100 * np.array(t_interval(wars.mean(1))))
-    (points, ends), = bars(figure_budget([made(war=w, labels=None, seed=s) for s, w in enumerate(wars.ravel())]).axes[0])
+    runs = [made(war=w, labels=None, seed=s) for s, w in enumerate(wars.ravel())]
+    (points, ends), = bars(figure_budget(runs).axes[0])
     np.testing.assert_allclose([points[0, 1], *ends[0, :, 1]], 100 * np.array(t_interval(wars.ravel())))
 
 
@@ -167,7 +181,8 @@ def test_budget_draws_the_baseline_in_black_and_takes_a_published_budget_by_its_
     fig = figure_budget([made(), published, made("dtm")], "dtm")
     lines = handles(fig)
     assert lines["dtm"].get_color() == "black"
-    assert lines["supervised"].get_color() != "black" and [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["50"]
+    assert lines["supervised"].get_color() != "black"
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["50"]
 
 
 def test_runs_of_one_line_differ_in_labels_and_seeds_alone():
@@ -207,10 +222,12 @@ def test_a_method_has_one_style_whatever_the_other_runs_and_their_order():
 
 @pytest.mark.parametrize("field, values, ticks", [
     ("mask_ratio", (0.9, 0.25, 0.75), ["0.25", "0.75", "0.9"]), ("groups", (64, 8, 32), ["8", "32", "64"]),
-    ("masking", ("semantic", "random"), ["random", "semantic"]), ("labels_per_class", (None, 100, 20), ["20", "100", "all"]),
+    ("masking", ("semantic", "random"), ["random", "semantic"]),
+    ("labels_per_class", (None, 100, 20), ["20", "100", "all"]),
     ("joint_views", (True, False), ["False", "True"])])
 def test_ablation_finds_the_setting_and_draws_wilson_intervals_in_its_order(field, values, ticks):
-    runs = [made("simfle", 0.4 + 0.05 * i, **{"labels" if field == "labels_per_class" else field: v}) for i, v in enumerate(values)]
+    name = "labels" if field == "labels_per_class" else field
+    runs = [made("simfle", 0.4 + 0.05 * i, **{name: v}) for i, v in enumerate(values)]
     fig = figure_ablations(runs)
     ax, = fig.axes
     assert ax.get_ylabel() == field and [t.get_text() for t in ax.get_yticklabels()] == ticks
@@ -223,7 +240,8 @@ def test_ablation_finds_the_setting_and_draws_wilson_intervals_in_its_order(fiel
 
 
 def test_ablation_over_draws_has_students_interval():
-    fig = figure_ablations([made("dtm", w, draw=d) for d, w in enumerate((0.4, 0.5, 0.45))] + [made("dtm", 0.3, gamma=2.0)])
+    runs = [made("dtm", w, draw=d) for d, w in enumerate((0.4, 0.5, 0.45))]
+    fig = figure_ablations([*runs, made("dtm", 0.3, gamma=2.0)])
     found = dict(zip([t.get_text() for t in fig.axes[0].get_yticklabels()], bars(fig.axes[0]), strict=True))
     np.testing.assert_allclose(found["2.71828"][1][0, :, 0], 100 * np.array(t_interval((0.4, 0.5, 0.45))[1:]))
     np.testing.assert_allclose(found["2"][1][0, :, 0], 100 * np.array(wilson(120, 400)))
@@ -231,8 +249,10 @@ def test_ablation_over_draws_has_students_interval():
 
 
 def test_ablation_of_methods_leaves_out_what_each_method_chooses_itself():
-    runs = [made(m, balance="sampler", batch_size=32, steps_per_epoch=40) for m in ("fixmatch", "supervised", "freematch")]
-    assert [t.get_text() for t in figure_ablations(runs).axes[0].get_yticklabels()] == ["fixmatch", "freematch", "supervised"]
+    runs = [made(m, balance="sampler", batch_size=32, steps_per_epoch=40)
+            for m in ("fixmatch", "supervised", "freematch")]
+    ax, = figure_ablations(runs).axes
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["fixmatch", "freematch", "supervised"]
     masks = figure_ablations([made("simfle"), made("simfle_random", 0.4)])
     assert masks.axes[0].get_ylabel() == "method"
 
@@ -321,13 +341,15 @@ def test_common_thresholds_are_one_line_and_what_is_missing_is_left_out():
             semi("mean_teacher", without=("thresholds",))]
     fig = figure_thresholds(runs)
     assert len(fig.axes[0].lines) == 1 and len(fig.axes[2].lines) == 1 and len(fig.axes[3].lines) == 2
-    assert "no thresholds" in said(fig) and list(handles(fig)) == ["all classes", "unlabelled in use", "right, of those"]
+    assert "no thresholds" in said(fig)
+    assert list(handles(fig)) == ["all classes", "unlabelled in use", "right, of those"]
     assert list(handles(figure_thresholds(runs[:1]))) == ["all classes", "unlabelled in use"]
     assert not faults(fig)
 
 
 def test_thresholds_need_a_run_with_a_pool():
-    with pytest.raises(BenchError, match="None of these runs learned from unlabelled faces"): figure_thresholds([made()])
+    with pytest.raises(BenchError, match="None of these runs learned from unlabelled faces"):
+        figure_thresholds([made()])
 
 
 # --- pretraining ---
@@ -347,7 +369,8 @@ def test_pretraining_has_a_panel_for_what_some_run_has_and_a_line_for_each_run_t
         lines = [line for line in ax.lines if style(line) in run_of]
         assert len(lines) == sum(column in r.history for r in runs)
         for line in lines:
-            np.testing.assert_allclose(line.get_ydata(), run_of[style(line)].history[column] * (100 if column == "val_WAR" else 1))
+            values = run_of[style(line)].history[column]
+            np.testing.assert_allclose(line.get_ydata(), 100 * values if column == "val_WAR" else values)
     assert_readable(fig)
 
 
@@ -361,17 +384,20 @@ def test_the_held_out_error_is_dashed_in_the_colour_of_its_run_and_said():
 
 
 def test_pretraining_needs_a_self_supervised_run():
-    with pytest.raises(BenchError, match="None of these runs is self-supervised"): figure_pretraining([made(), made("dtm")])
+    with pytest.raises(BenchError, match="None of these runs is self-supervised"):
+        figure_pretraining([made(), made("dtm")])
 
 
 # --- landmark scores ---
 
 def test_landmark_scores_are_drawn_with_their_intervals_a_panel_a_score():
-    tables = {name: pd.concat([landmarks(g), landmarks(g / 2, "share")]) for name, g in dict(supervised=1, dtm=0.3).items()}
+    tables = {name: pd.concat([landmarks(gain), landmarks(gain / 2, "share")])
+              for name, gain in dict(supervised=1, dtm=0.3).items()}
     fig = figure_landmark_scores(tables)
     assert [ax.get_ylabel().split()[0] for ax in fig.axes] == ["lift", "share"] and list(handles(fig)) == list(tables)
     for ax, score in zip(fig.axes, ("lift", "share"), strict=True):
-        assert [list(line.get_ydata()) for line in ax.lines if line.get_linestyle() == ":"] == ([[1, 1]] if score == "lift" else [])
+        dotted = [list(line.get_ydata()) for line in ax.lines if line.get_linestyle() == ":"]
+        assert dotted == ([[1, 1]] if score == "lift" else [])
         for (points, ends), table in zip(bars(ax), tables.values(), strict=True):
             part = table[table["score"] == score]
             np.testing.assert_allclose(points[:, 1], part["mean"])
@@ -389,7 +415,8 @@ def test_a_region_that_one_run_lacks_and_a_score_without_interval_are_no_fault()
 
 
 @pytest.mark.parametrize("table, message", [
-    (landmarks().drop(columns=["low", "score"]), "scores of 'it' lack score, low"), (landmarks()[:0], "are an empty table"),
+    (landmarks().drop(columns=["low", "score"]), "scores of 'it' lack score, low"),
+    (landmarks()[:0], "are an empty table"),
     (pd.concat([landmarks()] * 2), "more than one row for eyes and lift"),
     (landmarks().assign(low=9), "a mean outside its interval, for eyes")])
 def test_a_table_of_another_form_is_named(table, message):

@@ -1,4 +1,4 @@
-"""Figures of a self-supervised run from records made by hand: the record's own numbers, collapse, and only figures that apply."""
+"""Figures of a self-supervised run from records made by hand: numbers, collapse, and only figures that apply."""
 import numpy as np
 import pytest
 from figure_checks import assert_readable, assert_says_what_it_is_of, legend, made_record
@@ -18,9 +18,11 @@ def record(epochs=3, without=(), history=None, metrics=None, config=None):
     e = np.arange(1, epochs + 1)
     columns = {"epoch": e, "loss": 3 / e, "similarity": 2 / e, "reconstruction": 0.9 / e**0.5, "grouping": 0.1 / e,
                "feature_std": 0.6 + 0.2 * (1 - 1 / e), "g": 80 / e**2, "val_WAR": 0.5 - 0.2 / e, "score": e * 0.0}
-    columns |= {name: 0.2 + 0.06 * i * e / epochs for i, name in enumerate(HITS)} | {"hit_chance": np.full(epochs, 0.25)}
+    columns |= {name: 0.2 + 0.06 * i * e / epochs for i, name in enumerate(HITS)}
+    columns["hit_chance"] = np.full(epochs, 0.25)
     return made_record(
-        columns | (history or {}), without, dict(method="simfle", dataset="lfw", labels_per_class=None, seed=0) | (config or {}),
+        columns | (history or {}), without,
+        dict(method="simfle", dataset="lfw", labels_per_class=None, seed=0) | (config or {}),
         dict(dataset="lfw", epoch=epochs, loss_parts=["similarity", "reconstruction", "grouping"]) | (metrics or {}))
 
 
@@ -28,7 +30,8 @@ def record(epochs=3, without=(), history=None, metrics=None, config=None):
 
 @pytest.mark.parametrize("epochs", [1, 100])
 @pytest.mark.parametrize("changes", [dict(g=1e-7), dict(without=BYOL), dict(feature_std=0.02, g=1.4),
-                                     dict(val_reconstruction=0.9), dict(val_reconstruction=0.9, without=("g",))], ids=str)
+                                     dict(val_reconstruction=0.9), dict(val_reconstruction=0.9, without=("g",))],
+                         ids=str)
 def test_each_figure_can_be_read(changes, epochs):
     without = changes.get("without", ())
     r = record(epochs, without, {name: np.full(epochs, v) for name, v in changes.items() if name != "without"})
@@ -59,11 +62,13 @@ def test_figures_that_apply(without, expected):
     for r in (record(without=without), record(history={name: [None] * 3 for name in without})):
         assert list(pretraining_figures(r)) == expected
         for name in set(FIGURES) - set(expected):
-            with pytest.raises(BenchError, match=f"simfle on lfw.* no figure {name} of this run, .* no "): FIGURES[name](r)
+            with pytest.raises(BenchError, match=f"simfle on lfw.* no figure {name} of this run, .* no "):
+                FIGURES[name](r)
 
 
 def test_what_a_record_lacks_is_named():
-    with pytest.raises(BenchError, match="history has no feature_std[.]"): pretraining_curves(record(without=("feature_std",)))
+    with pytest.raises(BenchError, match="history has no feature_std[.]"):
+        pretraining_curves(record(without=("feature_std",)))
     with pytest.raises(BenchError, match="no hit_all and no hit_chance[.]"): landmark_hits(record(without=HITS))
 
 
@@ -71,7 +76,8 @@ def test_what_a_record_lacks_is_named():
 
 @pytest.mark.parametrize("epochs", [1, 7])
 @pytest.mark.parametrize("without, expected", [((), ["reconstruction", "g", "feature_std"]), (BYOL, ["feature_std"]),
-                                               (("g",), ["reconstruction", "feature_std"])], ids=["simfle", "byol", "mae"])
+                                               (("g",), ["reconstruction", "feature_std"])],
+                         ids=["simfle", "byol", "mae"])
 def test_panels_are_those_the_run_has_and_hold_its_numbers(without, expected, epochs):
     r = record(epochs, without)
     axes = pretraining_curves(r).axes
@@ -117,8 +123,8 @@ def test_a_g_of_zero_is_not_lost_on_a_logarithmic_axis():
     assert ax.get_yscale() == "linear" and ax.get_ylim()[0] <= 0
 
 
-@pytest.mark.parametrize("std, collapsed", [([0.9, 0.5, 0.099], True), ([0.02, 0.05, 0.1], False), ([0.01, 0.02, 1.4], False),
-                                            ([0.5, 0.04, None], True)])
+@pytest.mark.parametrize("std, collapsed", [
+    ([0.9, 0.5, 0.099], True), ([0.02, 0.05, 0.1], False), ([0.01, 0.02, 1.4], False), ([0.5, 0.04, None], True)])
 def test_the_title_says_where_the_last_epoch_has_collapsed(std, collapsed):
     ax = pretraining_curves(record(history=dict(feature_std=std))).axes[-1]
     assert ("Nearly all faces have one vector" in ax.get_title()) == collapsed and "dotted" in ax.get_title()
@@ -154,5 +160,6 @@ def test_without_a_contour_all_is_all_and_a_scheme_of_its_own_is_drawn():
 
 def test_regions_look_the_same_whatever_they_end_at():
     def looks(r):
-        return {line.get_label().split()[0]: (line.get_color(), line.get_marker()) for line in landmark_hits(r).axes[0].lines}
+        return {line.get_label().split()[0]: (line.get_color(), line.get_marker())
+                for line in landmark_hits(r).axes[0].lines}
     assert looks(record()) == looks(record(history=dict(hit_brows=[0.3, 0.5, 0.9])))
