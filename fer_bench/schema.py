@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rate', 'Interval', 'Count', 'Text', 'Hash', 'Classes', 'PerClass', 'Seconds', 'Kind', 'SEALED', 'Facts', 'Scores',
            'Pool', 'FaceFacts', 'ProbeFacts', 'Loaded', 'Metrics', 'Environment', 'Status', 'checked', 'not_a_record',
-           'completed', 'example_metrics']
+           'completed', 'example_environment', 'example_metrics']
 
 # %% ../nbs/schema.ipynb #c7f30a25
 from typing import Annotated, Any, Literal
@@ -181,6 +181,11 @@ def _kind(config: dict) -> str:
     if not (entry := known_entry(str(config.get("method")))).own: return entry.kind
     if config.get("probe"): return "self-supervised"
     return "semi-supervised" if config.get("unlabelled") else "supervised"
+
+def example_environment(**changes) -> Environment:
+    "A valid `Environment` for examples and tests."
+    facts = {"python": "3.11.7", "machine": "x86_64", "system": "Linux", "versions": {}, "commit": "8a1c0ffee1", "dirty": False}
+    return checked(Environment, facts | changes, "environment.json")
 
 def example_metrics(**changes) -> Metrics:
     "A valid `Metrics` for examples and tests: 3 of 4 test faces of each class are classified correctly. `test` may be given in part."

@@ -22,7 +22,8 @@ TORCH = BASE | {"distributed"}
 ALL = TORCH | {"record", "data", "models", "methods", "train", "evaluate"}
 RUN = ALL | {"runs"}
 MAY_IMPORT = {
-    "core": set(), "catalogue": {"core"}, "config": {"core", "catalogue"}, "schema": {"core", "catalogue"}, "record": BASE, "distributed": {"core"},
+    "core": set(), "catalogue": {"core"}, "config": {"core", "catalogue"}, "schema": {"core", "catalogue"}, "record": BASE,
+    "distributed": {"core"},
     "data": TORCH, "models": TORCH, "methods": TORCH | {"models", "data.views"}, "train": TORCH | {"data"},
     "evaluate": TORCH | {"data", "models", "train"}, "runs": ALL | {"report.card"}, "store": BASE | {"record", "evaluate.metrics"},
     "report": BASE | {"record", "evaluate.statistics", "evaluate.ranks"}, "sweeps": RUN | {"store"},
