@@ -10,7 +10,6 @@ __all__ = ['app', 'data', 'results', 'STOPPED', 'GOES_ON', 'main', 'run', 'sweep
 # %% ../nbs/cli.ipynb #d38723b8
 import inspect
 import os
-import re
 import sys
 from json import dumps
 from pathlib import Path

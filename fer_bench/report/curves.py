@@ -116,10 +116,11 @@ def _pretraining_line(ax, run, column: str, style: dict, i: int):
     "The line of run number `i`, and a dashed one on held-out faces where there is one; → the line for the legend."
     history, every = run.history, -(-len(run.history) // 6)
     values = 100 * history[column] if column == "val_WAR" else history[column]
+    line, = ax.plot(history["epoch"], values, markevery=(i % every, every), ms=4, clip_on=False, **style)
     if column == "reconstruction" and "val_reconstruction" in filled_columns(run):
         dashed = style | dict(ls="--", marker="", lw=1)
         ax.plot(history["epoch"], history["val_reconstruction"], clip_on=False, **dashed)
-    return ax.plot(history["epoch"], values, markevery=(i % every, every), ms=4, clip_on=False, **style)[0]
+    return line
 
 def _pretraining_axis(ax, column: str, runs) -> None:
     values = pd.concat([r.history[column].dropna() for r in runs if column in filled_columns(r)])

@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..catalogue import BUILT_IN
 from ..core import BenchError, atomic_file, lookup
+from .names import data_title, label_phrase
 
 # %% ../../nbs/report/figures.ipynb #55886b9e
 COLUMN, PAGE = 3.5, 7.0  # inches
@@ -39,12 +40,8 @@ def class_style(k: int) -> dict:
 
 def run_title(record) -> str:
     "The title of a figure of one run: method, data, labels, seed, and whether its epoch was picked on the test split."
-    c, m = record.config, record.metrics
-    labels = f"{c['labels_per_class']} labels a class" if c["labels_per_class"] else "all labels"
-    if c.get("budget"): labels = f"labels of {c['budget']}"
-    data = "drawn faces" if m.drawn else m.dataset
-    oracle = ", oracle selection" if m.select == "oracle" else ""
-    return f"{c['method']} on {data}, {labels}, seed {c['seed']}{oracle}"
+    c, oracle = record.config, ", oracle selection" if record.metrics.select == "oracle" else ""
+    return f"{c['method']} on {data_title(record)}, {label_phrase(record)}, seed {c['seed']}{oracle}"
 
 class Picture(Figure):
     "A figure of `width` x `height` inches that a notebook shows as the value of a cell."

@@ -116,7 +116,7 @@ SHADES = [COLOURS[i] for i in (0, 1, 2, 3, 4, 5, 9, 6)]  # without the grey and 
 def line_styles(named: dict, baseline: str = "supervised") -> dict[str, dict]:
     "Name → colour, marker and line width; `named`: name → run, or None where the name is all that is known."
     places = {m: i for kind in KINDS if kind not in ("supervised", "probe") for i, m in enumerate(methods_of(kind))}
-    own = lambda r: r.config["method"] if r.config["method"] in places else called(r)
+    own = lambda run: run.config["method"] if run.config["method"] in places else called(run)
     method = {n: re.match(r"[\w-]*", n)[0] if r is None else own(r) for n, r in named.items()}
     styled_as = {n: m.split()[-1] for n, m in method.items()}  # "linear probe of byol" looks like byol
     styles, taken, baselines = {}, set(), 0

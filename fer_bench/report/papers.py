@@ -11,35 +11,34 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from ..config import own_values
+from ..config import usual_values
 from ..core import BenchError
 from ..evaluate.statistics import t_interval, wilson
 from .figures import COLOURS, COLUMN, PAGE, Picture, styled
-from .names import pretraining_seed, run_names, setting_names, settings
+from .names import (data_title, pretraining_seed, repeat, repeat_unit, run_names, setting_names,
+                                    settings)
 from .panels import add_notes, check_runs, legend_above, line_styles
 
 # %% ../../nbs/report/papers.ipynb #e294b3d7
-def _data(run) -> str: return "drawn faces" if run.metrics.drawn else run.metrics.dataset
-
 def _labels(run) -> float | None:
     "Labels a class, on average where a published budget says so; None for all."
     if not run.config.get("budget"): return run.config["labels_per_class"]
     return float(np.mean(run.metrics.labelled_counts))
 
-def _draws(runs, measure: str) -> np.ndarray:
-    "Percent of `measure`, a number for each draw of labels (each seed, where all labels are used)."
-    draw = lambda r: r.config["label_seed"] if _labels(r) else [*pretraining_seed(r.config), r.config["seed"]]
+def _repeats(runs, measure: str) -> np.ndarray:
+    "Percent of `measure` for each repeat: fold, draw of labels, or seed, with that of the pretraining."
+    which = lambda r: [repeat(r), *pretraining_seed(r.config)] if repeat_unit(r) == "seeds" else [repeat(r)]
     values = [100 * r.metrics.test[measure] for r in runs]
-    table = pd.DataFrame({"draw": [str(draw(r)) for r in runs], "value": values})
-    return table.groupby("draw")["value"].mean().to_numpy()
+    table = pd.DataFrame({"repeat": [str(which(r)) for r in runs], "value": values})
+    return table.groupby("repeat")["value"].mean().to_numpy()
 
 # %% ../../nbs/report/papers.ipynb #70337b9c
 @styled
 def figure_budget(runs, baseline: str = "supervised") -> Figure:
-    """WAR and UAR in percent over labels per class, a line a method, with 95 % t intervals over the draws of labels.
+    """WAR and UAR in percent over labels per class, a line a method, with 95 % t intervals over repeats.
 
     `runs`: finished runs of the same data set and classes; those of one line differ in labels and seeds alone.
-    `baseline`: the method drawn in black. A point without a bar is a single draw. `BenchError` for no runs,
+    `baseline`: the method drawn in black. A point without a bar is a single repeat. `BenchError` for no runs,
     different classes or data, and for two runs with the same settings, labels and seeds. Source: ours."""
     runs = check_runs(runs)
     run_names(runs)  # refuses two runs of one name
@@ -52,14 +51,14 @@ def figure_budget(runs, baseline: str = "supervised") -> Figure:
         for i, (name, part) in enumerate(lines.items()):
             beside = _step_between(places, len(lines)) ** (i - (len(lines) - 1) / 2)
             by_labels = {n: [r for r in part if _labels(r) == n] for n in places}
-            points = {n: t_interval(_draws(found, measure)) for n, found in by_labels.items() if found}
+            points = {n: t_interval(_repeats(found, measure)) for n, found in by_labels.items() if found}
             handles[name] = _budget_line(ax, {n: places[n] * beside for n in points}, points, styles[name])
             single |= any(np.isnan(low) for _, low, _ in points.values())
         _budget_axis(ax, places, runs, measure)
     legend_above(fig, handles)
     pretrained = any(r.metrics.kind == "self-supervised" for r in runs)
-    alone = "; a point without a bar is a single draw" if single else ""
-    add_notes(fig, runs, f"Bars: 95 % t interval over draws{alone}.",
+    units, alone = sorted({repeat_unit(r) for r in runs}), "; a point without a bar has only one" if single else ""
+    add_notes(fig, runs, f"Bars: 95 % t interval over {' and '.join(units)}{alone}.",
               "Self-supervised methods: a probe of their frozen features." if pretrained else "")
     return fig
 
@@ -92,7 +91,8 @@ def _budget_line(ax, x: dict, points: dict, style: dict):
 def _budget_axis(ax, places: dict, runs, measure: str) -> None:
     (low, high), margin = ax.get_ylim(), _margin(places)
     ax.set(xscale="log", xlim=(min(places.values()) / margin, max(places.values()) * margin),
-           ylim=(max(low, 0), min(high, 100)), ylabel=f"{measure} (%)", xlabel=f"labels per class, {_data(runs[0])}")
+           ylim=(max(low, 0), min(high, 100)))
+    ax.set(ylabel=f"{measure} (%)", xlabel=f"labels per class, {data_title(runs[0])}")
     ax.set_xticks(list(places.values()), ["all" if n is None else f"{n:g}" for n in places])
     ax.xaxis.set_minor_locator(NullLocator())
 
@@ -100,19 +100,21 @@ def _budget_axis(ax, places: dict, runs, measure: str) -> None:
 def _differing(runs) -> list[str]:
     "The settings in which `runs` differ; for several methods without those that each method chooses itself."
     rows = [settings(r) for r in runs]
-    if len({r.config["method"] for r in runs}) > 1:
-        own = [own_values(r.config["method"]) for r in runs]
-        rows = [{n: "own" if v == o.get(n) else v for n, v in row.items()} for row, o in zip(rows, own, strict=True)]
-    return [n for n in dict.fromkeys(n for row in rows for n in row) if len({repr(row.get(n, "own")) for row in rows}) > 1]
+    differ = lambda rows: {n for row in rows for n in row if len({repr(other.get(n, "usual")) for other in rows}) > 1}
+    if len({r.config["method"] for r in runs}) == 1: return sorted(differ(rows))
+    usual = [usual_values(r.config["method"]).items() for r in runs]
+    mark = lambda row, own: {n: "usual" if (n, v) in own else v for n, v in row.items()}
+    marked = list(map(mark, rows, usual))
+    return sorted(differ(rows) & differ(marked))
 
 @styled
 def figure_ablations(runs, of: str | None = None) -> Figure:
     """WAR in percent of runs that differ in one setting, a row a value of it, with a 95 % interval.
 
     `runs`: finished runs of the same data set and classes. `of`: the name of the setting, None to find it. The
-    interval is Wilson's over the test faces where a value has one draw of labels, and `t_interval` over draws where
-    it has more. `BenchError` where the runs differ in no setting, in several, or not in `of`, and for two runs of
-    one name. Source: ours."""
+    interval is Wilson's over the test faces where a value has one repeat, and `t_interval` over repeats where it has
+    more. `BenchError` where the runs differ in no setting, in several, or not in `of`, and for two runs of one name.
+    Source: ours."""
     runs = check_runs(runs)
     differing = _differing(runs)
     if len(differing) != 1 or of not in (None, *differing):
@@ -129,7 +131,7 @@ def figure_ablations(runs, of: str | None = None) -> Figure:
         mean, low, high, kind = _ablated(part)
         kinds[kind] = ax.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="o",
                                   color=COLOURS[0], ms=5, capsize=2.5, lw=1.2)
-    ax.set(xlabel=f"WAR (%) on {_data(runs[0])}", ylabel=field, ylim=(len(groups) - 0.5, -0.5))
+    ax.set(xlabel=f"WAR (%) on {data_title(runs[0])}", ylabel=field, ylim=(len(groups) - 0.5, -0.5))
     ax.set_yticks(range(len(groups)), [_value(v, field) for v in groups])
     ax.grid(axis="y", color="0.9")
     add_notes(fig, runs, f"Bars: 95 % interval, {'; '.join(sorted(kinds))}.")
@@ -141,8 +143,7 @@ def _value(value, field: str) -> str:
 
 def _ablated(runs) -> tuple:
     "(mean, low, high) in percent, and what the interval is."
-    draws = _draws(runs, "WAR")
-    if len(draws) > 1: return *t_interval(draws), f"Student's over {len(draws)} draws"
-    n = runs[0].metrics.test.n
-    low, high = wilson(round(draws[0] / 100 * n), n)
-    return draws[0], 100 * low, 100 * high, "Wilson's over the test faces of one draw"
+    repeats, n = _repeats(runs, "WAR"), runs[0].metrics.test.n
+    if len(repeats) > 1: return *t_interval(repeats), f"Student's over {len(repeats)} {repeat_unit(runs[0])}"
+    low, high = wilson(round(repeats[0] / 100 * n), n)
+    return repeats[0], 100 * low, 100 * high, "Wilson's over the test faces"

@@ -37,8 +37,8 @@ def faces_to_show(config: RunConfig, faceset=None, most: int | None = None, land
     if own: faceset = load_data(config)
     index = faceset.index
     usable = np.flatnonzero(index["landmarks"].notna()) if landmarks else np.arange(len(index))
-    if own: parts = [split_data(config, faceset).test]
-    else: parts = [*(np.flatnonzero(index["split"] == part) for part in ("test", "val")), usable]
+    others = [*(np.flatnonzero(index["split"] == part) for part in ("test", "val")), usable]
+    parts = [split_data(config, faceset).test] if own else others
     rows = next((r for part in parts if len(r := np.intersect1d(part, usable))), usable[:0])
     if not len(rows):
         raise BenchError(f"No face of {faceset.meta['name']!r} has landmarks to score a map against. Take a data set that has them: "

@@ -153,8 +153,8 @@ def export(run, folder, onnx: bool = False, results_dir="results") -> Path:
     """Write the network of `run` with its model card to `folder`, which must not exist yet, or be an earlier export; → `folder`.
 
     `run`: a run id in `results_dir`, a `Record`, or its folder. `onnx`: also as ONNX. What is written is read back, and its
-    logits agree with the network's to 1e-4. `BenchError` for a run that is not there or without weights, a folder that holds something else, a missing
-    package, and a network that cannot be exported. Source: ours."""
+    logits agree with the network's to 1e-4. `BenchError` for a run that is not there or without weights, a folder that holds
+    something else, a missing package, and a network that cannot be exported. Source: ours."""
     target, record = project_path(folder), _record(run, results_dir)
     model = load_model(record)
     if target.exists() and (not target.is_dir() or any(target.iterdir()) and not (target/FACTS).exists()):
