@@ -19,7 +19,6 @@ from fer_bench.evaluate.statistics import draws_needed, hedges_g
 from fer_bench.record import runs_folder, write_history, write_predictions, write_status
 from fer_bench.report.comparison import (
     figure_gains,
-    figure_ranks,
     file_name,
     gain_tests,
     one_each,
@@ -27,8 +26,8 @@ from fer_bench.report.comparison import (
     paragraph,
     readable,
     row_names,
-    task_scores,
 )
+from fer_bench.report.ranking import figure_ranks, task_scores
 from fer_bench.report.summary import measured
 from fer_bench.report.tasks import tasks
 from fer_bench.schema import example_environment, example_metrics
@@ -174,7 +173,7 @@ def test_words_about_images_seeds_codes_carved_splits_and_no_baseline():
     runs[0].environment = example_environment(commit="9876543210")
     changed(runs[0], origin={"test": "carved"})
     assert "2 states of the code" in paragraph(runs) and "all runs share" not in paragraph(runs)
-    assert "nothing to hold against 'supervised'" in paragraph([made("dtm")])
+    assert "nothing to compare with 'supervised'" in paragraph([made("dtm")])
     probe = made("linear_probe", 0.3, images=0)
     assert "linear probes of frozen features" in paragraph([*three(), probe])
 

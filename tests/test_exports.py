@@ -123,7 +123,7 @@ def setting(method="dtm", gain=(0.05, 0.02, 0.08), **facts) -> pd.DataFrame:
     rates = {f"{m}{end}": v for m in MEASURES for end, v in zip(ends, (0.446, 0.423, 0.468, *gain), strict=True)}
     return pd.DataFrame([dict(
         method=method, kind="semi-supervised", backbone="resnet10t", start="scratch", data="ferplus", drawn=False, classes=8, labels="50",
-        images_seen=144_000, labelled_seen=48_000, parameters=4_926_592, device="cpu", seconds=974.4, draws=3, seeds=1, runs=3,
+        images_seen=144_000, labelled_seen=48_000, parameters=4_926_592, device="cpu", seconds=974.4, draws=3, seeds=1, runs=3, repeats=3,
         select="last", audit=1, commits="0123456", interval="draws", against="supervised") | rates | facts])
 
 def test_a_setting_is_written_out():
@@ -143,7 +143,8 @@ def test_bold_only_where_the_interval_of_the_gain_lies_above_zero(gain, bold, te
     assert row["WAR"] == ("**44.6**" if bold else "44.6") + " [42.3, 46.8]" and row["WAR gain"] == text
 
 @pytest.mark.parametrize("facts, expected", [
-    (dict(interval="faces"), {"95 % over": "faces"}), (dict(interval="seeds", seeds=4), {"95 % over": "4 seeds"}),
+    (dict(interval="faces"), {"95 % over": "faces"}), (dict(interval="seeds", repeats=4), {"95 % over": "4 seeds"}),
+    (dict(interval="folds", repeats=10), {"95 % over": "10 folds"}),
     (dict(audit=0), {"audit": "passed"}), (dict(audit=2), {"audit": "2 failures"}),
     (dict(device="cuda", seconds=1234.5), {"seconds": "1,234 (cuda)"})])
 def test_what_a_column_says(facts, expected):

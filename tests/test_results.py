@@ -23,7 +23,8 @@ def test_a_record_is_whole_and_named_by_what_it_holds(record):
     "Every file has the hash that was sealed, and the config still gives the name."
     for name in record.status.files: record.path(name)
     m, config = record.metrics, recorded_config(record.config)
-    assert run_id(config, m.data_hash, m.split_hash, m.init_hash, m.pool.hash if m.pool else "") == record.id
+    hashes = m.data_hash, m.split_hash, m.init_hash, m.pool.hash if m.pool else ""
+    assert run_id(config, *hashes, bf16=config.precision == "bf16") == record.id
     assert m.test.n == len(record.predictions) and record.environment.dirty is False and record.metrics["test"]["WAR"] == m.test.WAR
     json.dumps(m.model_dump(), allow_nan=False)
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fer_bench import store
-from fer_bench.config import RunConfig, run_id
+from fer_bench.config import RunConfig, recorded_config, run_id
 from fer_bench.core import BenchError, read_json, sha256, write_json, write_text
 from fer_bench.data.splits import make_split, save_manifest
 from fer_bench.evaluate.metrics import confusion_counts, rates
@@ -32,10 +32,10 @@ FACES = pd.DataFrame({"key": [f"é{i:03d}" for i in range(80)], "label": ["fear"
 ENVIRONMENT = {"python": "3.11", "machine": "x", "system": "y", "versions": {}, "commit": "0123", "dirty": False}
 
 
-def made(results, seed=0, metrics=None, weights=True) -> Record:
+def made(results, seed=0, metrics=None, weights=True, method="supervised") -> Record:
     "A finished record of 12 faces, with its split, weights, a figure, a checkpoint and a lock."
     split = make_split(FACES, CLASSES, 10, seed)
-    config = RunConfig(preset="tiny", seed=seed, results_dir=str(results))
+    config = recorded_config(RunConfig(preset="tiny", seed=seed, results_dir=str(results)).model_dump() | {"method": method})
     folder = runs_folder(results)/run_id(config, "d" * 64, split.hash)
     logits = np.random.default_rng(seed).standard_normal((12, 2)).astype("float32")
     counts = confusion_counts(logits.argmax(1), labels := np.arange(12) % 2, 2)
@@ -174,6 +174,20 @@ def test_damage_is_named_and_never_merged(two, tmp_path, name):
     assert (merged[two[0].id].outcome, merged[two[1].id].outcome) == ("refused", "added") and words in merged[two[0].id].why
     assert [r.id for r in load_runs(tmp_path/"b")] == [two[1].id]
 
+@pytest.mark.parametrize("method", ["MyLab.m.Mixup", "_lab.m.Mixup", "lab.m.Mixup", "étude.m.Mixup"])
+def test_a_record_of_any_method_travels(tmp_path, method):
+    "Whatever a method is called, its record is packed, verified and merged."
+    record = made(tmp_path/"a", method=method)
+    assert record.id.startswith(method) and outcomes(verify(tmp_path/"a")) == ["sound", "sound"]
+    assert outcomes(merge(pack([record], tmp_path/"x.zip"), tmp_path/"b")) == ["added", "added"]
+    assert outcomes(merge(tmp_path/"a", tmp_path/"c")) == ["added", "added"]
+
+def test_a_folder_that_no_run_is_called_is_named(two, tmp_path):
+    two[0].folder.rename(other := two[0].folder.with_name(f"-{two[0].id}"))
+    found = {f.name: f for f in verify(tmp_path/"a")}
+    assert found[other.name].outcome == "damaged" and "name that no run can have" in found[other.name].why
+    assert {f.name: f for f in merge(tmp_path/"a", tmp_path/"b")}[other.name].outcome == "refused"
+
 def test_a_run_that_goes_on_is_no_damage(two, tmp_path):
     write_status(two[0].folder, "running")
     assert sorted(outcomes(verify(tmp_path/"a"))) == ["sound", "sound", "sound", "unfinished"]
@@ -210,7 +224,7 @@ EVIL = {
     "dots": ("runs/../config.json", "no file"), "hidden": ("runs/.git/config.json", "no file"), "pickle": ("runs/a/model.pkl", "no file"),
     "deeper": ("runs/a/b/config.json", "no file"), "figure": ("runs/a/figures/x.png", "no file"), "lock": ("runs/a/lock", "no file"),
     "split": ("splits/../../x.csv", "no file"), "newline": ("runs/a/config.json\n", "no file"),
-    "long": (f"runs/{'a' * 5000}/config.json", "no file"), "letters": ("runs/é/config.json", "no file"),
+    "long": (f"runs/{'a' * 5000}/config.json", "no file"), "space": ("runs/a b/config.json", "no file"),
     "link": (info(GOOD, stat.S_IFLNK | 0o777), "a link"), "device": (info(GOOD, stat.S_IFCHR), "no plain file"),
     "lzma": (info(GOOD, kind=zipfile.ZIP_LZMA), "unusual way"),
 }

@@ -32,9 +32,9 @@ def check_classes(records) -> list:
 def compare(records) -> pd.DataFrame:
     """A row a run, in the order given: what was trained, on how much, and WAR, UAR, macro-F1 as "87.4 [86.1, 88.6]".
 
-    `records`: finished runs with the same classes. WAR, UAR and macro-F1 are percent with their 95 % intervals; `labels` a class,
-    or "all"; `commit` ends in "+" where the code had changes that no commit holds. `notes` belongs under it. `BenchError` for no
-    records, and for records with different classes. Source: ours."""
+    `records`: finished runs with the same classes. WAR, UAR and macro-F1 are percent with their 95 % intervals;
+    `labels` a class, or "all"; `commit` ends in "+" where the code had changes that no commit holds. `notes` belongs
+    under it. `BenchError` for no records, and for records with different classes. Source: ours."""
     return pd.DataFrame([_row(r) for r in check_classes(records)])
 
 def _row(record) -> dict:
@@ -46,7 +46,8 @@ def _row(record) -> dict:
             "labels": (c.get("budget") or str(c["labels_per_class"] or "all")) + capped + without,
             "unlabelled": " + ".join(f"{n:,} {name}" for n, name in pool) or "none", "seed": c["seed"],
             "labelled seen": m.labelled_seen, "images seen": m.images_seen, "params (M)": round(m.parameters / 1e6, 2),
-            "seconds": round(m.train_seconds, 1), **{heading: _percent(m.test, name) for name, heading in MEASURES.items()},
+            "seconds": round(m.train_seconds, 1),
+            **{heading: _percent(m.test, name) for name, heading in MEASURES.items()},
             "select": m.select, "data": data_name(record), "commit": code_state(record)}
 
 def _percent(test, name: str) -> str:
@@ -57,11 +58,13 @@ def _percent(test, name: str) -> str:
 def comparable(records, record) -> list:
     """Those of `records` with the same classes, data, split, image size and labels as `record`, in their order.
 
-    They saw as many labelled faces in training as it, or as many images, or one of the two is a probe of a frozen backbone."""
-    task, labelled, images = _task(record), record.metrics.labelled_seen, record.metrics.images_seen
-    def fits(r):
-        return 0 in (labelled, r.metrics.labelled_seen) or r.metrics.labelled_seen == labelled or r.metrics.images_seen == images
-    return [r for r in records if _task(r) == task and fits(r)]
+    They saw as many labelled faces in training as it, or as many images, or one of the two is a probe of a frozen
+    backbone."""
+    task, ours = _task(record), record.metrics
+    def fits(m):
+        return (0 in (ours.labelled_seen, m.labelled_seen) or m.labelled_seen == ours.labelled_seen
+                or m.images_seen == ours.images_seen)
+    return [r for r in records if _task(r) == task and fits(r.metrics)]
 
 def _task(record) -> list:
     "Everything that has to agree between runs that are compared: classes, data, split, image size and labels."
@@ -72,23 +75,23 @@ def _task(record) -> list:
 def notes(records) -> list[str]:
     """The sentences that must stand under a table of `records`, an empty list where there is nothing to say.
 
-    They tell of drawn faces, selection on the test split, mixed selection, splits, budgets and commits, incomplete folds, classes
-    smaller than the budget, and problems that the audit of the data found."""
+    They tell of drawn faces, selection on the test split, mixed selection, splits, budgets and commits, incomplete
+    folds, classes smaller than the budget, and problems that the audit of the data found."""
     records = list(records)
     return [sentence for note in NOTES if (sentence := note(records))]
 
 def drawn_note(records) -> str:
     "Drawn faces are among the data."
     if not any(r.metrics.drawn for r in records): return ""
-    return ("Drawn faces are no substitute for real ones: their numbers show that a method learns, and say nothing about its "
-            "accuracy on real faces.")
+    return ("Drawn faces are no substitute for real ones: their numbers show that a method learns, and say nothing "
+            "about its accuracy on real faces.")
 
 def oracle_note(records) -> str:
     "Some epoch was picked on the test split."
     oracle = [r.id for r in records if r.metrics.select == "oracle"]
     if not oracle: return ""
-    return (f"select = oracle: the epoch was picked on the test split ({', '.join(oracle)}), so these numbers are too good and not "
-            "comparable with honest ones.")
+    return (f"select = oracle: the epoch was picked on the test split ({', '.join(oracle)}), so these numbers are too "
+            "good and not comparable with honest ones.")
 
 def selection_note(records) -> str:
     "Honest rules of selection differ."
@@ -101,7 +104,8 @@ def data_note(records) -> str:
     faces = {(r.metrics.data_hash, r.metrics.split_hash): fold(r) for r in records}
     n = max(Counter(faces.values()).values(), default=0)
     if n < 2: return ""
-    return f"Rows use {n} different data sets, splits or draws of labelled faces: part of their difference is the choice of faces."
+    return (f"Rows use {n} different data sets, splits or draws of labelled faces: part of their difference is the "
+            "choice of faces.")
 
 def fold_note(records) -> str:
     "Results are over folds or subjects, of which a setting may lack some."
@@ -113,8 +117,8 @@ def fold_note(records) -> str:
     total = int(folded[0].config["split"].rpartition("/")[2]) if unit == "folds" else len(there)
     lacking = [f"{name}: {len(found)} of {total} {unit}" for name, found in done.items() if len(found) < total]
     incomplete = f" Not all are done: {'; '.join(lacking)}." if lacking else ""
-    return (f"Means are over {unit}. Their training faces overlap, so an interval over {unit} is narrower than one over independent "
-            f"repeats would be.{incomplete}")
+    return (f"Means are over {unit}. Their training faces overlap, so an interval over {unit} is narrower than one "
+            f"over independent repeats would be.{incomplete}")
 
 def budget_note(records) -> str:
     "Numbers of images seen differ."
@@ -150,23 +154,25 @@ APART = {"classes": "numbers of classes", "data": "data sets", "drawn": "kinds o
 def leaderboard_table(measured: pd.DataFrame) -> pd.DataFrame:
     """`measured` for people: a row a setting, in its order, as text; rates in percent with their 95 % intervals.
 
-    `measured`: as of `report.summary.measured`, or rows of it. `gain` is the difference to the row that `gain over` names, in
-    points. **Bold** (as Markdown writes it): the interval of the gain lies above zero. `95 % over`: what the value's interval is
-    over; that of the gain is always over draws, seeds, folds or subjects. `BenchError` for several data sets or numbers of
-    classes, drawn beside real faces, and oracle beside honest selection. Source: ours."""
+    `measured`: as of `report.summary.measured`, or rows of it. `gain` is the difference to the row that `gain over`
+    names, in points. **Bold** (as Markdown writes it): the interval of the gain lies above zero. `95 % over`: what
+    the value's interval is over; that of the gain is always over draws, seeds, folds or subjects. `BenchError` for
+    several data sets or numbers of classes, drawn beside real faces, and oracle beside honest selection. Source:
+    ours."""
     facts = measured.assign(select=measured["select"] == "oracle")
     for column, what in (APART | {"select": "selections, oracle and honest"}).items():
         if facts[column].nunique() > 1:
-            raise BenchError(f"Different {what} never share a table. `report.tasks.tasks` sorts records into those that may.")
+            raise BenchError(f"Different {what} never share a table. `report.tasks.tasks` sorts records.")
     return pd.DataFrame([_setting(row) for row in measured.to_dict("records")])
 
 def _setting(row: dict) -> dict:
     results = {}
     for name, heading in MEASURES.items(): results |= {heading: _value(row, name), f"{heading} gain": _gain(row, name)}
     over = "faces" if row["interval"] == "faces" else f"{row['repeats']} {row['interval']}"
-    return {**{c: row[c] for c in ("method", "kind", "backbone", "start", "labels")}, "images seen": f"{row['images_seen']:,}",
-            "params (M)": f"{row['parameters'] / 1e6:.2f}",
-            "seconds": f"{row['seconds']:,.0f} ({row['device']})", **{c: row[c] for c in ("draws", "seeds", "runs")}, **results,
+    return {**{c: row[c] for c in ("method", "kind", "backbone", "start", "labels")},
+            "images seen": f"{row['images_seen']:,}", "params (M)": f"{row['parameters'] / 1e6:.2f}",
+            "seconds": f"{row['seconds']:,.0f} ({row['device']})",
+            **{c: row[c] for c in ("draws", "seeds", "runs")}, **results,
             "95 % over": over, "gain over": row["against"], "select": row["select"],
             "audit": "passed" if not row["audit"] else f"{row['audit']} failure{'s' if row['audit'] > 1 else ''}"}
 
