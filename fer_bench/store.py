@@ -74,7 +74,7 @@ def _metrics(data: dict[str, bytes]) -> Metrics:
 
 def _check_scores(metrics: Metrics, predictions: bytes) -> None:
     "Compute confusion matrix and rates again; `BenchError` where they differ from `metrics`."
-    if _values(predictions) > LARGEST // 4: raise BenchError("its predictions unfold to more than any test split has")
+    if _values(predictions) > LARGEST // 4: raise BenchError("its predictions are larger than any test split when unpacked")
     table, classes = pd.read_parquet(io.BytesIO(predictions), columns=["label", "logits"]), metrics.classes
     labels = table["label"].map(classes.index).to_numpy()
     counts, test = confusion_counts(np.stack(table["logits"]).argmax(1), labels, len(classes)), metrics.test
@@ -88,7 +88,7 @@ def _values(parquet: bytes) -> int:
     groups = [facts.row_group(i) for i in range(facts.num_row_groups)]
     return sum(g.column(i).num_values for g in groups for i in range(g.num_columns))
 
-class Unfinished(BenchError): "A run that has not ended yet, or failed: no damage, and no result."
+class Unfinished(BenchError): "A run that has not ended yet, or failed: not damaged, but without a result."
 
 def split_hash(manifest: bytes) -> str:
     "The hash that a split has, from the csv of its manifest (`data.splits.save_manifest`)."
@@ -126,7 +126,7 @@ def _in_archive(source, archive: zipfile.ZipFile):
     size = sum(i.compress_size for i in infos)
     if len(infos) > MEMBERS: raise _refused(source, f"it holds {len(infos):,} files")
     if sum(i.file_size for i in infos) > max(LARGEST, BOMB * size):
-        raise _refused(source, f"its {size:,} bytes would unfold to far more")
+        raise _refused(source, f"its {size:,} bytes would unpack to far more")
     for info in infos:
         name, match = info.orig_filename, MEMBER.fullmatch(info.orig_filename)
         if fault := "is no file of a record" if not match else "is in it twice" if name in seen else _fault(info):
@@ -192,7 +192,7 @@ def _parts_of(record, weights: bool) -> tuple[dict, Metrics]:
         raise BenchError(f"Run {record.id!r} is not packed: {e}. Restore it, or run it again.") from None
 
 def _add(archive: zipfile.ZipFile, name: str, member: Member) -> None:
-    info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))  # the time would tell two archives of the same records apart
+    info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))  # with the true time, the same records would give other bytes
     info.create_system, info.external_attr, info.file_size = 3, (stat.S_IFREG | 0o644) << 16, member.size
     info.compress_type = zipfile.ZIP_DEFLATED if name.endswith(("json", "jsonl", "csv")) else zipfile.ZIP_STORED
     with member.open() as file, archive.open(info, "w") as out: shutil.copyfileobj(file, out, 1 << 20)
@@ -238,7 +238,7 @@ def _keep(run: str, files: dict, data: dict, folder: Path) -> Found:
     except Timeout: return Found(run, "refused", "this run is being done here now")
     except Exception as e:
         if new: shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(e, BenchError): raise  # the disk is full, say: nothing that the record can help
+        if isinstance(e, BenchError): raise  # such as a full disk: no fault of the record
         return Found(run, "refused", _why(e))  # damaged weights
     return Found(run, "added")
 
