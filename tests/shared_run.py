@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fer_bench.config import SELF, SEMI, RunConfig
-from fer_bench.distributed import all_gather, all_reduce_mean, cpu_sync_batch_norm, is_main, launched, world
+from fer_bench.distributed import all_gather, all_reduce_mean, patched_batch_norm, is_main, launched_processes, world
 from fer_bench.runs.experiment import build
 from fer_bench.runs.task import load_data, make_pool, split_data
 from fer_bench.train.batches import make_batches
@@ -41,7 +41,7 @@ def some_steps(method: str) -> dict:
     for step in range(STEPS[method]):
         seed_step(0, step)
         losses.append(float(all_reduce_mean(train_step(model, net, optimizer, accelerator, batch_of(step), config, step)["loss"].detach())))
-    with cpu_sync_batch_norm(): accelerator.backward(model(batch_of(20))[0])
+    with patched_batch_norm(): accelerator.backward(model(batch_of(20))[0])
     return {"losses": losses, "gradients_apart": apart(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])),
             "state_apart": apart(torch.cat([v.double().flatten() for v in net.state_dict().values()]))}
 
@@ -59,7 +59,7 @@ def stopped_and_taken_up(folder: Path) -> list:
     return [row["loss"] for row in history]
 
 if __name__ == "__main__":
-    if launched() > 1: make_accelerator("cpu")
+    if launched_processes() > 1: make_accelerator("cpu")
     place = Path(sys.argv[1])
     found = {method: some_steps(method) for method in METHODS} | {"stopped": stopped_and_taken_up(place), "processes": world()[1]}
     if is_main(): (place/"found.json").write_text(json.dumps(found))

@@ -88,7 +88,7 @@ def test_notebook_launcher(tmp_path):
 def test_one_process_is_untouched():
     x = torch.randn(4, 3, requires_grad=True)
     assert distributed.all_gather(x) is x and distributed.all_reduce(x) is x and distributed.broadcast(x) is x
-    with distributed.cpu_sync_batch_norm(): assert torch.nn.functional.batch_norm is not distributed.sync_batch_norm
+    with distributed.patched_batch_norm(): assert torch.nn.functional.batch_norm is not distributed.sync_batch_norm
 
 def test_accelerate_launch(tmp_path):
     "The command of the README, on the CPU: both processes train, the first prints the table."

@@ -33,7 +33,7 @@ from ..evaluate.predict import predict
 from .evaluation import evaluate_logits, probe, watch
 from ..methods.base import Method
 from ..models.backbones import Classifier, create_classifier, weights_path
-from ..distributed import broadcast, is_main, launched, convert_sync_batch_norm, world
+from ..distributed import broadcast, is_main, launched_processes, convert_sync_batchnorm, world
 from ..record import Record, environment, load_run, runs_folder, write_history, write_predictions, write_status
 from .task import load_data, make_pool, pool_truth, split_data
 from ..train.batches import make_batches
@@ -50,13 +50,13 @@ def run(config: RunConfig | dict) -> Record:
     starts wherever possible; `status.json` then says "failed" and why. Source: ours."""
     config = RunConfig(**config) if isinstance(config, dict) else config
     find_method(config.method)
-    if launched() > 1: make_accelerator(config.device)  # now the processes know of each other
+    if launched_processes() > 1: make_accelerator(config.device)  # now the processes know of each other
     make_folder(runs_folder(project_path(config.results_dir)))
     faceset = load_data(config)
     split = split_data(config, faceset)
     pool = make_pool(config, faceset, split)
     record = _record_of(config, faceset, split, pool)
-    if config.processes > 1 and launched() == 1 and not record.finished: _launch(config, record)
+    if config.processes > 1 and launched_processes() == 1 and not record.finished: _launch(config, record)
     with terminable(), _lock(make_folder(record.folder)/"lock") if is_main() else contextlib.nullcontext():
         if not broadcast(record.finished): _attempt(config, faceset, split, pool, record.folder)
         if is_main(): drop_checkpoints(record.folder)
@@ -164,7 +164,7 @@ def build(config, faceset, split, pool=None, folder=None) -> tuple:
     net, loaded = _network(config, len(faceset.meta["classes"]), init_of(config))
     counts = np.bincount(faceset.labels[split.labelled], minlength=len(faceset.meta["classes"]))
     method = make_method(config, net.to(memory_format=torch.channels_last), counts, len(pool) if pool else 0).to(accelerator.device)
-    method = convert_sync_batch_norm(method, accelerator.device)
+    method = convert_sync_batchnorm(method, accelerator.device)
     if config.compile: method.compile()
     return accelerator, method, Feed(faceset.images, accelerator.device), loaded
 
