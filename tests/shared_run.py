@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fer_bench.config import SELF, SEMI, RunConfig
-from fer_bench.distributed import all_gather, all_reduce_mean, patched_batch_norm, is_main, launched_processes, world
+from fer_bench.distributed import all_gather, all_reduce_mean, is_main, launched_processes, patched_batch_norm, world
 from fer_bench.runs.experiment import build
 from fer_bench.runs.task import load_data, make_pool, split_data
 from fer_bench.train.batches import make_batches
