@@ -23,7 +23,7 @@ from .core import BenchError, cache_folder, project_path
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 
 class Check(NamedTuple):
-    "A line of the report: `level` (ok, warning, failure), `what` was checked, what it `says`, a `remedy` where one is needed."
+    "A line of the report: `level` (ok, warning, failure), `what` was checked, what it `says`, and a `remedy`, if any."
     level: str
     what: str
     says: str
@@ -69,7 +69,8 @@ def _packages() -> Iterator[Check]:
     required = [r for r in every if r.marker is None or r.marker.evaluate({"extra": ""})]
     problems = _problems(required)
     yield Check(FAILURE if problems else OK, "packages",
-                problems or f"fer_bench {package.version} and its {len(required)} packages", INSTALL if problems else "")
+                problems or f"fer_bench {package.version} and its {len(required)} packages",
+                INSTALL if problems else "")
     for extra in sorted(set(package.metadata.get_all("Provides-Extra") or []) - {"dev"}):
         problems = _problems(r for r in every if r.marker and r.marker.evaluate({"extra": extra}) and r not in required)
         yield Check(OK, f"extra {extra}", f"optional: {problems}" if problems else "installed",

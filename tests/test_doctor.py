@@ -1,4 +1,4 @@
-"""The doctor: each fault is found and named, and has a remedy. What is fine is left alone, and no file is left behind."""
+"""The doctor: each fault is found and named, and has a remedy. What is fine is left alone; no file stays behind."""
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
@@ -32,7 +32,8 @@ def test_a_sound_place(tmp_path):
         "system", "Python", "packages", "torch", "GPU", "memory", "results", "cache", "kernel", "data"]
     assert "fer-bench run --preset tiny" in report(found) or "warning" in report(found)
 
-@pytest.mark.parametrize("system, level, says", [("Linux", OK, "Linux"), ("Darwin", WARNING, "macOS"), ("", WARNING, "unknown")])
+@pytest.mark.parametrize("system, level, says", [
+    ("Linux", OK, "Linux"), ("Darwin", WARNING, "macOS"), ("", WARNING, "unknown")])
 def test_system(check, monkeypatch, system, level, says):
     "Linux is tested; others are told that they are not, and nothing POSIX-only stops the checks there."
     monkeypatch.setattr(doctor.platform, "system", lambda: system)
@@ -42,7 +43,8 @@ def test_system(check, monkeypatch, system, level, says):
     assert check("torch").level == OK and check("results").level != FAILURE
 
 def test_an_old_python(check, monkeypatch):
-    monkeypatch.setattr(doctor, "sys", SimpleNamespace(version_info=(3, 9, 1), prefix="/old", executable=sys.executable))
+    old = SimpleNamespace(version_info=(3, 9, 1), prefix="/old", executable=sys.executable)
+    monkeypatch.setattr(doctor, "sys", old)
     assert check("Python").level == FAILURE and "3.9.1" in check("Python").says and ">=3.11" in check("Python").remedy
 
 def test_packages(check, monkeypatch):
@@ -61,16 +63,19 @@ def test_an_extra_that_is_not_there_is_no_fault(check, monkeypatch):
         if name == "tensorboard": raise PackageNotFoundError(name)
         return real(name)
     monkeypatch.setattr(doctor, "version", version)
-    assert check("extra tensorboard").level == OK and "pip install 'fer_bench[tensorboard]'" in check("extra tensorboard").remedy
+    found = check("extra tensorboard")
+    assert found.level == OK and "pip install 'fer_bench[tensorboard]'" in found.remedy
 
 def fake_torch(monkeypatch, free=None):
-    cuda = SimpleNamespace(is_available=lambda: free is not None, device_count=lambda: 1, get_device_name=lambda i: "Fake 1",
-                           mem_get_info=lambda i: (free * GIB, 16 * GIB))
-    module = SimpleNamespace(__version__="9.9", get_num_threads=lambda: 1, cuda=cuda, version=SimpleNamespace(cuda="12.8"))
+    cuda = SimpleNamespace(is_available=lambda: free is not None, device_count=lambda: 1,
+                           get_device_name=lambda i: "Fake 1", mem_get_info=lambda i: (free * GIB, 16 * GIB))
+    module = SimpleNamespace(__version__="9.9", get_num_threads=lambda: 1, cuda=cuda,
+                             version=SimpleNamespace(cuda="12.8"))
     monkeypatch.setattr(doctor.importlib, "import_module", lambda name: module)
 
-@pytest.mark.parametrize("free, smi, level, says", [(15, True, OK, "15.0 of 16.0"), (3, True, WARNING, "Fake 1, 3.0"),
-                                                    (None, True, WARNING, "none that torch"), (None, False, OK, "none that torch")])
+@pytest.mark.parametrize("free, smi, level, says", [
+    (15, True, OK, "15.0 of 16.0"), (3, True, WARNING, "Fake 1, 3.0"),
+    (None, True, WARNING, "none that torch"), (None, False, OK, "none that torch")])
 def test_gpu(check, monkeypatch, free, smi, level, says):
     fake_torch(monkeypatch, free)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: "/bin/nvidia-smi" if smi else None)
@@ -79,7 +84,8 @@ def test_gpu(check, monkeypatch, free, smi, level, says):
 def test_a_torch_that_cannot_be_imported(check, monkeypatch):
     def broken(name): raise OSError("libcudart.so.12: cannot open shared object file")
     monkeypatch.setattr(doctor.importlib, "import_module", broken)
-    assert check("torch").level == FAILURE and "libcudart" in check("torch").says and "pip install" in check("torch").remedy
+    found = check("torch")
+    assert found.level == FAILURE and "libcudart" in found.says and "pip install" in found.remedy
     assert check("GPU").level == FAILURE and "could not be checked" in check("GPU").says
 
 @pytest.mark.parametrize("free, level", [(8, OK), (1, WARNING), (0.1, FAILURE)])
@@ -94,13 +100,15 @@ def test_places_that_cannot_be_written(check, tmp_path):
         found = check(what, **{f"{what}_dir": str(tmp_path/"file")})
         assert found.level == FAILURE and "is a file" in found.says and name in found.remedy
 
-@pytest.mark.parametrize("kernel, says", [("/another/bin/python", "/another/bin/python"), (None, "no notebook kernel python3")])
+@pytest.mark.parametrize("kernel, says", [("/another/bin/python", "/another/bin/python"),
+                                          (None, "no notebook kernel python3")])
 def test_a_kernel_of_another_environment(check, monkeypatch, kernel, says):
     def get(self, name):
         if kernel is None: raise NoSuchKernel(name)
         return SimpleNamespace(argv=[kernel, "-m", "ipykernel_launcher"])
     monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", get)
-    assert check("kernel").level == FAILURE and says in check("kernel").says and "ipykernel install" in check("kernel").remedy
+    found = check("kernel")
+    assert found.level == FAILURE and says in found.says and "ipykernel install" in found.remedy
 
 def test_data(check, tree, tmp_path):
     (tmp_path/"empty").mkdir()
@@ -118,4 +126,5 @@ def test_command(tmp_path):
     assert code == 1 and "[ FAIL ] data" in said and "→ Check the path" in said and "1 failure: fix" in said
 
 def test_it_is_there_without_torch():
-    subprocess.run([sys.executable, "-c", "import sys, fer_bench.doctor; assert not {'torch', 'pandas'} & set(sys.modules)"], check=True)
+    code = "import sys, fer_bench.doctor; assert not {'torch', 'pandas'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

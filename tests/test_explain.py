@@ -323,8 +323,8 @@ class Several(nn.Module):
     (nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)), None, "no feature stages in a Sequential"),
     (Several(), None, "stage of a Several returns cannot be laid out"),
     (Classifier("test_vit", img_size=(32, 64)), None, "square grid of patches, and 8"),
-    (Classifier(), [-1], "Target -1 is no class: the model has 4"),
-    (Classifier(), [4], "Target 4 is no class: the model has 4"),
+    (Classifier(), [-1], "Target -1 is not a class: the model has 4"),
+    (Classifier(), [4], "Target 4 is not a class: the model has 4"),
     (Classifier(), [0, 1], "2 targets for 1 images"),
     (timm.create_model("test_resnet", num_classes=0), None, "This ResNet has no classes"),
 ], ids=["no stages", "several maps", "oblong grid", "negative target", "target too high", "too many targets", "no classes"])

@@ -205,12 +205,13 @@ BESIDE = np.stack([FACE, FACE * (0, 1) + (.5, 0)])
     (np.where(np.eye(50) == 1, np.inf, MAPS), POINTS, THREE, RADIUS, "not finite"),
     (MAPS, POINTS[:1], THREE, RADIUS, r"the B = 2 faces of the maps; these are \(1, 4, 2\)"),
     (MAPS, POINTS[..., :1], THREE, RADIUS, r"these are \(2, 4, 1\)"),
-    (MAPS, np.where(np.arange(2)[:, None, None] == 1, np.nan, POINTS), THREE, RADIUS, "face 1 are not known .* of the maps as well"),
-    (MAPS, np.where(np.arange(2)[:, None, None] == 1, np.inf, POINTS), THREE, RADIUS, "face 1 are not known"),
+    (MAPS, np.where(np.arange(2)[:, None, None] == 1, np.nan, POINTS), THREE, RADIUS,
+     "face 1 are unknown .* of the maps too"),
+    (MAPS, np.where(np.arange(2)[:, None, None] == 1, np.inf, POINTS), THREE, RADIUS, "face 1 are unknown"),
     (MAPS, POINTS, {"mouth": (2,)}, RADIUS, "region 'eyes'"),
     (MAPS, POINTS, {"eyes": (0, 4)}, RADIUS, "wants point 4, and there are 4"),
-    (MAPS, POINTS, {"eyes": (0, 1), "all": (2,)}, RADIUS, "may not be called 'all'"),
-    (MAPS, POINTS, {"contour": (3,)}, RADIUS, "one at least beside the contour"),
+    (MAPS, POINTS, {"eyes": (0, 1), "all": (2,)}, RADIUS, "'all' is the name of a result"),
+    (MAPS, POINTS, {"contour": (3,)}, RADIUS, "At least one region besides the contour"),
     (MAPS, POINTS, {"eyes": (0,)}, RADIUS, "Face 0 has no left and right eye"),
     (MAPS, BESIDE, THREE, RADIUS, "Face 1 has no left and right eye"),
     (MAPS[:, :7, :7], POINTS, THREE, RADIUS, "less than a pixel of maps 7 × 7, for face 0"),
@@ -298,14 +299,14 @@ def test_pairs_are_found_by_face_and_region_not_by_row():
 def test_scores_that_cannot_be_averaged_or_compared_are_said():
     good = table([1., 2])
     for wrong in (good[:0], good[["face", "region"]], good.drop(columns="face"), good.drop(columns="region")):
-        with pytest.raises(BenchError, match="Scores need rows"): score_intervals(wrong)
+        with pytest.raises(BenchError, match="A table of scores needs rows"): score_intervals(wrong)
     with pytest.raises(BenchError, match="Face 1 has two rows for one region"): score_intervals(pd.concat([good, good[1:]]))
     with pytest.raises(BenchError, match="n_resamples = 0"): score_intervals(good, n_resamples=0)
     for confidence in (0, 1, 95):
         with pytest.raises(BenchError, match=f"confidence = {confidence}"): score_intervals(good, confidence=confidence)
     for other in (table([1., 2, 3]), table([1.]), table([1., 2], "mouth"), good.assign(face=[1, 2]), good.assign(hit=1.),
                   good.rename(columns={"lift": "hit"})):
-        with pytest.raises(BenchError, match="do not hold the same"): paired_difference(good, other)
+        with pytest.raises(BenchError, match="differ in their faces"): paired_difference(good, other)
 
 
 # Baselines
@@ -449,8 +450,8 @@ def test_road_is_fixed_by_its_seed_and_takes_targets(corners):
     (dict(maps=np.ones((8, 16, 15))), r"these are \(8, 16, 15\) for images \(8, 3, 16, 16\)"),
     (dict(maps=np.full((8, 16, 16), np.nan)), "finite map"),
     (dict(targets=[0]), "1 targets for 8 images"),
-    (dict(targets=[2] * 8), "Target 2 is no class: the model has 2"),
-    (dict(targets=[-1] * 8), "Target -1 is no class"),
+    (dict(targets=[2] * 8), "Target 2 is not a class: the model has 2"),
+    (dict(targets=[-1] * 8), "Target -1 is not a class"),
     (dict(removed=()), "removed = "),
     (dict(removed=(.5, 1.)), "removed = "),
     (dict(removed=(0,)), "removed = "),
