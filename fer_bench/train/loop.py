@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEEP', 'GIVE', 'make_accelerator', 'learning_rate', 'seed_step', 'memory_kept', 'make_optimizer', 'prepare',
-           'clip_gradients', 'train_step', 'fit']
+           'clip_gradients', 'train_step', 'fit', 'loss_parts']
 
 # %% ../../nbs/train/loop.ipynb #236841e3
 import atexit
@@ -110,8 +110,9 @@ def fit(method, batch_at, config, folder, accelerator: Accelerator, after_epoch=
 
     `batch_at(step)` → the batch of that step, on the device, a function of the step alone. `after_epoch(progress)` → dict of
     numbers, or lists of them, to log after an epoch; its "score" (higher is better) picks the epoch whose evaluated weights are
-    kept, where it is given. `folder`: where checkpoints go, and where an interrupted run finds them. At the end `method` carries the chosen
-    weights. `BenchError` when the loss is not finite. Source: ours."""
+    kept, where it is given. `folder`: where checkpoints go, and where an interrupted run finds them. At the end `method`
+    carries the chosen weights. In a row, the columns between "loss" and "lr" are the parts of the loss (`loss_parts`).
+    `BenchError` for a number that is not finite. Source: ours."""
     with memory_kept(accelerator.device): return _fit(method, batch_at, config, folder, accelerator, after_epoch)
 
 def _fit(method, batch_at, config, folder, accelerator, after_epoch) -> list[dict]:
@@ -127,13 +128,13 @@ def _fit(method, batch_at, config, folder, accelerator, after_epoch) -> list[dic
             seed_step(config.seed, step)
             lr = learning_rate(step, total, warmup, config.lr)
             for group in optimizer.param_groups: group["lr"] = lr
-            batch = {**batch_at(step), "progress": step / total}
-            losses = train_step(model, method, optimizer, accelerator, batch, config, step)
+            losses = train_step(model, method, optimizer, accelerator, batch_at(step), config, step)
             for name, value in losses.items(): sums[name] = sums.get(name, 0) + value.detach()
             bar.update()
         row = {"epoch": epoch + 1, **{n: float(all_reduce_mean(v)) / config.steps_per_epoch for n, v in sums.items()}, "lr": lr}
         _need_finite(row, config)
         row |= after_epoch((epoch + 1) / config.epochs) if after_epoch else {}
+        _need_finite(row, config)
         if "score" in row and (best is None or row["score"] > best["score"]):
             best = {"score": row["score"], "epoch": epoch + 1, "weights": _copy(method.evaluated.state_dict())}
         row["seconds"] = round(time.perf_counter() - start, 3)
@@ -167,6 +168,14 @@ def _resume(folder, method, optimizer) -> tuple[list, dict | None, int]:
 def _copy(weights: dict) -> dict: return {k: v.detach().clone() for k, v in weights.items()}
 
 def _need_finite(row: dict, config) -> None:
-    if bad := [n for n, v in row.items() if not math.isfinite(v)]:
-        raise BenchError(f"The {bad[0]} became {row[bad[0]]} in epoch {row['epoch']}. Lower lr (now {config.lr}), set clip_grad "
-                         f"(now {config.clip_grad}) or precision='fp32'; the checkpoint of epoch {row['epoch'] - 1} is kept.")
+    for name, value in row.items():
+        numbers = value if isinstance(value, list) else [value]
+        if all(math.isfinite(v) for v in numbers): continue
+        raise BenchError(f"The {name} became {value} in epoch {row['epoch']}. Lower lr (now {config.lr}), set clip_grad "
+                         f"(now {config.clip_grad}) or precision='fp32'; the checkpoint of epoch {row['epoch'] - 1} is kept. "
+                         "A number that a method of your own gives in after_epoch has to be finite too.")
+
+def loss_parts(history: list[dict]) -> list[str]:
+    "Names of the parts of the loss in the rows of `history`, as `fit` gives them; the other columns are only watched."
+    names = list(history[0])
+    return names[names.index("loss") + 1:names.index("lr")] if "lr" in names else []
