@@ -11,13 +11,7 @@ from fer_bench.core import BenchError
 from fer_bench.models.backbones import create_backbone, create_classifier, create_cnn, map_size
 from fer_bench.models.facemae import (
     SIZES,
-    Grouping,
-    block_loss,
-    channel_cosines,
-    channel_grouping_loss,
-    check_groups,
     create_facemae,
-    group_scores,
     keep_highest,
     n_kept,
     patch_targets,
@@ -25,8 +19,16 @@ from fer_bench.models.facemae import (
     random_mask,
     reconstruct,
     reconstruction_loss,
-    semantic_mask,
     unpatchify,
+)
+from fer_bench.models.grouping import (
+    Grouping,
+    block_loss,
+    channel_cosines,
+    channel_grouping_loss,
+    check_groups,
+    group_scores,
+    semantic_mask,
 )
 
 many = settings(max_examples=30, deadline=None)
@@ -390,9 +392,9 @@ def test_a_finer_map_on_request(): assert map_size(create_cnn("test_resnet", 64,
     ("10 px cannot be cut into patches of 4", lambda: patchify(torch.rand(1, 3, 8, 10), 4)),
     ("10 px cannot be cut", lambda: semantic_mask(torch.rand(1, 4, 4, 4), 2, torch.tensor([0]), 10, 4, 0.5)),
     ("no FaceMAE size 'bas'.*'base'", lambda: create_facemae("bas")),
-    ("12 channels cannot be cut into 5 groups.*4", lambda: channel_grouping_loss(torch.rand(1, 12, 4, 4), 5)),
-    ("12 channels cannot be cut into 0 groups", lambda: check_groups(12, 0)),
-    ("4 channels cannot be cut into 8 groups", lambda: semantic_mask(torch.rand(1, 4, 4, 4), 8, torch.tensor([0]), 16, 4, 0.5)),
+    ("12 channels cannot be divided into 5 groups.*4", lambda: channel_grouping_loss(torch.rand(1, 12, 4, 4), 5)),
+    ("12 channels cannot be divided into 0 groups", lambda: check_groups(12, 0)),
+    ("4 channels cannot be divided into 8 groups", lambda: semantic_mask(torch.rand(1, 4, 4, 4), 8, torch.tensor([0]), 16, 4, 0.5)),
     ("mask_ratio=0.99 keeps none of the 36", lambda: n_kept(36, 0.99)),
     ("mask_ratio=1.0 keeps none", lambda: random_mask(1, 36, 1.0)),
     ("mask_ratio=0 keeps all", lambda: keep_highest(torch.rand(1, 36), 0)),

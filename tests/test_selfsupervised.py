@@ -17,7 +17,8 @@ from fer_bench.data.views import make_view, seeded, warp
 from fer_bench.methods.selfsupervised import collapsed, feature_std, momentum_at, projector, similarity_loss
 from fer_bench.methods.simfle import SELF, distillation_loss, face_size
 from fer_bench.models.backbones import create_classifier
-from fer_bench.models.facemae import create_facemae, random_mask, semantic_mask
+from fer_bench.models.facemae import create_facemae, random_mask
+from fer_bench.models.grouping import semantic_mask
 
 CONFIG = dict(momentum=0.9, momentum_schedule="constant", temperature=None, groups=8, mask_ratio=0.75, patch_size=None, facemae="tiny",
               masking="semantic", lambda_d=0.3, lambda_g=0.03, proj_hidden=32, proj_dim=16, grouping_init="kaiming",
