@@ -55,7 +55,7 @@ def n_kept(n_patches: int, mask_ratio: float) -> int:
     kept = int(n_patches * (1 - mask_ratio)) if 0 < mask_ratio < 1 else 0
     if 0 < kept < n_patches: return kept
     raise BenchError(f"mask_ratio={mask_ratio} keeps {'none' if mask_ratio > 0 else 'all'} of the {n_patches} patches "
-                     f"of a face. Choose a share of removed patches, such as 0.75, that keeps 1 to {n_patches - 1} of them.")
+                     f"of a face. Choose a share of removed patches, such as 0.75, that keeps 1 to {n_patches - 1}.")
 
 def keep_highest(scores: torch.Tensor, mask_ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(`ids_keep` (B, K), `mask` (B, L), 0 keep 1 remove): keeps the `n_kept` patches with the highest `scores` (B, L).
