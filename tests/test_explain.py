@@ -320,9 +320,9 @@ class Several(nn.Module):
 
 
 @pytest.mark.parametrize("model, targets, message", [
-    (nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)), None, "no feature stages in a Sequential"),
-    (Several(), None, "stage of a Several returns cannot be laid out"),
-    (Classifier("test_vit", img_size=(32, 64)), None, "square grid of patches, and 8"),
+    (nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)), None, "A Sequential names no feature stages"),
+    (Several(), None, "output of a stage of Several cannot be arranged"),
+    (Classifier("test_vit", img_size=(32, 64)), None, "8 patches do not form a square grid"),
     (Classifier(), [-1], "Target -1 is not a class: the model has 4"),
     (Classifier(), [4], "Target 4 is not a class: the model has 4"),
     (Classifier(), [0, 1], "2 targets for 1 images"),
@@ -340,9 +340,9 @@ def test_bad_input_is_named(model, targets, message):
     (lambda: activation_maps(Classifier(), (255 * faces()).to(torch.uint8)), "these are torch.uint8 .3, 3, 32, 32."),
     (lambda: attention_rollout(Classifier("facemae"), faces()[0]), "these are torch.float32 .3, 32, 32."),
     (lambda: attention_rollout(Classifier(), faces()), "needs a plain transformer"),
-    (lambda: activation_maps(nn.Linear(2, 2), faces()), "no feature stages in a Linear"),
-    (lambda: group_maps(simfle("byol"), faces()), "without FFL has no groups"),
-    (lambda: group_maps(Classifier(), faces()), "A Classifier without FFL has no groups"),
+    (lambda: activation_maps(nn.Linear(2, 2), faces()), "A Linear names no feature stages"),
+    (lambda: group_maps(simfle("byol"), faces()), "has no groups of channels"),
+    (lambda: group_maps(Classifier(), faces()), "This Classifier has no groups"),
     (lambda: activation_maps(Classifier(), faces(), batch_size=0), "batch_size=0"),
     (lambda: class_maps(m := Classifier(), faces(), layer=copy.deepcopy(m.backbone.layer2)), "was not run"),
 ], ids=["kind", "array", "uint8", "one face", "rollout of a CNN", "no stages", "byol", "no method", "batch size", "foreign layer"])

@@ -11,9 +11,10 @@ from fer_bench.core import BenchError
 from fer_bench.data.feed import Feed, Order, batch_rows
 from fer_bench.data.views import apply_view, seeded
 from fer_bench.evaluate import protocols
+from fer_bench.evaluate.features import extract, fingerprint, frozen
 from fer_bench.evaluate.metrics import classification_metrics
 from fer_bench.evaluate.predict import predict
-from fer_bench.evaluate.protocols import extract, fingerprint, frozen, knn_logits, linear_probe, probe_head, sgd_probe
+from fer_bench.evaluate.protocols import knn_logits, linear_probe, probe_head, sgd_probe
 from fer_bench.methods.base import Method
 from fer_bench.models.backbones import create_classifier
 from fer_bench.train.batches import ORDER, VIEW
@@ -117,9 +118,9 @@ def test_ties_go_to_the_stronger():
 
 
 def test_a_probe_that_stops_short_says_so(monkeypatch):
-    monkeypatch.setattr(protocols, "MOST_STEPS", 1)
+    monkeypatch.setattr(protocols, "MAX_STEPS", 1)
     x, y = blobs()
-    with pytest.warns(UserWarning, match="short of its minimum"): linear_probe(x, y, x, y, 4, (0.001,))
+    with pytest.warns(UserWarning, match="before its minimum"): linear_probe(x, y, x, y, 4, (0.001,))
 
 
 def plain_vote(features, labels, query, n_classes, k, temperature):
@@ -200,7 +201,7 @@ def test_frozen_sees_one_bit_of_a_weight_or_a_buffer():
     net = make_method().net
     for tensor in (net.backbone.conv1[0].weight, net.backbone.bn1.running_var, net.backbone.bn1.num_batches_tracked):
         before = fingerprint(net)
-        with pytest.raises(BenchError, match="moved while it was judged"), frozen(net):
+        with pytest.raises(BenchError, match="changed while evaluated"), frozen(net):
             tensor.detach().flatten().view(torch.uint8)[0] ^= 1
         assert fingerprint(net) != before and net.training
 
@@ -270,21 +271,21 @@ def good(): return {"features": np.eye(4), "labels": np.arange(4) % 2, "val_feat
     ({"features": np.where(np.eye(4) > 0, np.nan, 0)}, "4 of the 4 labelled faces .* NaN or infinite"),
     ({"val_features": np.where(np.eye(4) > 0, np.inf, 0)}, "validation faces .* NaN or infinite"),
     ({"val_features": np.eye(3)}, r"\(faces, 4\)"),
-    ({"labels": np.arange(3)}, "one whole number from 0 to 1"),
-    ({"labels": np.array([0, 1, 0, -1])}, "one whole number"),
-    ({"labels": np.array([0, 1, 0, 1.0])}, "one whole number"),
-    ({"val_labels": np.array([0, 1, 0, 2])}, "one whole number"),
+    ({"labels": np.arange(3)}, "an integer from 0 to 1"),
+    ({"labels": np.array([0, 1, 0, -1])}, "an integer"),
+    ({"labels": np.array([0, 1, 0, 1.0])}, "an integer"),
+    ({"val_labels": np.array([0, 1, 0, 2])}, "an integer"),
     ({"strengths": ()}, "at least one L2 strength"),
     ({"strengths": (0.1, 0.0)}, "above 0"),
-    ({"balance": "sampler"}, "none or weights"),
+    ({"balance": "sampler"}, "'none' or 'weights'"),
 ])
 def test_linear_probe_says_what_is_wrong(change, words):
     with pytest.raises(BenchError, match=words): linear_probe(**good() | change)
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"k": 5}, "choose k from 1 to 4"), ({"k": 0}, "choose k"), ({"temperature": 0}, "above 0"),
-    ({"features": np.full((4, 4), np.nan)}, "NaN"), ({"queries": np.full((1, 4), np.inf)}, "faces to be named"),
+    ({"k": 5}, "k = 5 must be from 1 to 4"), ({"k": 0}, "k = 0 must be"), ({"temperature": 0}, "above 0"),
+    ({"features": np.full((4, 4), np.nan)}, "NaN"), ({"queries": np.full((1, 4), np.inf)}, "faces to classify"),
     ({"queries": np.ones((1, 3))}, r"\(faces, 4\)"), ({"n_classes": 3}, "class 2"),
 ])
 def test_neighbours_say_what_is_wrong(change, words):
@@ -296,10 +297,10 @@ def test_neighbours_say_what_is_wrong(change, words):
 def test_the_rest_says_what_is_wrong():
     method, (images, labels) = make_method(), pictures(8)
     feed = Feed(images)
-    with pytest.raises(BenchError, match="no face to take features of"): extract(method, feed, [], 32)
-    with pytest.raises(BenchError, match="no labelled face"): sgd_probe(method.net, feed, [], [], 32)
+    with pytest.raises(BenchError, match="no faces to compute features of"): extract(method, feed, [], 32)
+    with pytest.raises(BenchError, match="no labelled faces"): sgd_probe(method.net, feed, [], [], 32)
     with pytest.raises(BenchError, match="class 1"): sgd_probe(method.net, feed, [0, 2], labels[[0, 2]], 32)
-    with pytest.raises(BenchError, match="none or weights"): trained(method, balance="sampler")
+    with pytest.raises(BenchError, match="'none' or 'weights'"): trained(method, balance="sampler")
     with pytest.raises(BenchError, match="does not fit a head"): probe_head(method.net, linear_probe(**good()))
     method.net.backbone.conv1[0].weight.data.fill_(float("nan"))
     with pytest.raises(BenchError, match="became nan in epoch 1"): sgd_probe(method.net, feed, np.arange(8), labels, 32)

@@ -59,7 +59,7 @@ def test_mcnemar_against_the_binomial(counts):
 
 @pytest.mark.parametrize("right, others", [([True], [True, False]), ([], []), ([1, 0], [0, 1]), ([[True]], [[True]])])
 def test_mcnemar_refuses(right, others):
-    with pytest.raises(BenchError, match="right or wrong"): mcnemar(np.array(right), np.array(others))
+    with pytest.raises(BenchError, match="arrays .N,. of bool"): mcnemar(np.array(right), np.array(others))
 
 def test_holm_by_hand():
     "Sorted 0.01, 0.02, 0.03, 0.04 by 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.04, and never below the one before."
@@ -68,7 +68,7 @@ def test_holm_by_hand():
 
 @pytest.mark.parametrize("values", [[], [0.1, float("nan")], [1.1], [[0.1]]])
 def test_holm_refuses(values):
-    with pytest.raises(BenchError, match="no p values"): holm(values)
+    with pytest.raises(BenchError, match="not p values"): holm(values)
 
 
 # --- effect size and planning ---
@@ -116,7 +116,7 @@ def test_draws_needed_at_the_ends():
 
 @pytest.mark.parametrize("bad", [dict(sd=-1), dict(sd=float("nan")), dict(sd=1, points=0), dict(sd=1, power=1), dict(sd=1, power=0.01)])
 def test_draws_needed_refuses(bad):
-    with pytest.raises(BenchError, match="How many draws"): draws_needed(**bad)
+    with pytest.raises(BenchError, match="The number of draws"): draws_needed(**bad)
 
 
 # --- ranks ---
