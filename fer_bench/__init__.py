@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 
 # %% ../nbs/api.ipynb #95fe071c
 NAMES = {
-    "RunConfig": "config", "baseline": "config", "run": "runs.experiment", "load_classifier": "runs.experiment",
-    "evaluate_on": "runs.experiment",
+    "RunConfig": "config", "baseline": "config", "run": "runs.experiment", "load_classifier": "runs.networks",
+    "evaluate_on": "runs.networks",
     "Record": "record", "load_runs": "record", "load_run": "record", "sweep": "sweeps.sweep", "compare": "report.tables",
     "load_model": "runs.inference", "predict": "runs.inference", "export": "runs.inference",
     "Method": "methods.base", "Options": "catalogue", "register_method": "catalogue", "check_method": "runs.contract",

@@ -23,7 +23,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .core import BenchError, lookup, unknown
+from .core import BenchError, lookup, project_path, unknown
 
 # %% ../nbs/catalogue.ipynb #d3c00cc1
 class Options(BaseModel):

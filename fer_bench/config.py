@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'USUAL', 'NUMERICS', 'PROBE', 'NO_NUMBER', 'BY_HASH', 'UNLABELLED', 'own_values', 'filled', 'RunConfig',
-           'usual_values', 'run_id', 'recorded_config', 'baseline', 'assigned_names', 'notebook_parameters']
+           'usual_values', 'option_defaults', 'run_id', 'recorded_config', 'baseline', 'assigned_names',
+           'notebook_parameters']
 
 # %% ../nbs/config.ipynb #abd5a8cd
 import ast
@@ -219,8 +220,13 @@ def _sentences(error: ValidationError, values: dict, fields: dict) -> str:
 # %% ../nbs/config.ipynb #a63ed46e
 def usual_values(method: str) -> dict:
     "The values that a run of `method` has where neither user nor preset says otherwise: of the fields, and of its options."
-    options = {n: f.default for n, f in known_entry(method).options.model_fields.items() if not f.is_required()}
-    return RunConfig.defaults() | options | own_values(method)
+    return RunConfig.defaults() | option_defaults(method) | own_values(method)
+
+def option_defaults(method: str) -> dict:
+    "Name → default of the options of `method`; those that only a preset fills in have none."
+    entry = known_entry(method)
+    defaults = {n: f.default for n, f in entry.options.model_fields.items() if not f.is_required()}
+    return {n: entry.defaults.get(n, v) for n, v in defaults.items()}
 
 def run_id(config: RunConfig, data_hash: str, split_hash: str, init_hash: str = "", pool_hash: str = "", bf16: bool = False,
            dataset: str = "") -> str:

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import NamedTuple
 
-from .core import BenchError, cache_folder, project_path
+from .core import BenchError, cache_folder, cpu_cores, project_path, try_lock
 
 # %% ../nbs/doctor.ipynb #ef75de45
 OK, WARNING, FAILURE = "ok", "warning", "failure"
@@ -93,8 +93,7 @@ def _torch() -> Iterator[Check]:
         reinstall = "python -m pip install --force-reinstall torch torchvision"
         yield Check(FAILURE, "torch", f"cannot be imported: {e}", reinstall)
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux, or others
-    yield Check(OK, "torch", f"{torch.__version__}, {torch.get_num_threads()} threads on {cores} cores")
+    yield Check(OK, "torch", f"{torch.__version__}, {torch.get_num_threads()} threads on {cpu_cores()} cores")
 
 def _gpu() -> Iterator[Check]:
     torch = importlib.import_module("torch")
@@ -130,10 +129,9 @@ def _folder(what: str, folder: Path) -> Iterator[Check]:
     option = {"results": "--results-dir", "cache": "--cache-dir or FER_BENCH_CACHE"}[what]
     try:
         if not there.is_dir(): raise BenchError(f"{str(there)!r} is a file")
-        with tempfile.TemporaryFile(dir=there) as file:
-            file.write(b"x")
-            file.flush()
-            _lock(file)
+        with tempfile.TemporaryDirectory(dir=there) as place:
+            Path(place, "file").write_bytes(b"x")
+            try_lock(Path(place, "lock")).release()
     except (OSError, BenchError) as e:
         yield Check(FAILURE, what, f"cannot write in {str(there)!r}: {getattr(e, 'strerror', None) or e}",
                     f"Choose another folder with {option}, or get permission to write there.")
@@ -141,12 +139,6 @@ def _folder(what: str, folder: Path) -> Iterator[Check]:
     free = shutil.disk_usage(there).free / 2**30
     yield Check(_level(free, warning=5), what, f"{folder} can be written, {free:.1f} GiB free", "" if free >= 5 else
                 f"Free some space, or choose a folder on another disk with {option}.")
-
-def _lock(file) -> None:
-    "Lock `file`, as runs do; nothing where the system has no `fcntl`."
-    try: import fcntl
-    except ImportError: return
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 def _kernel() -> Iterator[Check]:
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel

@@ -33,7 +33,8 @@ def test_shares_by_region_over_all_faces_and_all_without_the_contour():
     mask = np.concatenate([mask_of((0, 0), (1, 1)), mask_of((3, 3))])
     points = [[[.1, .1], [.3, .3], [.4, .4]], [[.9, .9], [.1, .1], [.1, .1]]]
     found = patch_hits(mask, points, EYES | {"nose": (1,)})
-    assert found == {"eyes": 3 / 4, "contour": 1 / 2, "nose": 1 / 2, "all": 3 / 4, "chance": 3 / 32}, "a point twice counts once"
+    expected = {"eyes": 3 / 4, "contour": 1 / 2, "nose": 1 / 2, "all": 3 / 4, "chance": 3 / 32}
+    assert found == expected, "a point twice counts once"
     assert list(found) == ["eyes", "contour", "nose", "all", "chance"] and {type(v) for v in found.values()} == {float}
 
 
@@ -76,7 +77,8 @@ def cases(draw):
     mask = draw(st.lists(st.lists(st.integers(0, 1), min_size=side**2, max_size=side**2), min_size=b, max_size=b))
     points = [[[draw(share), draw(share)] for _ in range(p)] for _ in range(b)]
     numbers = st.lists(st.integers(0, p - 1), min_size=1, unique=True)
-    return mask, points, draw(st.dictionaries(st.sampled_from(["eyes", "nose", "contour"]), numbers)) | {"mouth": draw(numbers)}
+    regions = draw(st.dictionaries(st.sampled_from(["eyes", "nose", "contour"]), numbers))
+    return mask, points, regions | {"mouth": draw(numbers)}
 
 
 @settings(deadline=None, max_examples=150)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fer_bench.catalogue import BACKBONES, METHODS, make_method
+from fer_bench.catalogue import BACKBONES, make_method, methods_of
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
 from fer_bench.methods.supervised import class_weights, cross_entropy
@@ -117,7 +117,8 @@ def test_a_backbone_of_ones_own(own_backbones, tmp_path):
     ("mynets.bare", "Identity without num_features, forward_features, pretrained_cfg. It must be a module like timm's"),
     ("mynets.half", r"Small without pretrained_cfg\['std'\]"), ("mynets.pair", "returns a tuple and no tensor"),
     ("mynets.no_module", "str without the methods of a torch module"), ("mynets.number", "is a int. Give a function"),
-    ("mynets.smal", "^Backbone 'mynets.smal': the module 'mynets' has no 'smal'"), ("nowhere.of.mine", "cannot be imported: ModuleNotFoundError"),
+    ("mynets.smal", "^Backbone 'mynets.smal': the module 'mynets' has no 'smal'"),
+    ("nowhere.of.mine", "cannot be imported: ModuleNotFoundError"),
     ("resnet81.a1_in1k", "no backbone 'resnet81.a1_in1k'. Did you mean 'resnet.* cannot be imported"),
     ("mynets", "no backbone 'mynets'.*package.module.function")])
 def test_what_is_no_backbone_is_said(own_backbones, name, says):
@@ -170,7 +171,7 @@ def test_checkpoints_hold_no_code(tmp_path):
 
 # the contract of every method in the catalogue
 
-TRAINED = [name for name in METHODS if name != "linear_probe"]
+TRAINED = methods_of("supervised", "semi-supervised", "self-supervised")
 
 def make(name):
     torch.manual_seed(0)
@@ -182,8 +183,8 @@ def make(name):
 def method(request): return make(request.param)
 
 def batch_for(method, n=8):
-    return {"targets": torch.arange(n) % 8, "progress": 0.5, "index": torch.arange(n), **{role: [torch.rand(n, 3, 32, 32) for _ in views]
-                                                               for role, views in method.views.items()}}
+    faces = {role: [torch.rand(n, 3, 32, 32) for _ in views] for role, views in method.views.items()}
+    return {"targets": torch.arange(n) % 8, "step": 3, "progress": 0.5, "index": torch.arange(n), **faces}
 
 def test_method_contract(method):
     "One forward gives a finite loss with gradients and named parts; steps move weights; evaluation changes nothing."
@@ -195,7 +196,8 @@ def test_method_contract(method):
     assert all(g is not None and g.isfinite().all() for g in grads)
     torch.optim.SGD(method.net.parameters(), 0.1).step()
     before = {k: v.clone() for k, v in method.evaluated.state_dict().items()}
-    method.after_step(0); method.after_epoch(0.5, lambda: (torch.randn(9, 8), torch.arange(9) % 8))
+    method.after_step(0)
+    method.after_epoch(0.5, lambda: (torch.randn(9, 8), torch.arange(9) % 8))
     assert method.ema is None or any(not torch.equal(v, before[k]) for k, v in method.evaluated.state_dict().items())
     state = {k: v.clone() for k, v in method.state_dict().items()}
     images = torch.rand(3, 3, 32, 32)
@@ -219,7 +221,8 @@ def test_method_state_resumes(name):
     "All state lies in parameters and buffers: a copy made from them goes on the same way."
     method, twin = make(name), make(name)
     method.train()(batch_for(method))[0].backward()
-    torch.optim.SGD(method.net.parameters(), 0.1).step(); method.after_step(0)
+    torch.optim.SGD(method.net.parameters(), 0.1).step()
+    method.after_step(0)
     twin.load_state_dict(method.state_dict())
     images, twin = torch.rand(2, 3, 32, 32), twin.eval()
     with torch.no_grad(): assert torch.equal(method.eval().classify(images), twin.classify(images))

@@ -1,4 +1,4 @@
-"""The probes against scikit-learn and plain loops, what chooses the penalty, and that a frozen backbone keeps every bit."""
+"""The probes against scikit-learn and plain loops, the choice of the penalty, and that a frozen backbone stays so."""
 import numpy as np
 import pytest
 import torch
@@ -86,13 +86,14 @@ def test_features_that_do_not_vary_get_no_weight():
     assert (with_them.weight[:, -2:] == 0).all()
     np.testing.assert_allclose(with_them.logits(constant), without.logits(x), atol=1e-3)
     dead = linear_probe(np.ones((8, 3)), np.repeat([0, 1], (6, 2)), np.ones((2, 3)), np.array([0, 1]), 2, (1.0,))
-    np.testing.assert_allclose(softmax(dead.logits(np.ones((1, 3)))), [[0.75, 0.25]], atol=1e-4)  # only the bias is left
+    np.testing.assert_allclose(softmax(dead.logits(np.ones((1, 3)))), [[0.75, 0.25]], atol=1e-4)  # the bias is left
 
 
 def test_balance_lifts_a_rare_class():
     x, y = blobs(counts=(200, 200, 200, 12), spread=3)
     new, new_y = blobs(n=400, seed=1, spread=3)
-    recall = {b: classification_metrics(linear_probe(x, y, new, new_y, 4, (0.01,), b).logits(new), new_y, "abcd")["recall"]["d"]
+    logits = lambda balance: linear_probe(x, y, new, new_y, 4, (0.01,), balance).logits(new)
+    recall = {b: classification_metrics(logits(b), new_y, "abcd")["recall"]["d"]
               for b in ("none", "weights")}
     assert recall["weights"] > recall["none"] + 0.1
 
@@ -126,7 +127,8 @@ def test_a_probe_that_stops_short_says_so(monkeypatch):
 def plain_vote(features, labels, query, n_classes, k, temperature):
     cosine = [float(f @ query / np.linalg.norm(f) / np.linalg.norm(query)) for f in features]
     votes = np.zeros(n_classes)
-    for i in sorted(range(len(features)), key=lambda i: -cosine[i])[:k]: votes[labels[i]] += np.exp(cosine[i] / temperature)
+    nearest = sorted(range(len(features)), key=lambda i: -cosine[i])[:k]
+    for i in nearest: votes[labels[i]] += np.exp(cosine[i] / temperature)
     return votes / votes.sum()
 
 
@@ -251,7 +253,8 @@ def test_sgd_probe_is_the_published_step():
     bias, order = torch.zeros(2), Order(np.arange(40), 5, ORDER)
     for step in range(3):
         places = batch_rows(order, step, 40)
-        with torch.no_grad(): features = method.net.eval().encode(apply_view(protocols.Crop(), feed(places), 32, 5, step, VIEW))
+        crops = apply_view(protocols.Crop(), feed(places), 32, 5, step, VIEW)
+        with torch.no_grad(): features = method.net.eval().encode(crops)
         slope = (features @ weight.T + bias).softmax(1) - torch.eye(2)[labels[places]]  # (40, 2)
         weight, bias = weight - rate * slope.T @ features / 40, bias - rate * slope.mean(0)
     assert [row["lr"] for row in history] == [rate] * 3
@@ -260,8 +263,9 @@ def test_sgd_probe_is_the_published_step():
 
 # --- what is wrong is said
 
-def good(): return {"features": np.eye(4), "labels": np.arange(4) % 2, "val_features": np.eye(4), "val_labels": np.arange(4) % 2,
-                    "n_classes": 2}
+def good():
+    return {"features": np.eye(4), "labels": np.arange(4) % 2, "val_features": np.eye(4),
+            "val_labels": np.arange(4) % 2, "n_classes": 2}
 
 
 @pytest.mark.parametrize("change, words", [

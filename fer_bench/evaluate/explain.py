@@ -235,7 +235,7 @@ def attention_rollout(model: nn.Module, images: torch.Tensor, batch_size: int = 
 def group_maps(method: nn.Module, images: torch.Tensor, batch_size: int = 64, scaled: bool = True) -> np.ndarray:
     """Maps (N, G, H, W) float32 of the G groups of channels of a SimFLE, for each face.
 
-    `method`: a SimFLE, such as `runs.experiment.load_pretrained(record)` returns; `images` (N, 3, H, W) float in [0,
+    `method`: a SimFLE, such as `runs.networks.load_pretrained(record)` returns; `images` (N, 3, H, W) float in [0,
     1]. `scaled`, `batch_size`: as in `class_maps`; unscaled, a map is the sum of its group's activations, values ≥
     0, and dead groups are 0. The result takes 4·N·G·H·W bytes. `BenchError` for a method without groups. Source:
     SimFLE (arXiv 2303.07648)."""

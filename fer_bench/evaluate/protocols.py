@@ -135,7 +135,7 @@ def _minimum(x, labels, class_weights, penalty, scale, weight):
     gradient = float(scaled.grad.abs().max())
     if gradient > 100 * TOLERANCE:
         warnings.warn(f"A linear probe with L2 strength {float(penalty[0]):g} stopped at a gradient of {gradient:.1e}, "
-                      "before its minimum. It is compared as it is; if it is chosen, leave out such strengths.", stacklevel=2)
+                      "before its minimum. It competes as it is; if chosen, leave out such strengths.", stacklevel=2)
     return (scaled * scale).detach()
 
 def _cross_entropy(logits, labels, class_weights):
@@ -195,8 +195,8 @@ def sgd_probe(net, feed, rows, labels, image_size: int, epochs: int = 100, batch
             row = {"epoch": epoch + 1, "loss": float(torch.stack(losses).mean()), "lr": rate}
             if not math.isfinite(row["loss"]):
                 raise BenchError(f"The loss of the SGD probe became {row['loss']} in epoch {epoch + 1}: its learning "
-                                 f"rate {rate:g} is too high for these features, or they are not finite. Lower its lr, or "
-                                 "use linear_probe.")
+                                 f"rate {rate:g} is too high for these features, or they are not finite. Lower its lr, "
+                                 "or use linear_probe.")
             history.append(row | (after_epoch((epoch + 1) / epochs) if after_epoch else {}))
     return history
 

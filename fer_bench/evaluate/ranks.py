@@ -19,8 +19,8 @@ def _checked(scores: pd.DataFrame, methods: int = 2) -> pd.DataFrame:
     missing = np.argwhere(~np.isfinite(scores.to_numpy(dtype=float)))
     if len(missing):
         task, method = missing[0]
-        raise BenchError(f"Method {scores.columns[method]!r} has no score on task {scores.index[task]!r}, so its rank there "
-                         "is unknown. Run it, or leave out that task or that method.")
+        raise BenchError(f"Method {scores.columns[method]!r} has no score on task {scores.index[task]!r}, so its rank "
+                         "there is unknown. Run it, or leave out that task or that method.")
     return scores
 
 def average_ranks(scores: pd.DataFrame) -> pd.Series:

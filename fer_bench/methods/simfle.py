@@ -16,16 +16,13 @@ from torch import nn
 from ..core import BenchError
 from ..data.views import seeded
 from .base import freeze_bn_stats
-from .mae import mae, reconstruct_faces
+from .mae import reconstruct_faces
 from fer_bench.methods.selfsupervised import (
     WithTarget,
     at_least_float32,
     feature_std,
-    mocov2,
     projector,
     similarity_loss,
-    simclr,
-    simsiam,
 )
 from ..models.backbones import feature_width, map_size
 from ..models.facemae import create_facemae, default_patch_size, n_kept, random_mask
