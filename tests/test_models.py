@@ -114,9 +114,10 @@ def test_a_backbone_of_ones_own(own_backbones, tmp_path):
     assert report["missing"] == [] and torch.equal(again.backbone.conv.weight, net.backbone.conv.weight)
 
 @pytest.mark.parametrize("name, says", [
-    ("mynets.bare", "Identity without num_features, forward_features, pretrained_cfg. It must be a module like timm's"),
-    ("mynets.half", r"Small without pretrained_cfg\['std'\]"), ("mynets.pair", "returns a tuple and no tensor"),
-    ("mynets.no_module", "str without the methods of a torch module"), ("mynets.number", "is a int. Give a function"),
+    ("mynets.bare", "returns Identity, which lacks num_features, forward_features, pretrained_cfg. Return a module"),
+    ("mynets.half", r"Small, which lacks pretrained_cfg\['std'\]"), ("mynets.pair", "returns a tuple and no tensor"),
+    ("mynets.no_module", "str, which lacks the methods of a torch module"),
+    ("mynets.number", "is of type int. Give a function"),
     ("mynets.smal", "^Backbone 'mynets.smal': the module 'mynets' has no 'smal'"),
     ("nowhere.of.mine", "cannot be imported: ModuleNotFoundError"),
     ("resnet81.a1_in1k", "no backbone 'resnet81.a1_in1k'. Did you mean 'resnet.* cannot be imported"),

@@ -154,7 +154,7 @@ def test_nemenyi_and_the_critical_difference_say_the_same():
             for b in set(scores) - {a}: assert (p.loc[a, b] < 0.05) == (abs(ranks[a] - ranks[b]) > cd)
 
 @pytest.mark.parametrize("scores, says", [
-    (made([[1, 2]]), "at least 2 tasks"), (made([[1], [2]]), "2 methods; here are 2 tasks and 1"),
+    (made([[1, 2]]), "at least 2 tasks"), (made([[1], [2]]), "2 methods; these are 2 tasks and 1"),
     (made([[1, 2], [1, None]]), "'b' has no score on task 'task 1'")])
 def test_ranks_refuse(scores, says):
     for function in (average_ranks, nemenyi):

@@ -196,7 +196,7 @@ def sgd_probe(net, feed, rows, labels, image_size: int, epochs: int = 100, batch
             if not math.isfinite(row["loss"]):
                 raise BenchError(f"The loss of the SGD probe became {row['loss']} in epoch {epoch + 1}: its learning "
                                  f"rate {rate:g} is too high for these features, or they are not finite. Lower its lr, "
-                                 "or use linear_probe.")
+                                 "or use the linear probe.")
             history.append(row | (after_epoch((epoch + 1) / epochs) if after_epoch else {}))
     return history
 

@@ -58,9 +58,9 @@ def _other_backbone(name: str, image_size: int) -> nn.Module:
     if entry is None: entry = BackboneEntry(_import_backbone(name), "a backbone of your own")
     backbone = entry.call(entry.load(), image_size)
     if missing := _missing(backbone):
-        raise BenchError(f"Backbone {name!r} is a {type(backbone).__name__} without {', '.join(missing)}. It must be a "
-                         "module like timm's with num_classes=0: images (B, 3, S, S) → features (B, num_features), and "
-                         "have num_features, forward_features, and a pretrained_cfg with mean and std.")
+        raise BenchError(f"Backbone {name!r} returns {type(backbone).__name__}, which lacks {', '.join(missing)}. Return "
+                         "a module like timm's with num_classes=0: images (B, 3, S, S) → features (B, num_features), "
+                         "with num_features, forward_features, and pretrained_cfg that has mean and std.")
     return backbone
 
 def _import_backbone(name: str):
@@ -69,7 +69,7 @@ def _import_backbone(name: str):
         if name.count(".") > 1 or importlib.util.find_spec(name.partition(".")[0]): raise
         raise _unknown_backbone(name, str(e)) from None  # perhaps timm's "architecture.tag", misspelt
     if not callable(make):
-        raise BenchError(f"Backbone {name!r} is a {type(make).__name__}. Give a function of the image size.")
+        raise BenchError(f"Backbone {name!r} is of type {type(make).__name__}. Give a function of the image size.")
     return make
 
 def _unknown_backbone(name: str, remedy: str = "") -> BenchError:
@@ -77,7 +77,7 @@ def _unknown_backbone(name: str, remedy: str = "") -> BenchError:
     return unknown("backbone", name, [*timm.list_models(), *BACKBONES], remedy)
 
 def _missing(backbone) -> list[str]:
-    "What `create_backbone` promises of a backbone, and this one lacks."
+    "What a backbone needs, and `backbone` lacks."
     if not isinstance(backbone, nn.Module): return ["the methods of a torch module"]
     missing = [what for what in ("num_features", "forward_features", "pretrained_cfg") if not hasattr(backbone, what)]
     config = getattr(backbone, "pretrained_cfg", {"mean": (), "std": ()})
