@@ -58,9 +58,9 @@ def _other_backbone(name: str, image_size: int) -> nn.Module:
     if entry is None: entry = BackboneEntry(_import_backbone(name), "a backbone of your own")
     backbone = entry.call(entry.load(), image_size)
     if missing := _missing(backbone):
-        raise BenchError(f"Backbone {name!r} returns {type(backbone).__name__}, which lacks {', '.join(missing)}. Return "
-                         "a module like timm's with num_classes=0: images (B, 3, S, S) → features (B, num_features), "
-                         "with num_features, forward_features, and pretrained_cfg that has mean and std.")
+        raise BenchError(f"Backbone {name!r} returns {type(backbone).__name__}, which lacks {', '.join(missing)}. "
+                         "Return a module like timm's with num_classes=0: images (B, 3, S, S) → features (B, "
+                         "num_features), with num_features, forward_features, and a pretrained_cfg of mean and std.")
     return backbone
 
 def _import_backbone(name: str):
