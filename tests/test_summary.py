@@ -12,7 +12,8 @@ from fer_bench.catalogue import known_entry
 from fer_bench.config import own_values
 from fer_bench.core import BenchError, write_json
 from fer_bench.evaluate.statistics import t_interval
-from fer_bench.report.names import called, method_of_id, run_names
+from fer_bench.report.figures import run_title
+from fer_bench.report.names import called, label_budget, label_phrase, method_of_id, run_names
 from fer_bench.report.summary import gains, measured, summarise
 from fer_bench.report.tables import fold_note, leaderboard_table, notes
 from fer_bench.report.tasks import budgets, chosen, tasks
@@ -302,3 +303,10 @@ def test_many_tasks_are_sorted_in_one_pass():
         def metrics(self): return read.update([self.id]) or self.facts
     runs = [Counted(id=str(i), config=r.config, facts=r.metrics, environment=r.environment) for i, r in enumerate(runs)]
     assert len(tasks(runs)) == 400 and max(read.values()) < 40
+
+def test_a_published_budget_is_never_called_all_labels():
+    mine = record(labels_per_class=None, budget="ada_cm-400")
+    assert label_phrase(mine) == "labels of ada_cm-400" and label_budget(mine) == "ada_cm-400"
+    names = run_names([mine, record(labels_per_class=None)])
+    assert names == ["supervised, labels of ada_cm-400", "supervised, all labels"]
+    assert measured([mine])["labels"].tolist() == ["ada_cm-400"] and run_title(mine).count("ada_cm-400") == 1
