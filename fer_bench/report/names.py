@@ -153,7 +153,7 @@ def setting_names(runs) -> list[str]:
     apart = {name: telling(group) for name, group in groups.items()}
     for run, name, mine in zip(runs, bases, values, strict=True):
         method, fill = run.config["method"], preset_values(run)
-        usual = usual_values(method) | option_defaults(run)
+        usual = usual_values(method) | option_defaults(run) | own_values(method)
         asked = [n for n in usual if n not in RunConfig.model_fields or (n in own_values(method) and n not in USUAL)]
         changed = [n for n in asked if mine.get(n) != fill.get(n, usual[n])]
         said = [f"{n} {mine.get(n)}" for n in dict.fromkeys([*changed, *apart[name]]) if mine.get(n) != usual.get(n)]

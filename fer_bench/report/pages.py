@@ -55,11 +55,11 @@ class Pages(ui.VBox):
 
     def choose_again(self, _=None) -> None:
         "Look again at what the controls say, and show the first page."
-        self._guarded(self._choose)
+        self.show_errors(self._choose)
 
     def turn(self, by: int) -> None:
         "Show the page `by` further on, or back; nothing happens beyond the last and the first."
-        self._guarded(self._show, self.page + by)
+        self.show_errors(self._show, self.page + by)
 
     def _choose(self) -> None:
         self.found = self.choose(**{name: control.value for name, control in self.controls.items()})
@@ -76,7 +76,8 @@ class Pages(ui.VBox):
         self.where.value = faces if len(self.found) else "No face fits. Choose less."
         self.previous.disabled, self.next.disabled = self.page == 0, self.page == last
 
-    def _guarded(self, act, *arguments) -> None:
+    def show_errors(self, act, *arguments) -> None:
+        "Call `act(*arguments)`; its error empties the page and becomes the note."
         try: act(*arguments)
         except Exception as e:
             self.sheet.value, self.note = "", str(e) if isinstance(e, BenchError) else f"{type(e).__name__}: {e}"
