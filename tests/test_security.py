@@ -224,7 +224,7 @@ def test_a_member_without_a_name_refuses_the_archive(tmp_path):
 def forged(record, folder: Path, metrics: dict = {}, **config) -> Path:  # noqa: B006
     "A record like `record` with other fields, its id and seals right, in the results folder `folder`; → its own folder."
     config, metrics = record.config | config, record.metrics.model_dump() | metrics
-    name = run_id(RunConfig(**config), metrics["data_hash"], metrics["split_hash"], metrics.get("init_hash", ""))
+    name = run_id(recorded_config(config), metrics["data_hash"], metrics["split_hash"], metrics.get("init_hash", ""))
     place = shutil.copytree(record.folder, folder/"runs"/name, ignore=shutil.ignore_patterns("lock", "figures"))
     write_json(place/"config.json", config)
     write_json(place/"metrics.json", metrics | {"run_id": name})
