@@ -15,9 +15,10 @@ from .data.sources.affectnet import AffectnetSource
 from .data.drawn.faces import DrawnSource
 from .data.sources.face_recognition import IdentitySource, RecordSource
 from .data.faceset import open_faceset
-from .data.sources.fer2013 import Fer2013Source, ferplus
+from .data.sources.fer2013 import Fer2013Source
+from .data.sources.ferplus import ferplus
 from .data.sources.sets import CkSource, ExpwSource, JaffeSource, RafdbSource, SfewSource
-from .data.sources.base import CsvSource, FolderSource
+from .data.sources.folders import CsvSource, FolderSource
 from .methods.base import Method
 from .methods.eac import eac
 from .methods.own import code_hash, import_method

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fer_bench.core import BenchError
-from fer_bench.data import archives
 from fer_bench.data.faceset import build_faceset
+from fer_bench.data.sources import archives
 from fer_bench.data.sources.archives import open_files
-from fer_bench.data.sources.base import CsvSource, FolderSource
+from fer_bench.data.sources.folders import CsvSource, FolderSource
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
 FILES = {f"set/{('train', 'test')[i % 2]}/{('sad', 'happy')[i // 2 % 2]}/{9 - i % 10}{i}.png": face for i, face in enumerate(NOISE)}

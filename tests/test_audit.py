@@ -13,14 +13,14 @@ from PIL import Image
 from rich.console import Console
 
 from fer_bench.core import BenchError, sha256
-from fer_bench.data import duplicates
+from fer_bench.data.audit import duplicates
 from fer_bench.data.audit.audit import audit, cached_audit, flagged_sheet, to_markdown, to_terminal
-from fer_bench.data.audit.checks import compare_labels, measures, read_fer2013new
+from fer_bench.data.audit.checks import compare_labels, measures
 from fer_bench.data.audit.duplicates import close_pairs, cross_split_copies, exact_copies, likeness, near_across, near_copies
 from fer_bench.data.drawn.faces import draw_faces
 from fer_bench.data.faceset import FaceSet, cached_faceset
 from fer_bench.data.labels import FERPLUS8, VOTED
-from fer_bench.data.sources.base import FerplusSource
+from fer_bench.data.sources.ferplus import FerplusSource, read_fer2013new
 
 
 def smooth(n: int, seed: int = 0, size: int = 48, channels: int = 1) -> np.ndarray:

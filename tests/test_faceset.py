@@ -21,7 +21,10 @@ from PIL import Image
 
 from fer_bench.core import BenchError
 from fer_bench.data.faceset import build_faceset, cached_faceset, fit, open_faceset, verify_faceset
-from fer_bench.data.sources.base import COLUMNS, CsvSource, FerplusSource, FolderSource, Source, decode
+from fer_bench.data.sources.base import COLUMNS, Source
+from fer_bench.data.sources.ferplus import FerplusSource
+from fer_bench.data.sources.folders import CsvSource, FolderSource
+from fer_bench.data.sources.pictures import decode
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (100, 12, 12, 3), dtype=np.uint8)
@@ -218,7 +221,7 @@ def test_an_interrupted_build_leaves_nothing(error, tmp_path):
 
 KILLED = """
 import sys, time
-from fer_bench.data.sources.base import FolderSource
+from fer_bench.data.sources.folders import FolderSource
 from fer_bench.data.faceset import cached_faceset
 class Slow(FolderSource):
     def read(self, key):

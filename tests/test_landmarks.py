@@ -29,7 +29,8 @@ from fer_bench.data.landmarks import (
     regions_of,
     with_landmarks,
 )
-from fer_bench.data.sources.base import FileSource, FolderSource
+from fer_bench.data.sources.base import FileSource
+from fer_bench.data.sources.folders import FolderSource
 from fer_bench.data.views import affine, make_view, seeded, warp
 
 ROOT = Path(__file__).parent.parent

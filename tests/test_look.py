@@ -12,8 +12,8 @@ from fer_bench.data.drawn.expressions import moved_regions
 from fer_bench.data.drawn.faces import DrawnSource
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.landmarks import landmarks_of, regions_of, with_landmarks
-from fer_bench.data.sources.base import FolderSource
 from fer_bench.data.sources.crops import cropped
+from fer_bench.data.sources.folders import FolderSource
 from fer_bench.evaluate.explain import class_maps
 from fer_bench.evaluate.landmarks import map_scores, paired_difference
 from fer_bench.record import load_runs

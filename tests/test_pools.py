@@ -13,8 +13,8 @@ from fer_bench.data.drawn.faces import DrawnSource
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.feed import BlockOrder, Feed, batch_rows
 from fer_bench.data.pools import Pool, held_out_hashes
-from fer_bench.data.sources.base import FolderSource
 from fer_bench.data.sources.face_recognition import IdentitySource
+from fer_bench.data.sources.folders import FolderSource
 from fer_bench.data.splits import make_split
 
 RNG = np.random.default_rng(0)

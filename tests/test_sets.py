@@ -18,9 +18,9 @@ from fer_bench.data.faceset import build_faceset
 from fer_bench.data.labels import ABAW8, AFFECTNET8, BASIC7, CK7, FER2013_7, FERPLUS8, JAFFE7, RAFDB7
 from fer_bench.data.sources.abaw import AbawSource
 from fer_bench.data.sources.affectnet import AffectnetSource, read_npy
-from fer_bench.data.sources.base import FerplusSource
 from fer_bench.data.sources.face_recognition import HEAD, MAGIC, IdentitySource, RecordSource
-from fer_bench.data.sources.fer2013 import Fer2013Source, FerplusCsvSource, ferplus
+from fer_bench.data.sources.fer2013 import Fer2013Source
+from fer_bench.data.sources.ferplus import FerplusCsvSource, FerplusSource, ferplus
 from fer_bench.data.sources.fixtures import LAYOUTS, fake
 from fer_bench.data.sources.sets import CkSource, ExpwSource, JaffeSource, RafdbSource, SfewSource
 

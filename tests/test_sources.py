@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fer_bench.core import BenchError
-from fer_bench.data.sources.base import CsvSource, FerplusSource, FolderSource, Source
+from fer_bench.data.sources.base import Source
+from fer_bench.data.sources.ferplus import FerplusSource
+from fer_bench.data.sources.folders import CsvSource, FolderSource
 from fer_bench.data.sources.pictures import MAX_PIXELS, decode
 
 RNG = np.random.default_rng(0)

@@ -155,7 +155,7 @@ def feed_benchmark(folder, size: int | None = None, batch_size: int = 256, worke
     done once. `size`: side in pixels, None where all pictures have one size; `workers`: processes of the `DataLoader`; `laps`: how
     often the FaceSet is read. `BenchError` where there are fewer than two batches of pictures. Source: ours."""
     from fer_bench.data.faceset import build_faceset
-    from fer_bench.data.sources.base import FolderSource
+    from fer_bench.data.sources.folders import FolderSource
     with tempfile.TemporaryDirectory() as place:
         tree = Path(place)/"tree"  # both readers want a folder of class folders
         tree.mkdir()

@@ -17,7 +17,8 @@ import numpy as np
 
 from ..core import BenchError, json_hash, lookup, sha256
 from .sources.archives import open_files
-from .sources.base import Source, csv_lines
+from .sources.base import Source
+from .sources.folders import csv_lines
 
 # %% ../../nbs/data/landmarks.ipynb #063e607d
 REGIONS = {"contour": tuple(range(17)), "brows": tuple(range(17, 27)), "nose": tuple(range(27, 36)),

@@ -10,7 +10,8 @@ import posixpath
 
 from .files import SPLITS
 from ..labels import ABAW8, field_name
-from .base import SetSource, csv_lines
+from .base import SetSource
+from .folders import csv_lines
 
 # %% ../../../nbs/data/sources/abaw.ipynb #44654c1e
 class AbawSource(SetSource):

@@ -15,7 +15,7 @@ import numpy as np
 from ...core import BenchError
 from ..labels import AFFECTNET8
 from .sets import BoxedSource, whole
-from .base import csv_lines
+from .folders import csv_lines
 
 # %% ../../../nbs/data/sources/affectnet.ipynb #84e9fa1e
 def read_npy(data: bytes) -> np.ndarray:

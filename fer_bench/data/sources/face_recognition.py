@@ -13,7 +13,8 @@ import struct
 from ...core import BenchError, sha256
 from .files import not_too_large
 from .pictures import decode
-from .base import SetSource, csv_lines
+from .base import SetSource
+from .folders import csv_lines
 
 # %% ../../../nbs/data/sources/face_recognition.ipynb #761e73ee
 NO_LABEL = "a face recognition set has no expressions"

@@ -12,7 +12,8 @@ import re
 
 from ...core import BenchError
 from ..labels import BASIC7, CK7, FER2013_7, JAFFE7, RAFDB7, field_name
-from .base import SetSource, class_tree, csv_lines
+from .base import SetSource
+from .folders import class_tree, csv_lines
 
 # %% ../../../nbs/data/sources/sets.ipynb #49c55552
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp")
