@@ -100,9 +100,12 @@ def test_reading(kind, put, monkeypatch):
     with pytest.raises(BenchError, match="larger than"): files.read("a/b/2")
 
 
-def test_many_threads_read_one_spool(put):
+@pytest.mark.parametrize("mode, pread", [("w:gz", True), ("w", True), ("w", False)])
+def test_many_threads_read_one_archive(put, mode, pread, monkeypatch):
+    "Decompressed or plain; also where the system has no `os.pread` (Windows)."
+    if not pread: monkeypatch.delattr(os, "pread")
     data = {f"{i}": os.urandom(3000) for i in range(400)}
-    files, wrong = open_files(put(tar_of(data.items(), "w:gz"))), []
+    files, wrong = open_files(put(tar_of(data.items(), mode))), []
     def read(k):
         for i in np.random.default_rng(k).permutation(400): wrong.extend([i] * (files.read(str(i)) != data[str(i)]))
     threads = [threading.Thread(target=read, args=(k,)) for k in range(6)]

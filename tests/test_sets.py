@@ -249,7 +249,7 @@ def test_links_in_a_folder_are_noted_once(tmp_path):
     (root/"loop").symlink_to(root)
     source = JaffeSource(root)
     source.rows()
-    assert source.rows().shape[0] == 7 and source.rejected == [("loop", "a link to a folder that was met before")]
+    assert source.rows().shape[0] == 7 and source.rejected == [("loop", "a link to a folder that was already listed")]
 
 
 # real faces, straight from their archives

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core import BenchError, json_hash, lookup, sha256
 from .sources.archives import open_files
-from .sources.base import Source
+from .sources.base import fingerprint_of
 from .sources.folders import csv_lines
 
 # %% ../../nbs/data/landmarks.ipynb #063e607d
@@ -218,9 +218,8 @@ class with_landmarks:  # noqa: N801
     def rows(self): return self._rows.copy()
 
     def fingerprint(self) -> str:
-        inner = self.source.fingerprint() if hasattr(self.source, "fingerprint") else Source.fingerprint(self.source)
         points = {key: sha256(np.ascontiguousarray(value)) for key, value in self.points.items()}
-        return json_hash([inner, points, self.facts["regions"]])
+        return json_hash([fingerprint_of(self.source), points, self.facts["regions"]])
 
 # %% ../../nbs/data/landmarks.ipynb #9ce10226
 def landmarks_of(faces, rows=None) -> np.ndarray:
