@@ -15,11 +15,11 @@ from fer_bench.data.views import (
     VIEWS,
     WEAK,
     affine,
+    apply_photometric,
     apply_view,
     cutout,
+    geometric_maps,
     make_view,
-    motion,
-    relight,
     seeded,
     warp,
 )
@@ -67,7 +67,7 @@ def test_light_is_as_in_pil(faces, name, channels):
     magnitude = torch.linspace(low, high, len(faces))
     if name == "solarize": magnitude = (255 * magnitude).round() / 255  # PIL's threshold is a level
     op = torch.full((len(faces), 1), OPS.index(name))
-    found = relight(floats(faces), op, magnitude[:, None]).mul(255).permute(0, 2, 3, 1).numpy()
+    found = apply_photometric(floats(faces), op, magnitude[:, None]).mul(255).permute(0, 2, 3, 1).numpy()
     pictures = [Image.fromarray(face.permute(1, 2, 0).squeeze(-1).numpy()) for face in faces]
     wanted = np.stack([np.asarray(PIL[name](p, m), float) for p, m in zip(pictures, magnitude.tolist(), strict=True)])
     assert np.abs(found - wanted.reshape(found.shape)).max() <= LEVELS[name] + 1e-3
@@ -75,21 +75,21 @@ def test_light_is_as_in_pil(faces, name, channels):
 
 def test_grey_has_no_colour_to_lose(faces):
     grey, op = floats(grey_of(faces)), torch.full((8, 1), OPS.index("color"))
-    assert torch.equal(relight(grey.clone(), op, torch.full((8, 1), 0.3)), grey)
+    assert torch.equal(apply_photometric(grey.clone(), op, torch.full((8, 1), 0.3)), grey)
 
 @pytest.mark.parametrize("name", PHOTOMETRIC)
 def test_flat_pictures(name):
     "Without any contrast there is no division by zero."
     flat = torch.tensor([0, 0.5, 1]).view(3, 1, 1, 1).expand(3, 3, 48, 48).clone()
-    out = relight(flat, torch.full((3, 1), OPS.index(name)), torch.full((3, 1), float(PHOTOMETRIC[name][1])))
+    out = apply_photometric(flat, torch.full((3, 1), OPS.index(name)), torch.full((3, 1), float(PHOTOMETRIC[name][1])))
     assert out.isfinite().all() and out.std(dim=(1, 2, 3)).max() < 1e-6
 
 def test_the_order_of_operations_is_the_order_drawn(faces):
     pair = [OPS.index("solarize"), OPS.index("posterize")]
     magnitude = torch.tensor([[0.4, 4.0]]).expand(8, 2)
-    both = relight(floats(faces), torch.tensor([pair]).expand(8, 2), magnitude)
+    both = apply_photometric(floats(faces), torch.tensor([pair]).expand(8, 2), magnitude)
     steps = PHOTOMETRIC["posterize"][0](PHOTOMETRIC["solarize"][0](floats(faces), 0.4), torch.tensor(4.0))
-    turned = relight(floats(faces), torch.tensor([pair[::-1]]).expand(8, 2), magnitude.flip(1))
+    turned = apply_photometric(floats(faces), torch.tensor([pair[::-1]]).expand(8, 2), magnitude.flip(1))
     assert torch.equal(both, steps) and not torch.equal(both, turned)
 
 # motion
@@ -125,7 +125,7 @@ def waves(n):
 def test_one_resampling_shows_what_three_show():
     "The product of the maps against crop, first and second operation one after the other, where no step looked beyond the rim."
     n, crop, params = 200, affine(seeded(3), 200, **WEAK), STRONG.sample(seeded(3), 200)
-    first, second = (motion(params["op"][:, k], params["magnitude"][:, k]) for k in (0, 1))
+    first, second = (geometric_maps(params["op"][:, k], params["magnitude"][:, k]) for k in (0, 1))
     slowly = waves(n)
     for theta in (crop, first[:, :2], second[:, :2]): slowly = warp(slowly, theta, 96)
     at = (torch.arange(96) * 2 + 1) / 96 - 1

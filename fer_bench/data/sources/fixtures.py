@@ -44,7 +44,8 @@ def class_folders(folder: Path, names: dict, n: int, size: int, kind: str = "jpg
     "`<split>/<folder of a class>/<i>.<kind>`; `names`: class -> folder."
     for s, split in enumerate(splits):
         for name, below in names.items():
-            for i, face in enumerate(pictures(name, n, size, s * n)): put(folder/split/below/f"{name}_{i}.{kind}", face)
+            for i, face in enumerate(pictures(name, n, size, s * n)):
+                put(folder/split/below/f"{name}_{i}.{kind}", face)
 
 # %% ../../../nbs/data/sources/fixtures.ipynb #1e21b95c
 def rafdb(folder: Path, n: int) -> None:
