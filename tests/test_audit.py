@@ -134,7 +134,7 @@ def test_classes(plain):
 
 def test_files_put_aside(plain):
     fault = made(plain, meta={"rejected": [{"key": "a.png", "reason": "the file is empty"}]})
-    assert "'a.png' (the file is empty)" in one(fault, "put aside", "note", plain, 1).sentence
+    assert "'a.png' (the file is empty)" in one(fault, "rejected", "note", plain, 1).sentence
 
 # --- near-copies
 

@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from PIL import Image
 
-from ..core import (BenchError, atomic_folder, cache_folder, json_hash, make_folder, progress, read_json, sha256,
-                            write_json)
+from ..core import (BenchError, atomic_folder, cache_folder, json_hash, make_folder, progress, read_json,
+                            sha256, write_json)
 from .shards import PIXELS, SHARD_BYTES, ShardedImages, ShardWriter, open_images
 from .sources.base import COLUMNS, fingerprint_of
 from .stamps import FILES, belongs, file_stamps, is_verified, note_verified, one_verifies
@@ -38,10 +38,10 @@ SCHEMA = pa.schema({**dict.fromkeys([*COLUMNS, "file_sha256", "sha256"], pa.stri
 
 @dataclass(eq=False, repr=False)
 class FaceSet:
-    """Faces of one data set: `images` (N, H, W, C) uint8 memory-mapped, `index` (one row per face, sorted by key), `meta`.
+    """Faces of one data set: `images` (N, H, W, C) uint8, memory-mapped, `index` (a row per face, by key), `meta`.
 
-    `images` is a numpy array, or for shards a `data.shards.ShardedImages`, indexed by face in the same way. `labels` (N,)
-    are positions in `classes`.
+    `images` is a numpy array, or for shards a `data.shards.ShardedImages`, indexed by face in the same way. `labels`
+    (N,) are positions in `classes`.
 
     Columns of `index`: key, label (class name or null), note (why null), votes (counts or null), split ("train", "val",
     "test" or null), subject, file_sha256, sha256 (of the pixels), landmarks (x, y, x, y, ... in pixels, or null)."""
@@ -143,9 +143,9 @@ def _check(rows: pd.DataFrame, source, rejected: list, require_labels: bool) -> 
     rejects = f" {len(rejected)} were rejected, the first: {rejected[0][0]!r}, {rejected[0][1]}." if rejected else ""
     if not len(rows): raise BenchError(f"The {what} has no face that can be read.{rejects} Is data_root right?")
     if require_labels and (found := rows.label.nunique()) < 2:
-        raise BenchError(f"The {len(rows)} faces of the {what} have labels of {found} {'class' if found == 1 else 'classes'}, and "
-                         f"a labelled set needs at least two.{rejects} Check its labels; require_labels=False builds an "
-                         "unlabelled pool.")
+        classes = "class" if found == 1 else "classes"
+        raise BenchError(f"The {len(rows)} faces of the {what} have labels of {found} {classes}, and a labelled set "
+                         f"needs at least two.{rejects} Check its labels; require_labels=False builds an unlabelled pool.")
 
 # %% ../../nbs/data/faceset.ipynb #a6d63b39
 def _pack(source, rows: pd.DataFrame, writer: ShardWriter, size, workers) -> tuple[pa.Table, tuple, list]:
@@ -232,9 +232,9 @@ def verify_faceset(folder) -> FaceSet:
 def check_unchanged(faces: FaceSet) -> None:
     """`BenchError` if the pixels, index or classes in the folder of `faces` are no longer those that were built.
 
-    For the start of a run, and again before its record is written. The hashes are computed only if size or time of a file
-    changed since the last verification, by one process at a time. An edit that restores the file's time is found by
-    `verify_faceset` alone. Source: ours."""
+    For the start of a run, and again before its record is written. The hashes are computed only if size or time of a
+    file changed since the last verification, by one process at a time. An edit that restores the file's time is found
+    by `verify_faceset` alone. Source: ours."""
     try: stamps = file_stamps(faces.folder)
     except FileNotFoundError: return
     if not is_verified(faces.folder, stamps):

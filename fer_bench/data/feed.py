@@ -151,12 +151,14 @@ class BlockOrder:
         return np.random.default_rng([*self.seed, lap, group + 1]).permutation(rows)
 
 # %% ../../nbs/data/feed.ipynb #1114b146
-def feed_benchmark(folder, size: int | None = None, batch_size: int = 256, workers: int = 2, epochs: int = 5) -> pd.DataFrame:
+def feed_benchmark(folder, size: int | None = None, batch_size: int = 256, workers: int = 2,
+                   epochs: int = 5) -> pd.DataFrame:
     """Images per second of `ImageFolder` + `DataLoader` and of a FaceSet, on all pictures below `folder`, in one run.
 
-    One row per method with `images_a_second` and the `ratio` to the first, `ImageFolder`; the last row is the packing of
-    the FaceSet, done once. `size`: side in pixels, None if all pictures have one size; `workers`: processes of the
-    `DataLoader`; `epochs`: passes over the FaceSet. `BenchError` for fewer than two batches of pictures. Source: ours."""
+    One row per method with `images_a_second` and the `ratio` to the first, `ImageFolder`; the last row is the
+    packing of the FaceSet, done once. `size`: side in pixels, None if all pictures have one size; `workers`:
+    processes of the `DataLoader`; `epochs`: passes over the FaceSet. `BenchError` for fewer than two batches of
+    pictures. Source: ours."""
     with tempfile.TemporaryDirectory() as place:
         tree = Path(place)/"tree"  # both readers want a folder of class folders
         tree.mkdir()

@@ -47,7 +47,8 @@ def label_map(source_classes, target_classes, drop=DROPPED) -> dict[str, str | N
     out = {name: target.get(field_name(name) or name) for name in source}
     lost = [name for name in source if out[name] is None and (field_name(name) or name) not in drop]
     kept = [name for name in out.values() if name is not None]
-    if lost or not kept: raise _no_map(source, target_classes, f"{', '.join(map(repr, lost or source))} has no counterpart")
+    if lost or not kept:
+        raise _no_map(source, target_classes, f"{', '.join(map(repr, lost or source))} has no counterpart")
     if len(set(kept)) < len(kept) or len(out) < len(source) or len(target) < len(list(target_classes)):
         raise _no_map(source, target_classes, "two names mean the same class")
     return out

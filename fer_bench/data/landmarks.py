@@ -27,12 +27,12 @@ REGIONS = {"contour": tuple(range(17)), "brows": tuple(range(17, 27)), "nose": t
 def region_points(points, region: str, regions: dict = REGIONS) -> np.ndarray:
     """The points (..., n, 2) of `region` among `points` (..., K, 2).
 
-    `regions`: name -> numbers of points, by default for 68 points. `BenchError` for an unknown region, or one that names
-    a point beyond K."""
+    `regions`: name -> numbers of points, by default for 68 points. `BenchError` for an unknown region, or one that
+    names a point beyond K."""
     points, numbers = np.asarray(points), lookup("region", region, regions)
     if max(numbers) >= points.shape[-2]:
-        raise BenchError(f"Region {region!r} wants point {max(numbers)}, and there are {points.shape[-2]} points (from 0). "
-                         "Give the regions for these points, as read_regions reads them.")
+        raise BenchError(f"Region {region!r} wants point {max(numbers)}, and there are {points.shape[-2]} points (from "
+                         "0). Give the regions for these points, as read_regions reads them.")
     return points[..., list(numbers), :]
 
 def read_regions(path) -> dict[str, tuple[int, ...]]:
@@ -71,7 +71,7 @@ def flip_order(scheme) -> np.ndarray:
     named = all(isinstance(name, str) for name in scheme)
     order = _by_names(list(scheme)) if named else _by_symmetry(np.asarray(scheme, np.float64))
     if not np.array_equal(order[order], np.arange(len(order))):
-        raise BenchError("Left and right of these points are not each other's mirror; give the order of points yourself.")
+        raise BenchError("Left and right of these points are not each other's mirror. Give their order yourself.")
     return order
 
 def _by_names(names: list[str]) -> np.ndarray:
@@ -89,12 +89,12 @@ def _by_symmetry(points: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/data/landmarks.ipynb #ffdfb66e
 def follow(points, theta, size_in, size_out, order=None) -> np.ndarray:
-    """Landmarks (B, K, 2) of faces, moved to where they are in views of them; pixels, float64, possibly outside the view.
+    """Landmarks (B, K, 2) of faces in views of them: float64 pixels, possibly outside of the view.
 
     `points`: (B, K, 2) pixels in the faces. `theta`: (B, 2, 3), output to input in [-1, 1], as `affine_grid` takes it
-    with `align_corners=False`. `size_in`, `size_out`: side in pixels, or (height, width), of face and view. `order`: (K,)
-    from `flip_order`, to swap the points of mirrored faces; None: that of 68 or 5 points. `BenchError` if a face is
-    mirrored and the order is not known. Source: ours."""
+    with `align_corners=False`. `size_in`, `size_out`: side in pixels, or (height, width), of face and view. `order`:
+    (K,) from `flip_order`, to swap the points of mirrored faces; None: that of 68 or 5 points. `BenchError` if a face
+    is mirrored and the order is not known. Source: ours."""
     points, theta = np.asarray(points, np.float64), np.asarray(theta, np.float64)
     at = 2 * points / _width_height(size_in) - 1                                       # (B, K, 2) in [-1, 1]
     moved = np.linalg.solve(theta[:, :, :2], (at - theta[:, None, :, 2]).swapaxes(1, 2)).swapaxes(1, 2)
@@ -113,9 +113,9 @@ def read_landmarks(path, first_pixel: float = 0.5) -> dict[str, np.ndarray]:
     """Key -> points (K, 2) float32, from an .npz, .csv, .pts or .tem file, or a folder of .pts and .tem files.
 
     `path`: may be an archive or inside one (`faces.tar.xz/landmarks.npz`). The key of a .pts or .tem file is its path
-    without the ending. `first_pixel`: the coordinate of the first pixel's centre in the file: 0.5 as here, 0, or 1 (300-W,
-    Matlab). `BenchError` if there is nothing, a file is malformed, a key occurs twice, or faces differ in their number of
-    points."""
+    without the ending. `first_pixel`: the coordinate of the first pixel's centre in the file: 0.5 as here, 0, or 1
+    (300-W, Matlab). `BenchError` if there is nothing, a file is malformed, a key occurs twice, or faces differ in their
+    number of points."""
     kind = os.path.splitext(str(path))[1].lower()
     if kind in (".npz", ".csv"): pairs = list({".npz": _npz, ".csv": _csv}[kind](path))
     else: pairs = [(os.path.splitext(key)[0], _parse(data, name)) for key, name, data in _point_files(path, kind)]
@@ -139,7 +139,8 @@ def _bytes(path) -> bytes:
     files, name = _locate(path)
     try: return files.read(name)
     except BenchError as e: raise _malformed(path, str(e)) from None
-    except (OSError, KeyError, ValueError): raise BenchError(f"There is no file {str(path)!r} that can be read.") from None
+    except (OSError, KeyError, ValueError):
+        raise BenchError(f"There is no file {str(path)!r} that can be read.") from None
 
 def _npz(path):
     data = io.BytesIO(_bytes(path))
@@ -214,15 +215,15 @@ class with_landmarks:  # noqa: N801
         found, k = int(self._rows.landmarks.notna().sum()), len(next(iter(points.values()), ()))
         if not found:
             theirs, ours = next(iter(table.key), "(none)"), next(iter(points), "(none)")
-            raise BenchError(f"None of the {len(points)} landmarks belongs to a face of {source.name!r}: a face is called "
-                             f"{theirs!r} there, and {ours!r} here.")
+            raise BenchError(f"None of the {len(points)} landmarks belongs to a face of {source.name!r}: a face is "
+                             f"called {theirs!r} there, and {ours!r} here.")
         regions = regions or (REGIONS if k == 68 else {})
         self.facts = source.facts | {"landmarks": {"points": k, "faces": found, "of": len(points)},
                                      "regions": {name: list(numbers) for name, numbers in regions.items()}}
 
     def _of(self, key: str): return self.points.get(key, self.points.get(os.path.splitext(key)[0]))
 
-    def __getattr__(self, name: str): return getattr(self.__dict__["source"], name)  # everything else as the source has it
+    def __getattr__(self, name: str): return getattr(self.__dict__["source"], name)  # all else
 
     def rows(self): return self._rows.copy()
 
@@ -239,8 +240,8 @@ def landmarks_of(faces, rows=None) -> np.ndarray:
     lengths = {len(value) for value in column if value is not None}
     if len(lengths) != 1:
         what = "different numbers of landmarks" if lengths else "no landmarks"
-        raise BenchError(f"The faces of {faces.meta['name']!r} have {what}. Build the FaceSet from a source that has them "
-                         "(with_landmarks).")
+        raise BenchError(f"The faces of {faces.meta['name']!r} have {what}. Build the FaceSet from a source that has "
+                         "them (with_landmarks).")
     missing = np.full(lengths.pop(), np.nan, np.float32)
     points = np.stack([missing if value is None else value for value in column]).astype(np.float32)
     return points.reshape(len(column), -1, 2)
@@ -249,5 +250,5 @@ def regions_of(faces) -> dict[str, tuple[int, ...]]:
     "Region -> numbers of points for the landmarks of the FaceSet `faces`; `BenchError` if they are not known."
     if known := faces.meta["facts"].get("regions"): return {name: tuple(numbers) for name, numbers in known.items()}
     if (k := landmarks_of(faces).shape[1]) == 68: return REGIONS
-    raise BenchError(f"{faces.meta['name']!r} has {k} points per face, and nothing says which are eyes and which mouth. "
-                     "Give their regions to with_landmarks when the FaceSet is built.")
+    raise BenchError(f"{faces.meta['name']!r} has {k} points per face, and nothing says which are eyes and which "
+                     "mouth. Give their regions to with_landmarks when the FaceSet is built.")

@@ -23,17 +23,17 @@ def held_out_hashes(index: pd.DataFrame, split) -> frozenset[str]:
 class Pool:
     """Unlabelled faces of several FaceSets, numbered from 0: `len`, `images` for a `Feed`, `subjects`, `facts`.
 
-    `members`: FaceSets, or pairs (FaceSet, rows to take). `exclude`: hashes of pixels or files, as `held_out_hashes` gives
-    them; faces with one of them are dropped. `images[rows]`: (B, H, W, C) uint8 by number in the pool. `dropped`: number
-    of faces dropped from each member. `hash`: of the faces, in order. `BenchError` for no face, or faces of different
-    size. Source: ours."""
+    `members`: FaceSets, or pairs (FaceSet, rows to take). `exclude`: hashes of pixels or files, as `held_out_hashes`
+    gives them; faces with one of them are dropped. `images[rows]`: (B, H, W, C) uint8 by number in the pool. `dropped`:
+    number of faces dropped from each member. `hash`: of the faces, in order. `BenchError` for no face, or faces of
+    different size. Source: ours."""
     def __init__(self, members, exclude=frozenset()):
         pairs = [member if isinstance(member, tuple) else (member, np.arange(len(member))) for member in members]
         self.members = [(faces, _without(faces.index, np.asarray(rows, np.int64), exclude)) for faces, rows in pairs]
         self.dropped = [len(rows) - len(kept) for (_, rows), (_, kept) in zip(pairs, self.members, strict=True)]
         if not sum(len(rows) for _, rows in self.members):
-            raise BenchError(f"The unlabelled pool is empty: {sum(self.dropped)} faces were dropped as copies of validation "
-                             "or test faces, and there are no others. Name a FaceSet with more faces.")
+            raise BenchError(f"The unlabelled pool is empty: {sum(self.dropped)} faces were dropped as copies of "
+                             "validation or test faces, and there are no others. Name a FaceSet with more faces.")
         parts = [(faces.images, rows) for faces, rows in self.members]
         self.images = PoolImages(parts, [faces.meta for faces, _ in self.members])
 
@@ -50,7 +50,8 @@ class Pool:
 
     @cached_property
     def hash(self) -> str:
-        return json_hash([[faces.meta["content_hash"], sha256(np.ascontiguousarray(rows))] for faces, rows in self.members])
+        members = [[faces.meta["content_hash"], sha256(np.ascontiguousarray(rows))] for faces, rows in self.members]
+        return json_hash(members)
 
     @property
     def facts(self) -> dict:
@@ -85,7 +86,8 @@ class PoolImages:
 class _Repeated:
     "Grey images (N, H, W, 1) as (N, H, W, channels)."
     def __init__(self, images, channels: int):
-        self.images, self.channels, self.dtype, self.shape = images, channels, images.dtype, (*images.shape[:3], channels)
+        self.images, self.channels, self.dtype = images, channels, images.dtype
+        self.shape = (*images.shape[:3], channels)
 
     def __len__(self) -> int: return len(self.images)
 

@@ -19,7 +19,7 @@ SHARD_BYTES = 1 << 30
 PIXELS = re.compile(r"images(-\d{5})?\.npy")
 
 class ShardWriter:
-    """Writes faces to `images.npy` in `folder`, or to shards of at most `shard_bytes` of pixels (at least one face each).
+    """Writes faces to `images.npy` in `folder`, or to shards of at most `shard_bytes` of pixels (and at least a face).
 
     Use it in a `with` statement. `append(image, name)` takes (H, W, C) uint8 and raises `BenchError` if shapes differ.
     `shape`: of a face, None before the first."""
@@ -60,7 +60,7 @@ class ShardWriter:
 
 # %% ../../nbs/data/shards.ipynb #f8cfba5f
 class ConcatImages:
-    """Arrays (N_i, H, W, C) with faces of one shape, read as one (N, H, W, C): `shape`, `dtype`, `nbytes`, `len`, iteration.
+    """Arrays (N_i, H, W, C) read as one (N, H, W, C), with `shape`, `dtype`, `nbytes`, `len` and iteration.
 
     `images[rows]`: one face for an integer, faces for integers (B,), a slice or a mask (N,); always a copy in memory.
     `IndexError` for anything else. `ValueError` for no array, or faces of different shape or dtype."""
@@ -110,7 +110,7 @@ class ShardedImages(ConcatImages):
             raise BenchError(f"{str(folder)!r} lacks {min(missing)}. Copy it again, or build the FaceSet again.")
         try: super().__init__([np.load(path, mmap_mode="r") for path in paths])
         except (OSError, ValueError, EOFError) as e:
-            raise BenchError(f"The shards in {str(folder)!r} are damaged: {e}. Copy them again, or build again.") from None
+            raise BenchError(f"The shards in {str(folder)!r} are damaged: {e}. Copy or build them again.") from None
 
 def open_images(folder) -> np.ndarray | ShardedImages:
     "The pixels in `folder`, memory-mapped: `images.npy` if it exists, else its shards. Errors as for `ShardedImages`."

@@ -90,8 +90,8 @@ def _cross_validation(index, labelled, how: str, seed: int) -> tuple[dict, dict]
     return {"train": np.setdiff1d(labelled, test), "val": test[:0], "test": test}, {"val": "official", "test": how}
 
 # %% ../../nbs/data/splits.ipynb #2c3b6d75
-BUDGETS = {f"ada_cm-{total}": {"fear": fear, None: other} for total, fear, other in
-           [(100, 10, 15), (400, 40, 60), (1000, 100, 150), (2000, 200, 300), (4000, 250, 625)]}  # None: every other class
+_ADA_CM = ((100, 10, 15), (400, 40, 60), (1000, 100, 150), (2000, 200, 300), (4000, 250, 625))  # total, fear, others
+BUDGETS = {f"ada_cm-{total}": {"fear": fear, None: others} for total, fear, others in _ADA_CM}  # None: all others
 
 def draw_budget(index, rows, classes, labels_per_class, seed: int, cap: bool) -> tuple[np.ndarray, dict]:
     "(sorted rows of the budget, taken from `rows`, {class: size} of the classes with fewer faces than it asks for)."
@@ -124,7 +124,7 @@ def make_split(index: pd.DataFrame, classes, labels_per_class=None, seed: int = 
         return split
     labels, labelled = index["label"].to_numpy(), np.flatnonzero(index["label"].notna())
     if how != "official" and not how.startswith(("fold:", "subject:")):
-        raise BenchError(f"split = {how!r}: give official, fold:I/K, subject:NAME, or the path of a manifest ending in .csv.")
+        raise BenchError(f"split = {how!r}: give official, fold:I/K, subject:NAME, or the path of a manifest (.csv).")
     _need_classes(labels[labelled], classes, "labelled")
     if how == "official": rows, origin = _official(index, labelled, seed)
     else: rows, origin = _cross_validation(index, labelled, how, seed)
@@ -146,7 +146,8 @@ def _need_classes(labels: np.ndarray, classes, kind: str) -> None:
                          "Is data_root one level too deep?")
     if missing := [c for c in classes if c not in set(labels)]:
         more = f"; likewise {missing[1:]}" if missing[1:] else ""
-        raise BenchError(f"Class {missing[0]!r} has no {kind} face. Add some, or remove the class from the data set{more}.")
+        raise BenchError(f"Class {missing[0]!r} has no {kind} face. Add some, or remove the class from the data set"
+                         f"{more}.")
 
 def _finish(index, labelled, val, test, capped, origin) -> Split:
     official = ["val", "test"] if origin["test"].startswith("official") else []
@@ -161,7 +162,7 @@ def _finish(index, labelled, val, test, capped, origin) -> Split:
 
 # %% ../../nbs/data/splits.ipynb #b0cb0924
 def manifest(index: pd.DataFrame, split: Split) -> pd.DataFrame:
-    "One row per face with a role: key, file_sha256 (of the pixels if there is no file), label, role; by role, then key."
+    "One row per face with a role: key, file_sha256 (of the pixels without a file), label, role; by role, then key."
     parts = [index.iloc[getattr(split, role)].assign(role=role) for role in ROLES]
     table = pd.concat(parts)[["key", "file_sha256", "sha256", "label", "role"]]
     return table.assign(file_sha256=table["file_sha256"].fillna(table["sha256"])).drop(columns="sha256")
@@ -187,12 +188,13 @@ def load_manifest(index: pd.DataFrame, path) -> Split:
     twice, rows = table["key"][table["key"].duplicated()], pd.Index(index["key"]).get_indexer(table["key"])
     if len(twice): raise BenchError(f"The manifest {str(path)!r} names {twice.iloc[0]!r} twice.")
     if (rows < 0).any():
-        raise BenchError(f"The manifest {str(path)!r} names {table.key[rows < 0].iloc[0]!r}, which is not in this data.")
+        key = table.key[rows < 0].iloc[0]
+        raise BenchError(f"The manifest {str(path)!r} names {key!r}, which this data does not have.")
     here = index.iloc[rows]
     differs = (here["file_sha256"].fillna(here["sha256"]).to_numpy() != table["file_sha256"].to_numpy()) | (
         here["label"].fillna("").to_numpy() != table["label"].to_numpy())
     if differs.any():
-        raise BenchError(f"The manifest {str(path)!r} is of another copy of the data: {table.key[differs].iloc[0]!r} and "
-                         f"{differs.sum() - 1} more faces differ in file or label.")
+        raise BenchError(f"The manifest {str(path)!r} is of another copy of the data: {table.key[differs].iloc[0]!r} "
+                         f"and {differs.sum() - 1} more faces differ in file or label.")
     roles = {role: np.sort(rows[(table["role"] == role).to_numpy()]) for role in ROLES}
     return _hashed(index, roles, {}, {"val": "manifest", "test": "manifest"})

@@ -74,13 +74,13 @@ class Plain:
         return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 class Weak:
-    "Crop of 80 to 100 % of the area, rotation up to 10°, flip, brightness and contrast ± 20 %: (B, 3, size, size) in [0, 1]."
+    "Crop of 80 to 100 % of the area, rotation to 10°, flip, brightness and contrast ± 20 %: (B, 3, size, size)."
     def sample(self, generator, n: int) -> dict:
         return {"theta": affine(generator, n, **WEAK),
                 "gain": uniform(generator, n, 0.8, 1.2), "lift": uniform(generator, n, -0.2, 0.2)}
 
     def __call__(self, images, size: int, theta, gain, lift) -> torch.Tensor:
-        images = warp(downsample(images.float().div(255), size), theta, size)  # (B, C, size, size), grey still one channel
+        images = warp(downsample(images.float().div(255), size), theta, size)  # (B, C, size, size), C = 1 for grey
         gain, lift = (v.to(images, non_blocking=True).view(-1, 1, 1, 1) for v in (gain, lift))
         mean = images.mean((1, 2, 3), keepdim=True)
         return ((images - mean) * gain + mean + lift).clamp(0, 1).expand(-1, 3, -1, -1)
@@ -98,7 +98,7 @@ GEOMETRIC = {  # name: (matrix, lowest and highest magnitude), in coordinates fr
 
 # %% ../../nbs/data/views.ipynb #020f33bd
 def luma(images: torch.Tensor) -> torch.Tensor:
-    "Grey of float `images` (B, C, H, W) → (B, 1, H, W), weighted as in ITU-R 601 and PIL; grey images stay as they are."
+    "Grey of float `images` (B, C, H, W) → (B, 1, H, W), weighted as in ITU-R 601 and PIL; grey ones stay as they are."
     if images.shape[1] == 1: return images
     return 0.299 * images[:, 0:1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:3]
 
@@ -164,8 +164,8 @@ def erase(images: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
 class Strong:
     """Crop of `weak`, two operations of RandAugment, cutout of up to half the side: (B, 3, size, size) in [0, 1].
 
-    `theta` (n, 2, 3) is the whole geometric map, so landmarks are moved as in `weak`; `op` (n, 2) and `magnitude` (n, 2)
-    are the operations, `square` (n, 3) the cutout. Ranges: FixMatch, arXiv 2001.07685, appendix; one warp: ours."""
+    `theta` (n, 2, 3) is the whole geometric map, so landmarks are moved as in `weak`; `op` (n, 2) and `magnitude` (n,
+    2) are the operations, `square` (n, 3) the cutout. Ranges: FixMatch, arXiv 2001.07685, appendix; one warp: ours."""
     def sample(self, generator, n: int) -> dict:
         op = torch.randint(len(OPS), (n, 2), generator=generator)  # with replacement, as in Cubuk's code
         low, high = torch.tensor([limits for _, *limits in (GEOMETRIC | PHOTOMETRIC).values()]).T
@@ -176,7 +176,7 @@ class Strong:
         return {"theta": theta, "op": op, "magnitude": magnitude, "square": square}
 
     def __call__(self, images, size: int, theta, op, magnitude, square) -> torch.Tensor:
-        images = warp(downsample(images.float().div(255), size), theta, size)  # (B, C, size, size), grey still one channel
+        images = warp(downsample(images.float().div(255), size), theta, size)  # (B, C, size, size), C = 1 for grey
         return cutout(apply_photometric(images, op, magnitude), square).clamp_(0, 1).expand(-1, 3, -1, -1)
 
 # %% ../../nbs/data/views.ipynb #2a6fd5f3
@@ -185,7 +185,8 @@ SMALL_FACE, LEAST_CROP = 64, (0.2, 0.08)  # px; smallest fraction of the area up
 def adjust_hue(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """Shift the hue of `images` (B, 3, H, W) in [0, 1] by `shift` (B, 1, 1, 1), 1 being a full circle: to HSV and back.
 
-    From value v, chroma c and hue h in sixths, a channel is v − c · clip(min(k, 4 − k), 0, 1), k = (n + h) mod 6, n = 5, 3, 1."""
+    From value v, chroma c and hue h in sixths, a channel is v − c · clip(min(k, 4 − k), 0, 1), k = (n + h) mod 6, n =
+    5, 3, 1."""
     high, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     chroma, (r, g, b) = high - low, images.split(1, dim=1)
     around = torch.where(high == r, g - b, torch.where(high == g, b - r, r - g))
@@ -204,7 +205,7 @@ def color_jitter(images: torch.Tensor, brightness, contrast, saturation, hue) ->
     return adjust_hue(torch.lerp(luma(images), images, saturation).clamp_(0, 1), hue)
 
 def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, kernel: int) -> torch.Tensor:
-    "Gaussian blur of `images` (B, C, H, W) by `sigma` (B,) in pixels, with a kernel of `kernel` pixels (odd); edges mirrored."
+    "Gaussian blur of `images` (B, C, H, W) by `sigma` (B,) pixels, with `kernel` pixels (odd); edges mirrored."
     batch, channels, reach = *images.shape[:2], kernel // 2
     steps = torch.arange(-reach, reach + 1, device=images.device)
     weights = (-0.5 * (steps / sigma[:, None]).square()).softmax(1)  # (B, kernel)
@@ -216,9 +217,9 @@ def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, kernel: int) -> tor
 class Ssl:
     """Random crop, flip, colour jitter, grey, blur: (B, 3, size, size) in [0, 1].
 
-    `theta` (n, 2, 2, 3): a crop for small faces and one for large ones; `jitter` (n, 4): factors of brightness, contrast
-    and saturation, and the shift of the hue; `grey` (n,) bool; `sigma` (n,) in pixels of a face of 224. Source: SimFLE
-    (arXiv 2303.07648); small faces: ours."""
+    `theta` (n, 2, 2, 3): a crop for small faces and one for large ones; `jitter` (n, 4): factors of brightness,
+    contrast and saturation, and the shift of the hue; `grey` (n,) bool; `sigma` (n,) in pixels of a face of 224.
+    Source: SimFLE (arXiv 2303.07648); small faces: ours."""
     def sample(self, generator, n: int) -> dict:
         theta = torch.stack([affine(generator, n, (least, 1), (3 / 4, 4 / 3)) for least in LEAST_CROP], 1)
         jittered = torch.rand(n, 1, generator=generator) < 0.8
@@ -236,7 +237,7 @@ class Ssl:
 
 # %% ../../nbs/data/views.ipynb #46ec8483
 class Erased(Weak):
-    """The view `weak`, then for half of the faces a grey rectangle over 2 to 25 % of the area: (B, 3, size, size) in [0, 1].
+    """The view `weak`, and on half of the faces a grey rectangle of 2 to 25 % of the area: (B, 3, size, size).
 
     Sides 3:10 to 10:3, completely inside the picture. Sources: arXiv 1708.04896; the area of EAC, arXiv 2207.10299."""
     def sample(self, generator, n: int) -> dict:
@@ -260,7 +261,7 @@ def make_view(name: str):
 def apply_view(view, images: torch.Tensor, size: int, *seed: int, part: tuple[int, int] = (0, 1)) -> torch.Tensor:
     """Sample the parameters of `view` for uint8 `images` (B, C, H, W) from `seed` and apply them: (B, 3, size, size).
 
-    `part`: (i, n), if these images are part i of n equal parts of a batch; they get the parameters they would have in the
-    whole batch."""
+    `part`: (i, n), if these images are part i of n equal parts of a batch; they get the parameters they would have in
+    the whole batch."""
     parameters = view.sample(seeded(*seed), len(images) * part[1])
     return view(images, size, **{name: part_of(values, part) for name, values in parameters.items()})

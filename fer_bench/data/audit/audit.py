@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ...core import BenchError, read_json, write_json
-from .checks import (Finding, check_classes, check_copies, check_counts, check_near_copies, check_pixels,
-                                         check_rejected, check_subjects, compare_labels)
+from .checks import (Finding, check_classes, check_copies, check_counts, check_near_copies,
+                                         check_pixels, check_rejected, check_subjects, compare_labels)
 from ..faceset import FaceSet
 
 # %% ../../../nbs/data/audit/audit.ipynb #7ed8ac41
@@ -54,8 +54,9 @@ def audit(faceset: FaceSet, published: dict | None = None, labels: pd.DataFrame 
           mirrored: bool = False) -> Audit:
     """Run all checks on `faceset`; nothing is changed.
 
-    `published`: counts as in `check_counts`; None: those that its source recorded. `labels`: a second label table as in
-    `compare_labels`. `near=False` leaves out the search for near-copies, `mirrored` adds mirror images. Source: ours."""
+    `published`: counts as in `check_counts`; None: those that its source recorded. `labels`: a second label table
+    as in `compare_labels`. `near=False` leaves out the search for near-copies, `mirrored` adds mirror images.
+    Source: ours."""
     index, meta = faceset.index, faceset.meta
     facts = meta.get("facts") or {}
     findings = [check_counts(index, published or facts.get("published")), check_rejected(meta.get("rejected") or [])]
@@ -97,7 +98,8 @@ def to_markdown(found: Audit) -> str:
     "`found` as Markdown: a table of all findings, then the first faces of each finding that has any."
     rows = [f"| {f.check} | {f.level} | {_escaped(f.sentence)} |" for f in found.findings]
     named = [f"- {f.check}: {_keys(found, f)}" for f in found.findings if len(f.rows)]
-    return "\n".join([f"# {_title(found)}", "", "| check | level | finding |", "| --- | --- | --- |", *rows, "", *named]) + "\n"
+    head = [f"# {_title(found)}", "", "| check | level | finding |", "| --- | --- | --- |"]
+    return "\n".join([*head, *rows, "", *named]) + "\n"
 
 def _escaped(text: str) -> str:
     "`text` with the characters escaped that Markdown would take for a column, tag or link."
@@ -124,4 +126,5 @@ def flagged_sheet(faceset: FaceSet, found: Audit, check: str, most: int = 8) -> 
         raise BenchError(f"The check {check!r} flagged no face. Those that did: {', '.join(names) or 'none'}.")
     rows = found[check].rows[:most].ravel()
     labels = faceset.index["label"].iloc[rows].fillna("no label")
-    return np.asarray(faceset.images[rows]), [f"{key}\n{label}" for key, label in zip(found.keys[rows], labels, strict=True)]
+    titles = [f"{key}\n{label}" for key, label in zip(found.keys[rows], labels, strict=True)]
+    return np.asarray(faceset.images[rows]), titles

@@ -40,8 +40,8 @@ def _coarse(images: np.ndarray) -> np.ndarray: return spectra(images)[:, :TINY, 
 def measures(images: np.ndarray) -> pd.DataFrame:
     """One row per face of `images` (N, H, W, C) uint8: contrast, detail, unlike and, in colour, chroma and warmth.
 
-    `unlike` is a robust z-score of the norm of what the principal components leave of a face, 0 for fewer than 100 faces.
-    Contrast, chroma and warmth are in grey levels, detail is a fraction. Source: ours."""
+    `unlike` is a robust z-score of the norm of what the principal components leave of a face, 0 for fewer than 100
+    faces. Contrast, chroma and warmth are in grey levels, detail is a fraction. Source: ours."""
     mean, axes = _components(images)
     table = pd.concat([_measure(images[part], mean, axes) for part in chunks(len(images))], ignore_index=True)
     off = table["unlike"] - table["unlike"].median()
@@ -87,8 +87,8 @@ def check_counts(index: pd.DataFrame, published: dict | None) -> Finding:
              for s, wanted in published.items() for c, n in wanted.items()]
     differ = [f"{s} {c} {have:,} instead of {n:,}" for s, c, have, n in pairs if have != n]
     if not differ: return Finding("counts", "ok", "There are as many faces in every split and class as were published.")
-    return Finding("counts", "failure", f"There are not as many faces as were published: {_few(differ)}. Compare with the "
-                   "owner's release: files may be missing, or labels made by another rule.", len(differ))
+    return Finding("counts", "failure", f"There are not as many faces as were published: {_few(differ)}. Compare with "
+                   "the owner's release: files may be missing, or labels made by another rule.", len(differ))
 
 def _few(items, most: int = 8) -> str:
     items = list(map(str, items))
@@ -108,7 +108,8 @@ def check_subjects(index: pd.DataFrame) -> Finding:
         return Finding("subjects", "ok", "No subjects are known, so it cannot be checked whether one is in two splits.")
     twice = known.groupby("subject")["split"].nunique()
     twice = twice.index[twice > 1]
-    if not len(twice): return Finding("subjects", "ok", f"None of {known['subject'].nunique():,} subjects is in two splits.")
+    if not len(twice):
+        return Finding("subjects", "ok", f"None of {known['subject'].nunique():,} subjects is in two splits.")
     rows = np.flatnonzero(index["subject"].isin(twice) & index["split"].notna())
     return Finding("subjects", "failure", f"Subjects in two splits: {len(twice):,} ({_few(twice, 3)}), with "
                    f"{len(rows):,} of the faces. Make splits by subject.", len(twice), rows)
@@ -122,8 +123,8 @@ def check_classes(index: pd.DataFrame, classes) -> Finding:
     if not len(labelled): return Finding("classes", "ok", "The faces have no labels: an unlabelled pool.")
     table = pd.crosstab(labelled["split"].fillna("all"), labelled["label"]).reindex(columns=list(classes), fill_value=0)
     if empty := [f"{c} in {s}" for s in table.index for c in classes if not table.loc[s, c]]:
-        return Finding("classes", "warning", f"Classes without a labelled face: {_few(empty)}. Remove the class, or make "
-                       "other splits.", len(empty))
+        return Finding("classes", "warning", f"Classes without a labelled face: {_few(empty)}. Remove the class, or "
+                       "make other splits.", len(empty))
     split = "train" if "train" in table.index else table.index[0]
     n = table.loc[split].sort_values()
     ratio, sizes = n.iloc[-1] / n.iloc[0], _few(f"{c} {k:,}" for c, k in n.items())
@@ -136,7 +137,8 @@ def check_copies(index: pd.DataFrame) -> list[Finding]:
     "Exact copies within a split, exact copies across splits, and copies with different labels."
     pairs, inside, drop = exact_copies(index), exact_copies(index, within=True), cross_split_copies(index)
     return [_or_ok("copies within a split", "note", inside, "No picture is twice in one split.",
-                   f"Faces with the same pixels as another face of their split: {len(inside):,}. These pictures count twice."),
+                   f"Faces with the same pixels as another face of their split: {len(inside):,}. These pictures count "
+                   "twice."),
             _or_ok("copies across splits", "failure", _across(index, pairs), "No picture is in two splits.",
                    f"Exact copies: {_dropped(index, drop)}. Train with dedupe=cross_split, or report both numbers."),
             _conflicts(index, pairs)]
@@ -164,7 +166,8 @@ def _conflicts(index: pd.DataFrame, pairs: np.ndarray) -> Finding:
     rows = np.stack([each.nth(0), each.nth(1)], 1).astype(int)
     more = f" Pictures of which one copy has a label and another has none: {half:,}." if half else ""
     return _or_ok("labels of copies", "warning", rows, f"No two copies have different labels.{more}",
-                  f"Pictures whose copies have different labels: {len(rows):,}. No method can get all of them right.{more}")
+                  f"Pictures whose copies have different labels: {len(rows):,}. No method can get all of them right."
+                  f"{more}")
 
 # %% ../../../nbs/data/audit/checks.ipynb #dd2d16b6
 RARE = 0.01  # near-copies per validation or test face; 4,000 different drawn faces have fewer by chance
@@ -181,13 +184,13 @@ def check_near_copies(faceset: FaceSet, mirrored: bool = False) -> list[Finding]
     return [_or_ok("near-copies within a split", "note", inside, "No near-copies were found within a split.",
                    f"Pairs of faces of one split that look like one photograph, slightly changed: {len(inside):,}."),
             _or_ok("near-copies across splits", level, across, "No near-copies were found across splits.",
-                   f"Pairs of faces of two splits that look like one photograph, slightly changed: {len(across):,}. Copies "
-                   f"beyond the exact ones: {_dropped(index, drop)}. Look at some; cross_split_copies(index, near) finds "
-                   "them.")]
+                   f"Pairs of faces of two splits that look like one photograph, slightly changed: {len(across):,}. "
+                   f"Copies beyond the exact ones: {_dropped(index, drop)}. Look at some; "
+                   "cross_split_copies(index, near) finds them.")]
 
 # %% ../../../nbs/data/audit/checks.ipynb #938e9e43
 DETAIL = 0.01     # fraction of the variance
-UNLIKE = 5.0      # robust z-score; noise has 5.4 to 20 in the sets tried, as have 1 in 4,000 real and 1 in 80 drawn faces
+UNLIKE = 5.0      # robust z-score; noise has 5.4 to 20, as have 1 in 4,000 real and 1 in 80 drawn faces
 CHROMA = 2.0      # grey levels
 COLD = 5.0        # grey levels by which blue exceeds red
 SMALLEST = 32     # pixels, side of a FaceSet
@@ -199,45 +202,49 @@ def check_pixels(images: np.ndarray) -> list[Finding]:
     odd = np.flatnonzero(table["unlike"].where(table["contrast"] >= FLAT, 0) > UNLIKE)
     odd = odd[np.argsort(-table["unlike"].to_numpy()[odd])]
     return [_or_ok("flat", "warning", flat, "No face is flat.",
-                   f"Pictures with almost no contrast, below {FLAT:g} grey levels: {len(flat):,}. They are empty; drop them."),
+                   f"Pictures with almost no contrast, below {FLAT:g} grey levels: {len(flat):,}. They are empty; drop "
+                   "them."),
             _tiny(images, table),
             _or_ok("unlike the others", "note", odd, "No picture is very different from the others.",
-                   f"Pictures unlike the other faces, not explained by their principal components: {len(odd):,}. Noise, wrong "
-                   "crops, or something rare: look at them."),
+                   f"Pictures unlike the other faces, not explained by their principal components: {len(odd):,}. "
+                   "Noise, wrong crops, or something rare: look at them."),
             *(_colours(table) if "chroma" in table else [])]
 
 def _tiny(images, table) -> Finding:
     side = min(images.shape[1:3])
     if side < SMALLEST:
-        return Finding("tiny", "warning", f"The faces are {side} pixels wide: too small for most expressions.", len(images))
+        return Finding("tiny", "warning", f"The faces are {side} pixels wide: too small for most expressions.",
+                       len(images))
     rows = np.flatnonzero((table["detail"] < DETAIL) & (table["contrast"] >= FLAT))
     return _or_ok("tiny", "note", rows, "No face seems to be enlarged from a tiny picture.",
-                  f"Faces with no more detail than {TINY}x{TINY} pixels can hold: {len(rows):,}. They were enlarged from tiny "
-                  "pictures, or are out of focus.")
+                  f"Faces with no more detail than {TINY}x{TINY} pixels can hold: {len(rows):,}. They were enlarged "
+                  "from tiny pictures, or are out of focus.")
 
 def _colours(table) -> list[Finding]:
     grey = table["chroma"].to_numpy() < CHROMA
     rows = np.flatnonzero(grey & (table["contrast"] >= FLAT).to_numpy())  # flat ones are reported already
     cold = np.flatnonzero(~grey & (table["warmth"] < -COLD).to_numpy())
     return [_or_ok("grey in colour", "note", rows, "Every face has colours.",
-                   f"Faces that are grey though stored in colour: {len(rows):,} of {len(table):,}. If classes or splits "
-                   "differ in this, a network can use it to tell them apart."), _channel_order(cold, int((~grey).sum()))]
+                   f"Faces that are grey though stored in colour: {len(rows):,} of {len(table):,}. If classes or "
+                   "splits differ in this, a network can use it to tell them apart."),
+            _channel_order(cold, int((~grey).sum()))]
 
 def _channel_order(cold: np.ndarray, count: int) -> Finding:
     "The finding for `count` faces in colour, if the rows `cold` are more blue than red."
     if len(cold) <= 0.2 * count:
         warm = count - len(cold)
-        return Finding("colour order", "ok", f"The skin is more red than blue in {warm:,} of {count:,} faces in colour.")
+        return Finding("colour order", "ok",
+                       f"The skin is more red than blue in {warm:,} of {count:,} faces in colour.")
     return Finding("colour order", "failure" if len(cold) > 0.9 * count else "warning",
-                   f"The skin is more blue than red in {len(cold):,} of {count:,} faces in colour: red and blue seem to be "
-                   "swapped. Were they written by OpenCV as BGR?", len(cold), cold)
+                   f"The skin is more blue than red in {len(cold):,} of {count:,} faces in colour: red and blue seem "
+                   "to be swapped. Were they written by OpenCV as BGR?", len(cold), cold)
 
 # %% ../../../nbs/data/audit/checks.ipynb #b790a4bb
 def compare_labels(index: pd.DataFrame, other: pd.DataFrame, rule: str = "majority") -> Finding:
     """How far `other`, with columns key and label or votes, agrees with `index`; rows: faces with another label there.
 
-    Labels follow from votes by `rule` of `LABEL_RULES`; the votes are compared too. If a key occurs twice, its first row
-    counts. Rows without a key, repeated keys, and faces in only one of the tables are reported. Source: ours."""
+    Labels follow from votes by `rule` of `LABEL_RULES`; the votes are compared too. If a key occurs twice, its first
+    row counts. Rows without a key, repeated keys, and faces in only one of the tables are reported. Source: ours."""
     named = other[other["key"].notna()]
     twice = named.loc[named["key"].duplicated(), "key"].unique()
     first = named.drop_duplicates("key").set_index("key")
@@ -250,7 +257,8 @@ def compare_labels(index: pd.DataFrame, other: pd.DataFrame, rule: str = "majori
     rows = common[~np.array(same, bool)]
     parts = [f"{len(rows):,} of {len(common):,} faces have another label in the second file"]
     if voted: parts.append(f"{votes:,} have other votes")
-    rest = {"of its rows have no name": len(other) - len(named), f"of its names occur twice ({_few(twice, 3)})": len(twice),
+    rest = {"of its rows have no name": len(other) - len(named),
+            f"of its names occur twice ({_few(twice, 3)})": len(twice),
             "of its names have no face": len(first) - len(common), "faces are not in it": len(index) - len(common)}
     parts += [f"{n:,} {what}" for what, n in rest.items() if n]
     level = "note" if any(rest.values()) else "ok"

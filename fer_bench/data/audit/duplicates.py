@@ -84,10 +84,10 @@ def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _bands(hashes: np.ndarray) -> np.ndarray: return np.ascontiguousarray(hashes).view(np.uint16).reshape(-1, 4)
 
 def close_pairs(hashes: np.ndarray, others: np.ndarray | None = None, radius: int = RADIUS) -> np.ndarray:
-    """(P, 2) all i, j, sorted, whose `hashes[i]` and `others[j]` differ in at most `radius` bits; without `others`: i < j.
+    """(P, 2) sorted pairs i, j: `hashes[i]` and `others[j]` differ in at most `radius` bits. Without `others`: i < j.
 
-    `hashes`, `others`: (N,) and (M,) uint64. `radius`: 0 to 15, the time grows with it. `BenchError` if more than `MOST`
-    pairs are found. Source: Norouzi et al., CVPR 2012."""
+    `hashes`, `others`: (N,) and (M,) uint64. `radius`: 0 to 15, the time grows with it. `BenchError` if more than
+    `MOST` pairs are found. Source: Norouzi et al., CVPR 2012."""
     found, count = [np.empty((0, 2), np.int64)], 0
     for band in range(4):
         for pairs in _band_pairs(hashes, others, band, radius):
@@ -96,8 +96,8 @@ def close_pairs(hashes: np.ndarray, others: np.ndarray | None = None, radius: in
             if len(found[0]) > MOST: raise BenchError(_TOO_MANY)
     return _unique(found)
 
-_TOO_MANY = (f"More than {MOST:,} pairs of pictures look alike, like frames of one film, so the search for near-copies was "
-             "stopped. Keep a few frames of each film, or audit with near=False.")
+_TOO_MANY = (f"More than {MOST:,} pairs of pictures look alike, like frames of one film, so the search for near-copies "
+             "was stopped. Keep a few frames of each film, or audit with near=False.")
 
 def _unique(found: list) -> np.ndarray: return np.unique(np.concatenate(found), axis=0)
 
@@ -133,9 +133,9 @@ _V, _U = np.mgrid[-1:1:GRID * 1j, -1:1:GRID * 1j].astype(np.float32)
 _INSIDE = np.s_[:, 1:-1, 1:-1]  # where the derivatives are two-sided
 
 def likeness(images: np.ndarray, pairs: np.ndarray, mirrored: bool = False) -> np.ndarray:
-    """(P,) float32 in [0, 1]: how well the first face of each of `pairs` (P, 2), shifted or brightened, explains the second.
+    """(P,) float32 in [0, 1]: how well the first face of each pair, shifted or brightened, explains the second.
 
-    `images` (N, H, W, C) uint8. `mirrored`: mirror the second face first. Source: ours; see above."""
+    `images` (N, H, W, C) uint8. `pairs` (P, 2). `mirrored`: mirror the second face first. Source: ours; see above."""
     out = np.empty(len(pairs), np.float32)
     for part in chunks(len(pairs), "pair"):
         a, b = (unit(spectra(images[rows])) for rows in pairs[part].T)
@@ -163,8 +163,8 @@ FLAT = 4.0       # standard deviation in grey levels; below it there is no struc
 def near_copies(images: np.ndarray, index: pd.DataFrame, mirrored: bool = False) -> pd.DataFrame:
     """Pairs of faces that show the same photograph without being equal: columns a, b (rows, a < b), likeness, mirrored.
 
-    `images` (N, H, W, C) uint8; `index`: its `sha256` identifies equal pictures, which the first represents. `mirrored`:
-    find mirror images too. `BenchError` if more than `MOST` pairs look alike. Source: ours."""
+    `images` (N, H, W, C) uint8; `index`: its `sha256` identifies equal pictures, which the first represents.
+    `mirrored`: find mirror images too. `BenchError` if more than `MOST` pairs look alike. Source: ours."""
     rows = np.flatnonzero(~index["sha256"].duplicated().to_numpy())
     hashes = picture_hashes(images)[rows] if len(rows) > FEW else None
     flips = (False, True) if mirrored else (False,)
@@ -206,7 +206,7 @@ def across_splits(index: pd.DataFrame, pairs: np.ndarray) -> np.ndarray:
     return pairs[(ends[:, 0] != ends[:, 1]) & (ends[:, 1] < 3)]
 
 def cross_split_copies(index: pd.DataFrame, near: pd.DataFrame | None = None) -> np.ndarray:
-    """Sorted rows to drop so that no picture is in two splits: training copies of val and test, val copies of test faces.
+    """Rows to drop so that no picture is in two splits, sorted: training copies of val and test, val copies of test.
 
     `index`: columns sha256, split. `near`: the result of `near_copies`, to drop near-copies too. Source: ours."""
     ranks, picture = _ranks(index), pd.factorize(index["sha256"])[0]
@@ -220,7 +220,7 @@ def cross_split_copies(index: pd.DataFrame, near: pd.DataFrame | None = None) ->
     return np.flatnonzero((ranks > limit[picture]) & (ranks < 3))
 
 def near_across(index: pd.DataFrame, near: pd.DataFrame) -> np.ndarray:
-    "(P, 2) pairs between two splits, from the result `near` of `near_copies`; exact copies of a picture count as the picture."
+    "(P, 2) pairs between two splits, of the result `near` of `near_copies`; exact copies of a picture count as one."
     picture = pd.factorize(index["sha256"])[0]
     faces = pd.DataFrame({"picture": picture, "split": _ranks(index), "row": np.arange(len(index))})
     firsts = faces.drop_duplicates(["picture", "split"])

@@ -107,9 +107,10 @@ def vote(units: np.ndarray, raters: np.ndarray) -> np.ndarray:
 
 # %% ../../../nbs/data/drawn/expressions.ipynb #dffaa577
 def moved_regions(expression: str, regions: dict, least: float = 0.1) -> tuple[str, ...]:
-    """The `regions` (name -> numbers of the 68 points) in which `expression` at full strength moves a point by >= `least`.
+    """The `regions` (name -> numbers of the 68 points) in which `expression` at full strength moves a point.
 
-    `least`: in distances between the centres of the eyes. `BenchError` for an expression that is not drawn. Source: ours."""
+    `least`: smallest movement that counts, in distances between the centres of the eyes. `BenchError` for an expression
+    that is not drawn. Source: ours."""
     lookup("expression", expression, PROTOTYPES)
     strength = STRENGTHS[FERPLUS8.index(expression)]
     far = np.linalg.norm(np.einsum("u,upd->pd", strength, MOVES), axis=1) / (2 * np.abs(REST[36:48, 0]).mean())  # (68,)

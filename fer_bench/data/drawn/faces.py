@@ -50,8 +50,8 @@ SPLIT_OF = ("train", "train", "test", "train", "train", "val", "train", "test", 
 class DrawnSource:
     """`n` drawn faces as a source: `name`, `classes`, `colour`, `licence`, `facts`, `rejected`, `rows()`, `load_many`.
 
-    `n`: number of faces, > 0. `size`: side in pixels, 32 to 224. `seed`: 0 to 2**64 - 1; another seed gives other people.
-    `BenchError` for values out of range. Source: ours."""
+    `n`: number of faces, > 0. `size`: side in pixels, 32 to 224. `seed`: 0 to 2**64 - 1; another seed gives other
+    people. `BenchError` for values out of range. Source: ours."""
     name, classes, colour = "drawn", FERPLUS8, "rgb"
     licence = "Drawn by fer_bench itself; Apache-2.0 like its code."
 
@@ -64,7 +64,7 @@ class DrawnSource:
             "no number measured on them holds for real ones."))
 
     def rows(self) -> pd.DataFrame:
-        "One row per face: key, label, note (why none), votes (10, as `VOTED`), split, subject, landmarks (136: x, y, ...)."
+        "One row per face: key, label, note, votes (10, as `VOTED`), split, subject, landmarks (136: x, y, ...)."
         g = geometry(range(self.n), self.seed)
         votes = np.pad(g["votes"], [(0, 0), (0, len(VOTED) - len(FERPLUS8))]).astype(int)
         label, note = zip(*map(majority, votes), strict=True)

@@ -46,7 +46,8 @@ _COLOUR = {
 def person(seed: int, subjects) -> dict:
     """What does not change about subjects, bones, skin and hair: name -> (N,) or, for colours, (N, 3).
 
-    `seed`: 0 to 2**64 - 1. `subjects`: (N,) integers >= 0. Lengths in half face widths, colours in [0, 1]. Source: ours."""
+    `seed`: 0 to 2**64 - 1. `subjects`: (N,) integers >= 0. Lengths in half face widths, colours in [0, 1]. Source:
+    ours."""
     draw = _Draw(uniforms(seed, subjects, 64, SUBJECT))
     tone, warm = draw(), draw(-.02, .02)
     light, middle, dark = np.array([(.97, .82, .71), (.80, .58, .43), (.44, .28, .20)])
@@ -114,7 +115,7 @@ def _shape(p: dict) -> np.ndarray:
     return points
 
 def landmarks(p: dict) -> dict:
-    """The 68 points: `head` (N, 68, 2) in half face widths, `picture` as fractions of the picture; `drop`: v of the chin.
+    """The 68 points: `head` (N, 68, 2) in half face widths, `picture` in picture sides; `drop`: v of the chin.
 
     `p`: `person` and `act` of N faces in one dict. Lips and lids never cross. Source: ours, points as in iBUG."""
     points = _shape(p)

@@ -78,7 +78,7 @@ class _Folds:
     def press(self): self.c.tint(self.dark, rgb(.60, .50, .48))
 
 def _upper_folds(c, p, f, s):
-    "Frown (4), wrinkles of the nose (9) and of the forehead (1, 2), crow's feet (6); some are visible at rest with age."
+    "Frown (4), wrinkles of the nose (9) and of the forehead (1, 2), crow's feet (6); age leaves some at rest."
     fold, (inner, brow, outer) = _Folds(c, p, f, s), ((21, 19, 36), (22, 24, 45))[s]
     au = fold.au
     fold.line(.8 * au(4), .08, (inner, 0, -.13), (inner, -.02, 0), (inner, .01, .12))
@@ -251,7 +251,8 @@ def portrait(g: dict, size: int) -> tuple[Canvas, _Fields]:
 def pixels(g: dict, seed: int, size: int) -> np.ndarray:
     """The finished pictures, (N, size, size, 3) uint8 RGB.
 
-    `g`: `people.geometry` of N faces. `seed`: of the sensor noise, 0 to 2**64 - 1. `size`: side in pixels. Source: ours."""
+    `g`: `people.geometry` of N faces. `seed`: of the sensor noise, 0 to 2**64 - 1. `size`: side in pixels. Source:
+    ours."""
     c, p = portrait(g, size)
     noise = np.stack([uniforms(seed, [i], 3 * size * size, NOISE).reshape(3, size, size) for i in g["indices"]], 1)
     image = _degrade(c, p, 2 * (noise[0] + noise[1] + noise[2] - 1.5), size)  # the noise's standard deviation is 1

@@ -17,9 +17,9 @@ from .folders import csv_lines
 class AbawSource(SetSource):
     """Aff-Wild2 with the expressions of ABAW5, RGB 112x112, split by film, which is the subject.
 
-    `root`: folder or archive with `Train_Set|Validation_Set/<film>.txt` and `cropped_aligned/<film>/00001.jpg`, anywhere
-    in the tree. Frames labelled −1 or without a line stay unlabelled; labelled frames without a picture and films without
-    labels are counted in `rejected`, one entry per film. Source: Kollias et al., arXiv 2303.01498."""
+    `root`: folder or archive with `Train_Set|Validation_Set/<film>.txt` and `cropped_aligned/<film>/00001.jpg`,
+    anywhere in the tree. Frames labelled −1 or without a line stay unlabelled; labelled frames without a picture and
+    films without labels are counted in `rejected`, one entry per film. Source: Kollias et al., arXiv 2303.01498."""
     name, classes, licence = "abaw5-expr", ABAW8, "for non-commercial research, by agreement with its owner"
     ask = "ibug.doc.ic.ac.uk/resources/aff-wild2"
 
@@ -57,7 +57,8 @@ class AbawSource(SetSource):
             elif word in names: missing.append(n)
         for n, key in sorted(frames.items()): yield self._row(key, None, None, n, split, film)
         if missing:
-            self.rejected.append((table, f"{len(missing)} labelled frames have no picture, the first is {missing[0]:05d}"))
+            reason = f"{len(missing)} labelled frames have no picture, the first is {missing[0]:05d}"
+            self.rejected.append((table, reason))
 
     def _row(self, key: str, label: str | None, word: str | None, n: int, split: str, film: str):
         reasons = {"-1": "no expression (-1)", None: "no line for this frame"}

@@ -19,7 +19,7 @@ from .folders import csv_lines
 
 # %% ../../../nbs/data/sources/affectnet.ipynb #84e9fa1e
 def read_npy(data: bytes) -> np.ndarray:
-    "The array in the npy file `data`; `BenchError` if it is damaged or holds Python objects, which are never unpickled."
+    "The array in the npy file `data`; `BenchError` if damaged, or with Python objects, which are never unpickled."
     file = io.BytesIO(data)
     try:
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -34,8 +34,8 @@ class AffectnetSource(BoxedSource):
     """AffectNet, RGB, in either release, with 68 landmarks; its val split is what the field tests on.
 
     `root`: folder or archive with `train_set|val_set/images/<id>.jpg` and `annotations/<id>_exp.npy` (`_lnd.npy`), or
-    with `training.csv` and `validation.csv` and the pictures, whose faces are cropped by their boxes. `count`: 8 classes,
-    or 7 without contempt. `BenchError` for another count. Source: Mollahosseini et al., arXiv 1708.03985."""
+    with `training.csv` and `validation.csv` and the pictures, whose faces are cropped by their boxes. `count`: 8
+    classes, or 7 without contempt. `BenchError` for another count. Source: Mollahosseini et al., arXiv 1708.03985."""
     name, licence = "affectnet", "for non-commercial research, by agreement with its owner"
     ask = "mohammadmahoor.com/affectnet"
     PUBLISHED = {7: {"train": {"all": 283_901}, "val": {"all": 3_500}},
@@ -90,7 +90,8 @@ class AffectnetSource(BoxedSource):
                 self.rejected.append((path, f"{table} line {number} names it, but there is no such picture"))
                 continue
             try: face = self._row(key, integers(row["expression"])[0], split, self._boxed(key, row))
-            except (KeyError, ValueError, OverflowError): self.rejected.append((key, f"{table} line {number} is damaged"))
+            except (KeyError, ValueError, OverflowError):
+                self.rejected.append((key, f"{table} line {number} is damaged"))
             else:
                 if face: yield face
 

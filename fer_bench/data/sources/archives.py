@@ -23,7 +23,7 @@ from .files import NOT_UTF8, SPLITS, Files, Folder, not_too_large, printable
 
 # %% ../../../nbs/data/sources/archives.ipynb #842a1134
 class Archive(Files):
-    "The files of the archive `root` below its folder `inside`; the subclasses read zip and tar. `BenchError` if damaged."
+    "The files of the archive `root` below its folder `inside`; subclasses read zip and tar. `BenchError` if damaged."
     def __init__(self, root: str, inside: str):
         self.root, self.rejected = f"{root}/{inside}".rstrip("/"), []
         self.version = ((status := os.stat(root)).st_size, status.st_mtime_ns)
@@ -36,12 +36,13 @@ class Archive(Files):
         below = f"{inside}/" if inside else _sole_folder(entries)
         sound = {key: entry for key, entry in sorted(entries.items()) if entry}
         self._entries = {key[len(below):]: entry for key, entry in sound.items() if key.startswith(below)}
-        if inside and not self._entries: raise BenchError(f"The archive {root!r} holds no folder {inside!r} with files.")
+        if inside and not self._entries:
+            raise BenchError(f"The archive {root!r} holds no folder {inside!r} with files.")
         if not inside: self.rejected += [(k, f"lies outside of {below}") for k in sound if not k.startswith(below)]
         self.keys = list(self._entries)
 
     def _checked(self, listed) -> dict:
-        "Key -> entry, from (name, fault, entry); None for an entry with a fault. Faults and bad names go to `rejected`."
+        "Key -> entry, from (name, fault, entry); None for one with a fault. Faults and bad names go to `rejected`."
         entries = {}
         for name, fault, entry in progress(listed, desc="list", unit="file"):
             key = posixpath.normpath(name.replace("\\", "/"))
@@ -62,7 +63,8 @@ def _bad_name(name: str, key: str) -> str | None:
 
 def _sole_folder(keys) -> str:
     "The one folder that holds all keys, with its slash, or an empty string; a folder train, val or test is kept."
-    tops = {(top, bool(rest)) for top, _, rest in (key.partition("/") for key in keys) if not top.startswith((".", "__"))}
+    parts = (key.partition("/") for key in keys if not key.startswith((".", "__")))
+    tops = {(top, bool(slash)) for top, slash, _ in parts}
     top, is_folder = tops.pop() if len(tops) == 1 else ("", False)
     return f"{top}/" if is_folder and top.lower() not in SPLITS else ""
 
@@ -181,7 +183,7 @@ def _tar_bytes(path: str):
 
 # %% ../../../nbs/data/sources/archives.ipynb #2d4fde33
 def open_files(root) -> Files:
-    """The `Files` of `root`: a folder, an archive, a folder inside an archive (`faces.tar/aligned`), or a `Files` itself.
+    """The `Files` of `root`: a folder, an archive, a folder in an archive (`faces.tar/aligned`), or a `Files` itself.
 
     `BenchError` if there is nothing, or a file that is no archive, is damaged, or cannot be read."""
     if hasattr(root, "stamps"): return root

@@ -75,7 +75,7 @@ def fingerprint_of(source) -> str:
 
 # %% ../../../nbs/data/sources/base.ipynb #c099edcd
 class FileSource(Source):
-    "A `Source` whose keys are those of `files`: a `Files`, or anything `open_files` takes. Other arguments: see `Source`."
+    "A `Source` with the keys of `files` (a `Files`, or what `open_files` takes); other arguments as for `Source`."
     def __init__(self, files, rows, classes, colour: str = "rgb", rejected=(), **facts):
         self.files = open_files(files)
         self.root, rows = self.files.root, list(rows)  # a generator of rows may add to `rejected` while it runs

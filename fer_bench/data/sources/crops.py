@@ -18,9 +18,9 @@ class cropped:  # noqa: N801
     """`source` with its faces cropped around their landmarks, and nothing else changed; landmarks move along.
 
     `source`: with landmarks in pixels and the regions "eyes" and "mouth" in its facts, as `with_landmarks` gives it, or
-    with 68 points; faces without landmarks are left out. `side` > 0: of the square, in distances from eyes to mouth; 2.4
-    is about that of FER2013. Outside of the picture is black. `grey`: mean over the channels. `BenchError` if landmarks
-    are missing, or the eyes and mouth of a face coincide. Source: ours."""
+    with 68 points; faces without landmarks are left out. `side` > 0: of the square, in distances from eyes to mouth;
+    2.4 is about that of FER2013. Outside of the picture is black. `grey`: mean over the channels. `BenchError` if
+    landmarks are missing, or the eyes and mouth of a face coincide. Source: ours."""
     def __init__(self, source, side: float = 2.4, grey: bool = False):
         if not side > 0:
             raise BenchError(f"side = {side!r} of a crop must be above 0; 2.4 distances from eyes to mouth are usual.")
@@ -31,7 +31,7 @@ class cropped:  # noqa: N801
         points = {key: np.asarray(p, np.float32).reshape(-1, 2) for key, p in marks}
         self.regions = source.facts.get("regions") or ({} if any(len(p) != 68 for p in points.values()) else REGIONS)
         if not points or not {"eyes", "mouth"} <= set(self.regions):
-            raise BenchError(f"Source {source.name!r} has no landmarks of eyes and mouth to crop by. Add some by with_landmarks.")
+            raise BenchError(f"Source {source.name!r} has no landmarks of eyes and mouth. Add some by with_landmarks.")
         self.boxes = {key: self._box(key, p) for key, p in points.items()}  # left, top, side
         moved = [p - self.boxes[key][:2] for key, p in points.items()]
         self._rows = table.assign(landmarks=pd.Series(moved, dtype=object))
@@ -43,10 +43,11 @@ class cropped:  # noqa: N801
         eyes, mouth = (region_points(points, name, self.regions).mean(0) for name in ("eyes", "mouth"))
         side = round(self.side * float(np.linalg.norm(eyes - mouth)))
         if side < 1:
-            raise BenchError(f"Face {key!r} of {self.source.name!r} has its eyes where its mouth is. Fix its landmarks.")
+            raise BenchError(f"Face {key!r} of {self.source.name!r} has its eyes where its mouth is. Fix its "
+                             "landmarks.")
         return *((eyes + mouth) / 2 - side / 2).round().astype(int).tolist(), side
 
-    def __getattr__(self, name: str): return getattr(self.__dict__["source"], name)  # everything else as the source has it
+    def __getattr__(self, name: str): return getattr(self.__dict__["source"], name)  # all else
 
     def rows(self) -> pd.DataFrame: return self._rows.copy()
 

@@ -46,8 +46,8 @@ class RecordSource(SetSource):
     """InsightFace record files; the subject is the identity's number.
 
     `root`: folder or tar (not zip, which cannot be read in parts) with `train.rec`, `train.idx` and `property`. RGB, no
-    labels, no split. A record that cannot be read goes to `rejected`. `BenchError` if a file is missing, or the index is
-    malformed. Source: the format of dmlc-core's recordio and mxnet's `IRHeader`; reader: ours."""
+    labels, no split. A record that cannot be read goes to `rejected`. `BenchError` if a file is missing, or the index
+    is malformed. Source: the format of dmlc-core's recordio and mxnet's `IRHeader`; reader: ours."""
     name, licence = "records", IdentitySource.licence
 
     def __init__(self, root):

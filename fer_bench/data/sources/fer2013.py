@@ -30,12 +30,13 @@ class PixelSource(SetSource):
         self.table, self.line_of, self._faces, self._lock = table, {}, None, threading.Lock()
 
     def csv_rows(self, table: str, *wanted: str):
-        "(line number, [fields of the columns `wanted`]) of each line of the csv `table`; `BenchError` for a missing column."
+        "(line number, fields of the columns `wanted`) per line of the csv `table`; `BenchError` for a missing column."
         lines = csv_lines(self.files, table)
         names = [name.strip().lower() for name in next(lines, (1, []))[1]]
         for name in wanted:
-            if name not in names: raise BenchError(f"The first line of {self.root}/{table} names no column {name!r} but "
-                                                   f"{names[:20]}. Is it the file as it was released?")
+            if name not in names:
+                raise BenchError(f"The first line of {self.root}/{table} names no column {name!r} but {names[:20]}. "
+                                 "Is it the file as it was released?")
         places = [names.index(name) for name in wanted]
         for number, fields in lines: yield number, [fields[i].strip() if i < len(fields) else "" for i in places]
 

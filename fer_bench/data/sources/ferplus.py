@@ -23,8 +23,8 @@ class FerplusSource(FileSource):
     """FERPlus in the layout of its release, grey 48x48; classes and their order are those of the release.
 
     `root`: folder with `FER2013Train`, `FER2013Valid`, `FER2013Test`, each with its pictures and a `label.csv` of name,
-    box and ten counts in the order of `VOTED`. `rule`: "majority" (that of the release) or "argmax". `BenchError` for an
-    unknown rule, or if a folder or its `label.csv` is missing. Source: Barsoum et al., arXiv 1608.01041."""
+    box and ten counts in the order of `VOTED`. `rule`: "majority" (that of the release) or "argmax". `BenchError` for
+    an unknown rule, or if a folder or its `label.csv` is missing. Source: Barsoum et al., arXiv 1608.01041."""
     name, licence = "ferplus", "labels MIT; photographs of FER2013 for research, rights unclear"
     ask = "github.com/microsoft/FERPlus for the labels; the photographs are those of FER2013 (Kaggle)"
 
@@ -71,8 +71,8 @@ class FerplusCsvSource(PixelSource):
         usages = [usage.lower() for _, (usage,) in self.csv_rows(self.table, "usage")]
         lines = list(self.csv_rows(self.votes, "usage", "image name", *map(str.lower, VOTED)))
         if usages != [fields[0].lower() for _, fields in lines]:
-            raise BenchError(f"{self.table} ({len(usages)} faces) and {self.votes} ({len(lines)} rows) in {self.root!r} do "
-                             "not belong together: their rows or usages differ. Take both as they were released.")
+            raise BenchError(f"{self.table} ({len(usages)} faces) and {self.votes} ({len(lines)} rows) in "
+                             f"{self.root!r} do not belong together: their rows or usages differ. Take both as they were released.")
         return [self._row(i, *line) for i, line in enumerate(lines)]
 
     def _row(self, i: int, number: int, fields: list[str]):

@@ -111,8 +111,8 @@ def _photograph(face) -> np.ndarray: return np.pad(face, [(16, 32), (24, 8), (0,
 
 def affectnet_csv(folder: Path, n: int) -> None:
     for s, split in enumerate(("training", "validation")):
-        names = ("subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "facial_landmarks", "expression",
-                 "valence", "arousal")
+        names = ("subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "facial_landmarks",
+                 "expression", "valence", "arousal")
         lines = [f"{','.join(names)}\n"]
         for c, name in enumerate((*AFFECTNET8, "other")):
             for i, face in enumerate(pictures(name, n, 64, s * n)):
@@ -156,8 +156,9 @@ def abaw(folder: Path, n: int) -> None:
     for s, split in enumerate(("Train_Set", "Validation_Set")):
         for v in range(2):
             labels = [c for c in range(8) for _ in range(n)] + [-1]
-            put(folder/f"EXPR_Classification_Challenge/{split}/{s}{v}-1920x1080.txt", "\n".join(
-                ["Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise,Other", *map(str, labels), "3"]))  # the last is missing
+            header = "Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise,Other"
+            lines = [header, *map(str, labels), "3"]  # the last frame has no picture
+            put(folder/f"EXPR_Classification_Challenge/{split}/{s}{v}-1920x1080.txt", "\n".join(lines))
             for i, c in enumerate(labels, 1):
                 face = pictures(ABAW8[c] if c >= 0 else "neutral", 1, 112, s * 2 * n + v * n + i % n)[0]
                 put(folder/f"cropped_aligned/{s}{v}-1920x1080/{i:05d}.jpg", face)
@@ -205,8 +206,8 @@ PACKED = {"": None, ".zip": "zip", ".tar": "w:", ".tar.gz": "w:gz", ".tar.bz2": 
 def fake(name: str, folder, faces_per_class: int = 2, pack: str = "") -> Path:
     """Write a fake copy of the set `name` (one of `LAYOUTS`) to `folder`/`name`, and return its path, or its archive's.
 
-    `faces_per_class`: faces of each class in each split, > 0. `pack`: "", or an archive's ending (`PACKED`): the tree is
-    then packed, in the order on disk, and removed. `BenchError` for an unknown name or ending. Source: ours."""
+    `faces_per_class`: faces of each class in each split, > 0. `pack`: "", or an archive's ending (`PACKED`): the tree
+    is then packed, in the order on disk, and removed. `BenchError` for an unknown name or ending. Source: ours."""
     write, root = lookup("layout", name, LAYOUTS), Path(folder)/name
     if pack not in PACKED: raise unknown("kind of archive", pack, PACKED)
     write(root, faces_per_class)

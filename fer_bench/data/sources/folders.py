@@ -75,15 +75,16 @@ def csv_lines(files, key: str, **form):
     except KeyError: raise BenchError(f"Cannot read {name!r}: no such file. Is data_root spelt right?") from None
     except BenchError: raise
     except Exception as e:
-        raise BenchError(f"Cannot read {name!r}: {getattr(e, 'strerror', None) or e}. Is data_root spelt right?") from None
+        why = getattr(e, "strerror", None) or e
+        raise BenchError(f"Cannot read {name!r}: {why}. Is data_root spelt right?") from None
 
 class CsvSource(FileSource):
     """Faces listed in a csv file; the classes are the labels that occur, sorted.
 
     `path`: csv file, in a folder or an archive (`faces.zip/faces.csv`), with the columns `path,label` and optionally
-    `split` and `subject`. Paths of pictures are relative to the folder of the csv file and must stay within it. An empty
-    label means unlabelled. `colour`: "rgb" or "grey". `BenchError` for a file that is no UTF-8 csv, or a header with a
-    missing or repeated column."""
+    `split` and `subject`. Paths of pictures are relative to the folder of the csv file and must stay within it. An
+    empty label means unlabelled. `colour`: "rgb" or "grey". `BenchError` for a file that is no UTF-8 csv, or a header
+    with a missing or repeated column."""
     name = "csv"
 
     def __init__(self, path, colour: str = "rgb"):

@@ -51,7 +51,7 @@ def to_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
 
 def to_pixels(image: Image.Image, colour: str) -> np.ndarray:
-    "uint8 array (H, W, 1) for `colour` \"grey\", (H, W, 3) for \"rgb\", of a PIL `image`; transparent parts become white."
+    "uint8 array (H, W, C) of a PIL `image`, C by `CHANNELS` of the `colour`; transparent parts become white."
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

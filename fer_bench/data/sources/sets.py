@@ -30,8 +30,8 @@ def words(files, key: str):
 class RafdbSource(SetSource):
     """RAF-DB, basic expressions, RGB 100x100, aligned by its owner.
 
-    `root`: folder or archive with `EmoLabel/list_patition_label.txt` (or `partition`) and `Image/aligned/*_aligned.jpg`,
-    or with `train|test/<1..7>/*`. Source: Li et al., CVPR 2017."""
+    `root`: folder or archive with `EmoLabel/list_patition_label.txt` (or `partition`) and
+    `Image/aligned/*_aligned.jpg`, or with `train|test/<1..7>/*`. Source: Li et al., CVPR 2017."""
     name, classes, licence = "raf-db", RAFDB7, "for non-commercial research, by agreement with its owner"
     ask = "whdeng.cn/RAF/model1.html"
     published = {"train": dict(zip(RAFDB7, (1290, 281, 717, 4772, 1982, 705, 2524), strict=True)),
@@ -62,7 +62,7 @@ def _split(name: str) -> str | None: return next((split for split in ("train", "
 
 # %% ../../../nbs/data/sources/sets.ipynb #60c359fb
 class BoxedSource(SetSource):
-    "A `SetSource` of faces in boxes. `boxes`: key -> (file, left, top, right, bottom) in pixels; other faces stay whole."
+    "A `SetSource` of faces in boxes. `boxes`: key -> (file, left, top, right, bottom), pixels; other faces stay whole."
     def __init__(self, root, *rest, **facts):
         super().__init__(root, *rest, **facts)
         self.boxes = {}
@@ -86,8 +86,8 @@ def integers(*fields: str) -> list[int]:
 class ExpwSource(BoxedSource):
     """ExpW, RGB, every face cropped by its box; no split.
 
-    `root`: folder or archive with `label.lst` (name, face, top, left, right, bottom, confidence, label) and the pictures.
-    Source: Zhang et al., arXiv 1609.06426."""
+    `root`: folder or archive with `label.lst` (name, face, top, left, right, bottom, confidence, label) and the
+    pictures. Source: Zhang et al., arXiv 1609.06426."""
     name, classes, licence = "expw", FER2013_7, "for research; rights to the photographs unclear"
     ask = "mmlab.ie.cuhk.edu.hk/projects/socialrelation"
 
