@@ -15,8 +15,9 @@ from rich.console import Console
 from fer_bench.core import BenchError, sha256
 from fer_bench.data.audit import duplicates
 from fer_bench.data.audit.audit import audit, cached_audit, flagged_sheet, to_markdown, to_terminal
-from fer_bench.data.audit.checks import compare_labels, measures
+from fer_bench.data.audit.checks import compare_labels
 from fer_bench.data.audit.duplicates import close_pairs, cross_split_copies, exact_copies, likeness, near_across, near_copies
+from fer_bench.data.audit.measures import measures
 from fer_bench.data.drawn.faces import draw_faces
 from fer_bench.data.faceset import FaceSet, cached_faceset
 from fer_bench.data.labels import FERPLUS8, VOTED
@@ -227,9 +228,9 @@ def test_close_pairs_are_those_of_brute_force(seed, radius, alone, block):
         flips = rng.choice(64, rng.integers(0, radius + 4), replace=False)
         a[i] = a[i - 250] ^ np.bitwise_or.reduce(np.uint64(1) << flips.astype(np.uint64), initial=0, dtype=np.uint64)
     b = a if alone else rng.permutation(a)
-    before, duplicates._BLOCK = duplicates._BLOCK, block
+    before, duplicates.BLOCK = duplicates.BLOCK, block
     try: found = close_pairs(a, None if alone else b, radius)
-    finally: duplicates._BLOCK = before
+    finally: duplicates.BLOCK = before
     assert np.array_equal(found, brute(a, b, radius, alone))
 
 def test_no_pairs_of_nothing_and_of_one():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fer_bench.core import BenchError
 from fer_bench.data.faceset import build_faceset
-from fer_bench.data.feed import BalancedOrder, BlockOrder, Feed, Order, Prefetcher, _image_folder, batch_rows, feed_benchmark
+from fer_bench.data.feed import BalancedOrder, BlockOrder, Feed, Order, Prefetcher, batch_rows, feed_benchmark, image_folder_batches
 from fer_bench.data.shards import ConcatImages, ShardedImages, ShardWriter, open_images
 from fer_bench.data.sources.folders import FolderSource
 from fer_bench.speed.packing import PeakMemory
@@ -170,7 +170,7 @@ def test_the_benchmark_compares_the_same_pixels(tmp_path):
     (tmp_path/"tree"/"faces").mkdir(parents=True)
     for i in range(9): Image.fromarray(NOISE[i]).save(tmp_path/"tree"/"faces"/f"{i}.png")
     faces = build_faceset(FolderSource(tmp_path/"tree"), tmp_path/"faces", require_labels=False)
-    theirs = torch.cat(list(_image_folder(tmp_path/"tree", None, 4, 1)))
+    theirs = torch.cat(list(image_folder_batches(tmp_path/"tree", None, 4, 1)))
     pictures = lambda batch: sorted(picture.numpy().tobytes() for picture in batch)
     assert pictures(theirs) == pictures(Feed(faces.images)(range(9)).contiguous(memory_format=torch.contiguous_format))
 

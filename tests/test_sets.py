@@ -357,5 +357,5 @@ def test_records_whose_pictures_hold_the_magic(tmp_path):
     (tmp_path/"train.idx").write_text("7\t0\n")
     source = RecordSource(tmp_path)
     assert source.rows()[["key", "subject"]].values.tolist() == [["train.rec/000000007", "5"]]
-    assert source._record(*source._at["train.rec/000000007"]) == data[HEAD.size:]
+    assert source.read("train.rec/000000007") == data[HEAD.size:]
     assert source.load("train.rec/000000007")[0].shape == (8, 8, 3)

@@ -9,20 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
 from fer_bench.data.drawn.faces import draw_faces
-from fer_bench.data.views import (
-    OPS,
-    PHOTOMETRIC,
-    VIEWS,
-    WEAK,
-    affine,
-    apply_photometric,
-    apply_view,
-    cutout,
-    geometric_maps,
-    make_view,
-    seeded,
-    warp,
-)
+from fer_bench.data.transforms import OPS, PHOTOMETRIC, apply_photometric, cutout, geometric_maps
+from fer_bench.data.views import VIEWS, WEAK, affine, apply_view, make_view, seeded, warp
 
 STRONG = make_view("strong")
 

@@ -145,7 +145,8 @@ def _check(rows: pd.DataFrame, source, rejected: list, require_labels: bool) -> 
     if require_labels and (found := rows.label.nunique()) < 2:
         classes = "class" if found == 1 else "classes"
         raise BenchError(f"The {len(rows)} faces of the {what} have labels of {found} {classes}, and a labelled set "
-                         f"needs at least two.{rejects} Check its labels; require_labels=False builds an unlabelled pool.")
+                         f"needs at least two.{rejects} Check its labels; require_labels=False builds an unlabelled "
+                         "pool.")
 
 # %% ../../nbs/data/faceset.ipynb #a6d63b39
 def _pack(source, rows: pd.DataFrame, writer: ShardWriter, size, workers) -> tuple[pa.Table, tuple, list]:

@@ -10,9 +10,8 @@ import posixpath
 import re
 import struct
 
-from ...core import BenchError, sha256
+from ...core import BenchError
 from .files import not_too_large
-from .pictures import decode
 from .base import SetSource
 from .folders import csv_lines
 
@@ -85,13 +84,9 @@ class RecordSource(SetSource):
         if skip > length: raise BenchError(f"the record at byte {at} claims {flag} labels")
         return struct.unpack_from("<f", head, HEAD.size)[0] if flag else label, skip, length > skip
 
-    def load(self, key: str):
-        data = self._record(*self._at[key])
-        return decode(data, self.colour), sha256(data)
-
-    def _record(self, at: int, skip: int) -> bytes:
-        "The picture that begins `skip` bytes into the record at byte `at`, its parts joined."
-        data, part = b"", FIRST
+    def read(self, key: str) -> bytes:
+        "The picture of the record `key`, its parts joined."
+        (at, skip), data, part = self._at[key], b"", FIRST
         while part not in (WHOLE, LAST):
             part, length = self._part(at)
             if data: data += MAGIC  # left out where the record was split
