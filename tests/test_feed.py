@@ -1,4 +1,4 @@
-"Shards, orders and feeds: one array whatever the files, each face once a lap, the same bits ahead of time, little memory."
+"Shards, orders and feeds: one array whatever the files, each face once per lap, prefetched bits equal, little memory."
 import os
 import threading
 from functools import partial
@@ -13,7 +13,16 @@ from PIL import Image
 
 from fer_bench.core import BenchError
 from fer_bench.data.faceset import build_faceset
-from fer_bench.data.feed import BalancedOrder, BlockOrder, Feed, Order, Prefetcher, batch_rows, feed_benchmark, image_folder_batches
+from fer_bench.data.feed import (
+    BalancedOrder,
+    BlockOrder,
+    Feed,
+    Order,
+    Prefetcher,
+    batch_rows,
+    feed_benchmark,
+    image_folder_batches,
+)
 from fer_bench.data.shards import ConcatImages, ShardedImages, ShardWriter, open_images
 from fer_bench.data.sources.folders import FolderSource
 from fer_bench.speed.packing import PeakMemory
@@ -60,8 +69,10 @@ def test_only_the_shards_concerned_are_read():
     assert np.array_equal(ConcatImages([NOISE[:9], Never(), NOISE[9:]])[[3, 14, 27]], NOISE[[3, 9, 22]])
 
 @pytest.mark.parametrize("spoil, says", [
-    (lambda f: (f/"images-00001.npy").unlink(), "lacks images-00001.npy"), (lambda f: [p.unlink() for p in f.iterdir()], "holds no"),
-    (lambda f: (f/"images-00001.npy").write_bytes(b"rubbish"), "damaged"), (lambda f: (f/"images-00001.npy").write_bytes(b""), "damaged"),
+    (lambda f: (f/"images-00001.npy").unlink(), "lacks images-00001.npy"),
+    (lambda f: [p.unlink() for p in f.iterdir()], "holds no"),
+    (lambda f: (f/"images-00001.npy").write_bytes(b"rubbish"), "damaged"),
+    (lambda f: (f/"images-00001.npy").write_bytes(b""), "damaged"),
     (lambda f: np.save(f/"images-00001.npy", np.zeros((4, 9, 9, 3), np.uint8)), "damaged"),
     (lambda f: np.save(f/"images-00001.npy", np.array([{}])), "damaged"),
     (lambda f: os.truncate(f/"images-00001.npy", 200), "damaged")])
@@ -92,7 +103,7 @@ def test_an_order_is_a_function_of_position_alone(kind, n, positions, seed):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 9), st.integers(1, 5), st.integers(1, 17), st.integers(0, 3))
 def test_block_order(n, block, buffer, batch, seed):
-    "Each face once a lap; laps differ; no more than `buffer` blocks, and those of the next group, within one batch's reach."
+    "Each face once per lap; laps differ; a batch mixes at most `buffer` blocks, and those of the next group."
     order = BlockOrder(range(100, 100 + n), seed, block=block, buffer=buffer)
     seen = np.concatenate([batch_rows(order, s, batch) for s in range(-(-3 * n // batch))])
     for lap in range(3): assert sorted(seen[lap * n:(lap + 1) * n]) == list(range(100, 100 + n))
@@ -108,7 +119,8 @@ def test_block_order(n, block, buffer, batch, seed):
 def test_seeds_and_laps_are_unlike():
     first = BlockOrder(range(500), 0).take(range(1000)).reshape(2, 500)
     other = BlockOrder(range(500), 1).take(range(500))
-    for a, b in [(first[0], first[1]), (first[0], other)]: assert (a == b).mean() < 0.05 and abs(np.corrcoef(a, b)[0, 1]) < 0.2
+    for a, b in [(first[0], first[1]), (first[0], other)]:
+        assert (a == b).mean() < 0.05 and abs(np.corrcoef(a, b)[0, 1]) < 0.2
 
 def test_blocks_mix_well():
     "Of 64 000 faces a batch of 256 comes from about as many blocks as 256 draws out of the 64 of a group."
@@ -163,7 +175,8 @@ def test_ahead_on_a_gpu():
 def test_feed_benchmark(tmp_path):
     for i in range(40): Image.fromarray(NOISE[i % 23]).resize((16, 16)).save(tmp_path/f"{i:02d}.png")
     table = feed_benchmark(tmp_path, batch_size=8, workers=1, epochs=2)
-    assert list(table.columns) == ["images_a_second", "ratio"] and table.ratio.iloc[0] == 1 and (table > 0).all(axis=None)
+    assert list(table.columns) == ["images_a_second", "ratio"] and table.ratio.iloc[0] == 1
+    assert (table > 0).all(axis=None)
     with pytest.raises(BenchError, match="fewer than two batches"): feed_benchmark(tmp_path, batch_size=32)
 
 def test_the_benchmark_compares_the_same_pixels(tmp_path):
@@ -187,7 +200,8 @@ def test_memory_does_not_grow_with_the_faces(tmp_path, count):
                 face.reshape(-1)[:4] = np.frombuffer(np.uint32(i).tobytes(), np.uint8)
                 writer.append(face, str(i))
         images = open_images(tmp_path)
-        ahead, seen = Prefetcher(Feed(images), partial(batch_rows, BlockOrder(range(count), 0), batch_size=250)), np.zeros(count, bool)
+        rows_of, seen = partial(batch_rows, BlockOrder(range(count), 0), batch_size=250), np.zeros(count, bool)
+        ahead = Prefetcher(Feed(images), rows_of)
         for step in range(count // 250):
             first = ahead(step).permute(0, 2, 3, 1).reshape(250, -1)[:, :4].contiguous()
             seen[first.numpy().view(np.uint32)[:, 0]] = True

@@ -361,7 +361,8 @@ def test_fingerprint_of_a_source_without_files():
 def test_folders_by_the_field_s_names(tree):
     root = tree("train/Angry/1.png", "train/HAPPY/1.png", "test/sad/1.png")
     named = FolderSource(root, field_names=True)
-    assert named.classes == ("anger", "happiness", "sadness") and FolderSource(root).classes == ("Angry", "HAPPY", "sad")
+    assert named.classes == ("anger", "happiness", "sadness")
+    assert FolderSource(root).classes == ("Angry", "HAPPY", "sad")
     assert named.facts["renamed"] == {"Angry": "anger", "HAPPY": "happiness", "sad": "sadness"}
     tree("test/Anger/2.png")  # two folders for one class: nothing is merged
     assert FolderSource(root, field_names=True).classes == ("Anger", "Angry", "HAPPY", "sad")
