@@ -16,8 +16,8 @@ STRONG = make_view("strong")
 
 @pytest.fixture(scope="module")
 def faces():
-    """Eight drawn faces (8, 3, 48, 48) uint8. Half of them lack black and white, so that autocontrast has something to do,
-    and one has hardly any blue, so that its luma is not the mean of its channels."""
+    """Eight drawn faces (8, 3, 48, 48) uint8. Half of them lack black and white, so that autocontrast has something to
+    do, and one has hardly any blue, so that its luma is not the mean of its channels."""
     images = draw_faces(range(8))["images"]
     images[::2] = images[::2] // 2 + 40
     images[1, ..., 2] //= 4
@@ -93,8 +93,8 @@ def step_back(name, m, points):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32))
 def test_one_map_is_all_steps(seed):
-    """Points of the view are mapped back through the second operation, then the first. The rest of `theta` must be a crop
-    of `weak`: sides at right angles, rotated by up to 10°, with its area and ratio, inside the picture."""
+    """Points of the view are mapped back through the second operation, then the first. The rest of `theta` must be a
+    crop of `weak`: sides at right angles, rotated by up to 10°, with its area and ratio, inside the picture."""
     params = STRONG.sample(seeded(seed), 16)
     points = np.random.default_rng(seed).uniform(-1, 1, (16, 2))
     for theta, op, m in zip(params["theta"].double().numpy(), params["op"], params["magnitude"].tolist(), strict=True):
@@ -177,8 +177,8 @@ def test_cutout_pixel_by_pixel(size, squares):
             if abs(away - side / 2) > 1e-6: assert (picture[:, i, j] == (0.5 if away < side / 2 else 1)).all()
 
 def test_share_that_cutout_hides():
-    """A side s at a random place covers s − s²/4 of an axis; the rest lies beyond the border. The mean of its square over
-    s from 0 to 1/2 is 2 (s³/3 − s⁴/8 + s⁵/80) at 1/2 = 6.849 %."""
+    """A side s at a random place covers s − s²/4 of an axis; the rest lies beyond the border. The mean of its square
+    over s from 0 to 1/2 is 2 (s³/3 − s⁴/8 + s⁵/80) at 1/2 = 6.849 %."""
     square = STRONG.sample(seeded(1), 8000)["square"]
     hidden = (cutout(torch.ones(8000, 1, 48, 48), square) == 0.5).float().mean((1, 2, 3))
     assert abs(hidden.mean() - 0.06849) < 5 * hidden.std() / 8000 ** 0.5
