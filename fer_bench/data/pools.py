@@ -68,10 +68,11 @@ def _without(index: pd.DataFrame, rows: np.ndarray, exclude) -> np.ndarray:
 class PoolImages:
     "The pixels of a pool as one array (N, H, W, C), read from its members; indexed like `ConcatImages`."
     def __init__(self, parts, metas):
-        sizes = {meta["name"]: images.shape[1:3] for (images, _), meta in zip(parts, metas, strict=True)}
-        if len(set(images.shape[1:3] for images, _ in parts)) > 1:
-            raise BenchError(f"The faces of a pool need one size, and these differ (height, width): {sizes}. "
-                             "Build the FaceSets again with the same size=.")
+        sizes = [images.shape[1:3] for images, _ in parts]
+        if len(set(sizes)) > 1:
+            each = ", ".join(f"{meta['name']!r} {h}x{w}" for meta, (h, w) in zip(metas, sizes, strict=True))
+            raise BenchError(f"The faces of a pool need one size, and these differ: {each}. Build the FaceSets again with "
+                             "the same size=.")
         channels = max(images.shape[3] for images, _ in parts)
         same = [images if images.shape[3] == channels else _Repeated(images, channels) for images, _ in parts]
         self.all = ConcatImages(same)

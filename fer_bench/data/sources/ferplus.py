@@ -72,8 +72,8 @@ class FerplusCsvSource(PixelSource):
         lines = list(self.csv_rows(self.votes, "usage", "image name", *map(str.lower, VOTED)))
         if usages != [fields[0].lower() for _, fields in lines]:
             raise BenchError(f"{self.table} ({len(usages)} faces) and {self.votes} ({len(lines)} rows) in "
-                             f"{self.root!r} do not belong together: their rows or usages differ. Take both as they were "
-                             "released.")
+                             f"{self.root!r} do not belong together: their rows or usages differ. Take both as they "
+                             "were released.")
         return [self._row(i, *line) for i, line in enumerate(lines)]
 
     def _row(self, i: int, number: int, fields: list[str]):
