@@ -166,7 +166,7 @@ def feed_benchmark(folder, size: int | None = None, batch_size: int = 256, worke
         try: (tree/"faces").symlink_to(pictures, target_is_directory=True)
         except OSError: shutil.copytree(pictures, tree/"faces")  # Windows, where links need a special right
         start = time.perf_counter()
-        faces = build_faceset(FolderSource(tree), Path(place)/"faceset", size, require_labels=False)
+        faces = build_faceset(FolderSource(tree), Path(place)/"packed", size, require_labels=False)
         packed = len(faces) / (time.perf_counter() - start)
         steps = epochs * len(faces) // batch_size
         if steps < 2 * epochs: raise BenchError(f"{len(faces)} pictures are fewer than two batches of {batch_size}.")

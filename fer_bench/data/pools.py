@@ -71,8 +71,8 @@ class PoolImages:
         sizes = [images.shape[1:3] for images, _ in parts]
         if len(set(sizes)) > 1:
             each = ", ".join(f"{meta['name']!r} {h}x{w}" for meta, (h, w) in zip(metas, sizes, strict=True))
-            raise BenchError(f"The faces of a pool need one size, and these differ: {each}. Build the FaceSets again with "
-                             "the same size=.")
+            raise BenchError(f"The faces of a pool need one size, and these differ: {each}. Build the FaceSets again "
+                             "with the same size=.")
         channels = max(images.shape[3] for images, _ in parts)
         same = [images if images.shape[3] == channels else _Repeated(images, channels) for images, _ in parts]
         self.all = ConcatImages(same)

@@ -26,8 +26,12 @@ def belongs(name: str) -> bool:
 
 def file_stamps(folder) -> dict[str, list[int]]:
     "File name -> [bytes, time of the last change in ns] of the FaceSet in `folder`; `FileNotFoundError` if it is gone."
-    names = [name for name in sorted(os.listdir(folder)) if belongs(name) and name != NOTE]
-    return {name: [(status := os.stat(Path(folder)/name)).st_size, status.st_mtime_ns] for name in names}
+    stamps = {}
+    for name in sorted(os.listdir(folder)):
+        if belongs(name) and name != NOTE:
+            status = os.stat(Path(folder)/name)
+            stamps[name] = [status.st_size, status.st_mtime_ns]
+    return stamps
 
 def is_verified(folder, stamps: dict) -> bool:
     "Whether the FaceSet in `folder` was verified while its files had these `stamps`."
