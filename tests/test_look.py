@@ -23,7 +23,6 @@ from fer_bench.runs.networks import load_classifier
 from fer_bench.runs.task import load_data, split_data
 from fer_bench.show.gallery import (
     FIGURES,
-    choose,
     figure_attention,
     figure_features,
     figure_landmarks,
@@ -195,28 +194,6 @@ def test_figures_refuse_what_they_cannot_show(results, tmp_path):
         figure_mean_maps(runs, build_faceset(DrawnSource(40, 32, seed=5), tmp_path/"few"))
     with pytest.raises(BenchError, match="no finished run to draw"): figure_attention([])
     with pytest.raises(BenchError, match="plane"): figure_features(runs, by="umap")
-
-def test_choice_of_runs(results):
-    "One run of each method by draw and seed, whatever the order; lacking kinds are named; oracle runs stay out."
-    _, runs = results
-    later = run(dict(preset="tiny", device="cpu", results_dir=results[0], drawn_faces=400, seed=1))
-    chosen, lacking = choose([later, *runs], "attention")
-    assert [r.config["method"] for r in chosen] == ["supervised", "dtm", "simfle", "byol"]
-    assert later not in chosen and not lacking
-    assert choose(runs[1:], "attention")[1] == ["--method supervised"]
-    assert choose(runs[:3], "budget")[1] == ["--method pseudo_label"]
-    by_name = {name: [r.config["method"] for r in choose(runs, name)[0]]
-               for name in ("masks", "thresholds", "pretraining")}
-    assert by_name == {"masks": ["simfle"], "thresholds": ["dtm"], "pretraining": ["simfle", "byol"]}
-    lacking = [choose(runs[:1], name)[1] for name in by_name]
-    assert lacking == [["--method simfle"], ["--method pseudo_label"], ["--method simfle"]]
-    with pytest.raises(BenchError, match="Did you mean 'attention'"): choose(runs, "atention")
-    assert choose(runs, "ablation_groups") == ([], ["--method simfle --groups 16"])
-    other = run(dict(preset="tiny", device="cpu", results_dir=results[0], drawn_faces=400, method="simfle", groups=16))
-    chosen, lacking = choose([*runs, later, other], "ablation_groups")
-    assert {r.config["groups"] for r in chosen} == {16, 32} and not lacking
-    oracle = run(dict(preset="tiny", device="cpu", results_dir=results[0], drawn_faces=400, select="oracle"))
-    assert oracle not in choose([*runs, oracle], "budget")[0]
 
 def printed(notebook) -> str:
     outputs = [o for cell in nbformat.read(notebook, 4).cells for o in cell.get("outputs", [])]
