@@ -12,8 +12,8 @@ from fer_bench.data.drawn.expressions import moved_regions
 from fer_bench.data.drawn.faces import DrawnSource
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.landmarks import landmarks_of, regions_of, with_landmarks
-from fer_bench.data.sources.base import FolderSource
 from fer_bench.data.sources.crops import cropped
+from fer_bench.data.sources.folders import FolderSource
 from fer_bench.evaluate.explain import class_maps
 from fer_bench.evaluate.landmarks import map_scores, paired_difference
 from fer_bench.record import load_runs
@@ -148,7 +148,7 @@ def test_a_face_whose_landmarks_lie_beside_it_is_put_aside(tree, tmp_path):
     points = {k: [[10, 10], [10, 20]] for k in keys} | {keys[0]: [[90, 90], [90, 95]]}
     faces = build_faceset(cropped(with_landmarks(FolderSource(str(tree)), points, {"eyes": [0], "mouth": [1]})),
                           tmp_path/"set", 24)
-    assert faces.meta["rejected"] == [{"key": keys[0], "reason": "its landmarks lie beside the picture"}]
+    assert faces.meta["rejected"] == [{"key": keys[0], "reason": "its landmarks lie outside of the picture"}]
     assert len(faces.images) == len(keys) - 1 and faces.images.shape[1:3] == (24, 24)
 
 def test_crops_need_landmarks(tree):
