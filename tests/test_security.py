@@ -19,7 +19,7 @@ from PIL import Image
 
 import fer_bench
 from fer_bench import RunConfig, cli, run
-from fer_bench.config import run_id
+from fer_bench.config import recorded_config, run_id
 from fer_bench.core import BenchError, sha256, write_json
 from fer_bench.data.audit.audit import audit, to_markdown
 from fer_bench.data.sources.archives import open_files
