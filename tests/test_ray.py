@@ -10,7 +10,7 @@ import pytest
 from test_sweep import TINY, same, states
 
 import fer_bench.sweeps.ray as engine
-import fer_bench.sweeps.sweep as sweeping
+import fer_bench.sweeps.scheduler as scheduler
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
 from fer_bench.data.drawn.faces import DrawnSource
@@ -52,7 +52,7 @@ class Nodes:
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
     pytest.importorskip("ray", reason="the extra ray is not installed")
-    for name, value in engine.QUIET.items(): os.environ.setdefault(name, value)
+    for name, value in engine.RAY_ENVIRON.items(): os.environ.setdefault(name, value)
     nodes = Nodes(tmp_path_factory.mktemp("nodes"))
     yield nodes
     nodes.cluster.shutdown()
@@ -60,11 +60,11 @@ def nodes(tmp_path_factory):
 @pytest.fixture
 def watched(monkeypatch):
     "What was sent to the nodes, as text, and what became of each record that came back."
-    sent, kept, parcel, merge = [], [], engine.parcel, sweeping.merge
+    sent, kept, parcel, merge = [], [], engine.parcel, scheduler.merge
     def send(*args): sent.append(parcel(*args)); return sent[-1]
     def keep(source, results): found = merge(source, results); kept.extend([] if isinstance(source, bytes) else found); return found
     monkeypatch.setattr(engine, "parcel", send)
-    monkeypatch.setattr(sweeping, "merge", keep)
+    monkeypatch.setattr(scheduler, "merge", keep)
     return sent, kept
 
 def check(nodes, watched, grid, tmp_path):
@@ -121,7 +121,7 @@ def test_a_sweep_is_stopped_and_the_checkpoint_comes_home(nodes, tmp_path, monke
     "What a node had done of a run goes on elsewhere, here in the local engine, and ends with the same bits."
     grid, begun, poll = {**TINY, "epochs": 200, "steps_per_epoch": 10, "method": "dtm", "floor": 0.14}, [], engine.RayEngine.poll
     def stopped(self, seconds):
-        if self.ray.get(self.roll.read.remote()): begun.append(time.monotonic())
+        if self.ray.get(self.registry.read.remote()): begun.append(time.monotonic())
         if begun and begun[-1] - begun[0] > 8: monkeypatch.undo(); raise KeyboardInterrupt
         return poll(self, seconds)
     monkeypatch.setattr(engine.RayEngine, "poll", stopped)

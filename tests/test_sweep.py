@@ -45,9 +45,9 @@ def states(outcome): return [c.state for c in outcome.cells]
     ("epochs: 3\nruns:\n  - seed: 0\n  - warmup_epochs: 3", r"line 4: warmup_epochs \(3\) must be smaller"),
     ("seed: 0\nlr: 0.1\nseed: 1", r"line 3: 'seed' is given twice"),
     ("seed: []", r"line 1: 'seed' is an empty list"),
-    ("runs: 3", r"line 1: 'runs' is a list of blocks"),
-    ("runs: []", r"line 1: 'runs' is a list of blocks"),
-    ("- seed", "a grid is a mapping"),
+    ("runs: 3", r"line 1: 'runs' must be a list of blocks"),
+    ("runs: []", r"line 1: 'runs' must be a list of blocks"),
+    ("- seed", "a grid must be a mapping"),
     ("seed: {a: 1}", r"Parameter 'seed' = \{'a': 1\}"),
     ("seed: [[0]]", r"Parameter 'seed' = \[0\]"),
     ("seed: [0", "cannot be read as YAML"),
@@ -70,7 +70,7 @@ def test_settings(tmp_path):
     grid = write(tmp_path/"grid.yaml", "preset: tiny\nseed: [0, 1]\nruns:\n  - {lr: 0.2}\n  - {epochs: 3}")
     assert [c.config.seed for c in expand(grid, {"seed": 5})] == [5, 5]
     with pytest.raises(BenchError, match="no parameter 'sed'"): expand(grid, {"sed": 5})
-    with pytest.raises(BenchError, match="line 4: 'lr' .*stands here"): expand(grid, {"lr": 0.1})
+    with pytest.raises(BenchError, match="line 4: 'lr' is given in this block"): expand(grid, {"lr": 0.1})
 
 def test_a_pretraining_takes_what_the_top_says_and_is_shared():
     cells = expand({"preset": "tiny", "seed": [0, 1], "runs": [
