@@ -184,7 +184,7 @@ def bench_(methods: Annotated[str, typer.Option(help="what is trained, separated
     from datetime import datetime
 
     from fer_bench.report.exports import to_terminal
-    from fer_bench.speed.report import as_table, by_place, change_table, growth_table, read_rows, speed_table
+    from fer_bench.speed.tables import as_table, by_place, change_table, growth_table, read_rows, speed_table
     folder = make_folder(project_path(output_dir))
     before = read_rows(folder)
     output = make_folder(folder.parent/"notebooks")/f"throughput-{datetime.now():%Y%m%d-%H%M%S}.ipynb"
@@ -237,7 +237,7 @@ def evaluate(run_id: Annotated[str, typer.Argument(help="a finished run whose we
              data_root: Annotated[str, typer.Option(help="where its files lie, or a built FaceSet")] = "",
              results_dir: Annotated[str, typer.Option(help="folder of the records")] = "results") -> None:
     "Test the network of a run on another data set, through an explicit map of their classes."
-    from fer_bench.runs.experiment import evaluate_on
+    from fer_bench.runs.networks import evaluate_on
     from fer_bench.record import load_run
     from fer_bench.runs.task import load_data
     record = load_run(run_id, project_path(results_dir))
@@ -371,7 +371,7 @@ def audit_(folder: Annotated[str, typer.Argument(help="a FaceSet folder")],
 def benchmark(folder: Annotated[str, typer.Option(help="also read the pictures below this folder, against ImageFolder")] = "",
               faces: Annotated[int, typer.Option(help="how many generated faces to pack and search")] = 200_000) -> None:
     "Measure the data layer on this machine: packing, memory, near-copies, and reading back against ImageFolder."
-    from fer_bench.speed.packing import scale_benchmark
+    from fer_bench.speed.data import scale_benchmark
     from fer_bench.data.feed import feed_benchmark
     print(scale_benchmark(faces).round(2).to_string())
     if folder: print(feed_benchmark(project_path(folder)).round(1).to_string())

@@ -16,11 +16,12 @@ from fer_bench.core import BenchError
 from fer_bench.data.views import VIEWS
 from fer_bench.speed import benchmark
 from fer_bench.speed import step as speed_step
-from fer_bench.speed.benchmark import cases, growth, in_turns, measure, save_rows, step_cost
-from fer_bench.speed.device import Memory, device_name, peaks
+from fer_bench.speed.benchmark import cases, growth, measure, save_rows, times
+from fer_bench.speed.cost import step_cost
+from fer_bench.speed.device import PeakMemory, device_name, in_turns, peaks
 from fer_bench.speed.faces import generated, patterns, write_files
 from fer_bench.speed.step import SECTIONS, Sections, Step, Traffic
-from fer_bench.speed.usual import Loader, UsualWay, pil_views, share_out
+from fer_bench.speed.usual import UsualLoader, UsualTraining, divide_workers, pil_views
 
 PLAIN = dict(device="cpu", threads=1)
 
@@ -72,9 +73,9 @@ def test_step_and_usual_way_train_on_the_same_kind_of_batch(method, tmp_path):
     config = tiny(method)
     with generated(64, 32) as data:
         write_files(data[0], tmp_path)
-        ours, usual = Step(config, *data), UsualWay(config, tmp_path, 8, workers=0, device="cpu")
+        ours, usual = Step(config, *data), UsualTraining(config, tmp_path, 8, workers=0, device="cpu")
         batch = next(iter(usual.loader))
-        assert shapes(batch) == {k: v for k, v in shapes({**ours._batch(0), "progress": torch.tensor(0)}).items() if k != "progress"}
+        assert shapes(batch) == {k: v for k, v in shapes({**ours.batch_at(0), "progress": torch.tensor(0)}).items() if k != "progress"}
         before = [[p.detach().clone() for p in m.parameters() if p.requires_grad] for m in (ours.method, usual.method)]
         ours.step(); usual.step(batch)
         shares = ours.shares(1)
@@ -86,7 +87,7 @@ def test_step_and_usual_way_train_on_the_same_kind_of_batch(method, tmp_path):
 def test_passes_leave_weights_and_gradients_alone():
     with generated(64, 32) as data: ours = Step(tiny("dtm"), *data)
     before = [p.detach().clone() for p in ours.method.parameters()]
-    ours.forward_only()
+    ours.passes()
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, ours.method.parameters(), strict=True))
 
 def test_the_limit_has_the_memory_order_that_convolutions_like():
@@ -117,19 +118,19 @@ def test_files_are_the_faces(tmp_path):
                 assert np.abs(read - faceset.images[i]).mean() <= error
 
 def test_processes_are_shared_out():
-    assert share_out(16, [128, 512]) == [3, 13] and share_out(2, [64]) == [2]
-    assert share_out(1, [8, 8]) == [1, 1] and share_out(0, [8, 8]) == [0, 0]
+    assert divide_workers(16, [128, 512]) == [3, 13] and divide_workers(2, [64]) == [2]
+    assert divide_workers(1, [8, 8]) == [1, 1] and divide_workers(0, [8, 8]) == [0, 0]
 
 def test_a_block_ends_its_processes(tmp_path):
     with generated(64, 32) as (faceset, _, _):
         write_files(faceset, tmp_path)
-        way = UsualWay(tiny(), tmp_path, 8, workers=1, device="cpu")
+        way = UsualTraining(tiny(), tmp_path, 8, workers=1, device="cpu")
         way.block(1)
-    assert way.done == way.leading + 1 and not multiprocessing.active_children()
+    assert way.done == way.warmup + 1 and not multiprocessing.active_children()
 
 def test_loader_goes_on_for_ever(tmp_path):
     with generated(16, 32) as (faceset, _, _): write_files(faceset, tmp_path)
-    batches = iter(Loader(tiny(), tmp_path, {"labelled": ["plain"]}, 0, "cpu"))
+    batches = iter(UsualLoader(tiny(), tmp_path, {"labelled": ["plain"]}, 0, "cpu"))
     seen = torch.cat([next(batches)["targets"] for _ in range(20)])  # 160 of 16 pictures
     assert seen.bincount().min() > 5
 
@@ -144,7 +145,7 @@ def test_generated_faces():
 
 def test_memory_is_seen_again_after_it_was_freed():
     def taken():
-        with Memory("cpu") as memory:
+        with PeakMemory("cpu") as memory:
             held = torch.ones(2**25)
             time.sleep(0.15)
         return memory.mebibytes, held.sum()
@@ -176,9 +177,9 @@ def test_a_row_hangs_together(row):
 def test_ratios_are_medians_of_ratios():
     "A slow moment that hits one turn of all ways leaves the ratios as they are."
     table = pd.DataFrame({"step": [1.0, 10, 1], "passes": [0.9, 9, 0.9], "usual": [1.5, 15, 1.5]})
-    times = benchmark._times(table, 10)
-    assert (times["of_limit"], times["over_usual"], times["usual_of_limit"]) == (0.9, 1.5, 0.6)
-    assert times["step_ms"] == 1000 and times["images_a_second"] == 10
+    row = times(table, 10)
+    assert (row["of_limit"], row["over_usual"], row["usual_of_limit"]) == (0.9, 1.5, 0.6)
+    assert row["step_ms"] == 1000 and row["images_a_second"] == 10
 
 def test_rows_without_the_usual_way():
     row = measure(tiny(processes=2), usual=False, repeats=1, faces=64)

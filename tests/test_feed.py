@@ -16,7 +16,7 @@ from fer_bench.data.faceset import build_faceset
 from fer_bench.data.feed import Ahead, BalancedOrder, BlockOrder, Feed, Order, _image_folder, batch_rows, feed_benchmark
 from fer_bench.data.shards import Joined, ShardedImages, ShardWriter, open_images
 from fer_bench.data.sources.base import FolderSource
-from fer_bench.speed.packing import PeakMemory
+from fer_bench.speed.device import PeakMemory
 
 NOISE = np.random.default_rng(0).integers(0, 256, (23, 5, 7, 3), np.uint8)
 

@@ -18,7 +18,7 @@ from fer_bench.catalogue import METHODS
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
 from fer_bench.data.views import VIEWS, apply_view, make_view
-from fer_bench.speed import benchmark, variants
+from fer_bench.speed import ablation, benchmark
 from fer_bench.speed.faces import generated
 from fer_bench.speed.step import Step
 from fer_bench.train.loop import clip_gradients, fit, make_accelerator, make_optimizer, memory_kept, seed_step
@@ -141,22 +141,22 @@ def test_a_gpu_would_get_one_kernel():
 # what each is worth
 
 def test_every_change_runs_and_is_undone():
-    names = [c.name for c in variants.changes("cpu") if c.name != "torch.compile"]
-    with generated(64, 32) as data: rows = variants.gains(RunConfig(**TINY), data, names, repeats=1)
+    names = [c.name for c in ablation.changes("cpu") if c.name != "torch.compile"]
+    with generated(64, 32) as data: rows = ablation.change_gains(RunConfig(**TINY), data, names, repeats=1)
     assert [r["value"] for r in rows] == names and all(r["gain"] == pytest.approx(r["without_ms"] / r["with_ms"], rel=1e-3) for r in rows)
     assert not torch.are_deterministic_algorithms_enabled()
 
 def test_memory_is_compared_in_processes_of_their_own(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(variants, "_alone", lambda config, kept, block: asked.append(kept) or 1.0 + (not kept))
-    (row,) = variants.memory_gain(RunConfig(**TINY), repeats=3)
+    (row,) = ablation.memory_gain(RunConfig(**TINY), repeats=3)
     assert asked == [True, False, False, True, True, False] and (row["value"], row["gain"]) == ("memory kept", 2)
-    variants.print_seconds(RunConfig(**TINY).model_dump_json(), "0", "1")
+    ablation.print_seconds(RunConfig(**TINY).model_dump_json(), "0", "1")
     assert 0 < float(capsys.readouterr().out) < 60
 
 def test_a_change_that_is_not_known():
     with generated(64, 32) as data, pytest.raises(BenchError, match="Did you mean 'channels last'"):
-        variants.gains(RunConfig(**TINY), data, ["channel last"])
+        ablation.change_gains(RunConfig(**TINY), data, ["channel last"])
 
 def test_the_plain_average_is_the_same_average():
     net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
@@ -165,7 +165,7 @@ def test_the_plain_average_is_the_same_average():
     both = [averaged_copy(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))) for _ in range(2)]
     both[1].load_state_dict(both[0].state_dict())
     update_ema(both[0], net, 0.9)
-    variants._by_state(both[1], net, 0.9)
+    ablation.update_ema_by_tensor(both[1], net, 0.9)
     assert both[0][1].num_batches_tracked == 1
     assert all(torch.equal(a, b) for a, b in zip(both[0].state_dict().values(), both[1].state_dict().values(), strict=True))
 
@@ -173,8 +173,8 @@ def test_the_plain_average_is_the_same_average():
 def test_kornia_makes_the_same_views(size):
     pytest.importorskip("kornia")
     faces = torch.randint(0, 256, (3, 1, size, size), dtype=torch.uint8)
-    for chain in variants.kornia_views(size).values():
-        view = variants._by_chain(chain, faces)
+    for chain in ablation.kornia_views(size).values():
+        view = chain(faces)
         assert view.shape == (3, 3, size, size) and view.isfinite().all()
 
 def test_worth_says_where_it_was_measured():

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from ..catalogue import DATASETS, find_method
+from ..catalogue import dataset_entry, method_entry
 from ..config import RunConfig
-from ..core import BenchError, json_hash, lookup, project_path, unknown
+from ..core import BenchError, json_hash, project_path
 
 # %% ../../nbs/sweeps/grid.ipynb #0aa887a9
 class GridLoader(yaml.SafeLoader):
@@ -106,8 +106,6 @@ def expand(grid, settings: dict | None = None) -> list[Cell]:
 
 def _over(source: _Source, settings: dict) -> dict:
     "The top level of the grid with `settings` laid over it."
-    for name in settings:
-        if name not in RunConfig.model_fields: raise unknown("parameter", name, RunConfig.model_fields)
     if not isinstance(source.values, dict):
         raise BenchError(f"{source.name}: a grid must be a mapping of parameters and 'runs'.")
     for path in _below(source.values, ()):
@@ -135,9 +133,8 @@ def _blocks(source: _Source, grid: dict, above: dict, path: tuple) -> Iterator[d
     for i, block in enumerate(blocks): yield from _blocks(source, block, fields, (*path, "runs", i))
 
 def _checked(source: _Source, name, value, path: tuple):
-    "`value` where `name` is a field and the value is not an empty list; the same within a mapping for `init`."
-    if name not in RunConfig.model_fields:
-        raise BenchError(f"{source.place(path)}: {unknown('parameter', str(name), [*RunConfig.model_fields, 'runs'])}")
+    "`value` where `name` is text and the value is not an empty list; the same within a mapping for `init`."
+    if not isinstance(name, str): raise BenchError(f"{source.place(path)}: {name!r} is not the name of a parameter.")
     if value == []:
         raise BenchError(f"{source.place(path)}: {name!r} is an empty list, so there is no run. Give it a value.")
     for v in value if isinstance(value, list) else [value]:
@@ -158,12 +155,18 @@ def _add(cells: dict, source: _Source, values: dict, paths: dict, common: set) -
     `common`: the names of the top level."""
     needs, init = None, values.get("init")
     if isinstance(init, dict):
-        inherited = {name: value for name, value in values.items() if name in common}
+        takes = _parameters(init.get("method", values.get("method")))
+        inherited = {name: value for name, value in values.items() if name in common and name in takes}
         places = {name: paths.get(name, paths["init"]) for name in common}
         needs = _add(cells, source, inherited | init, places | {name: (*paths["init"], name) for name in init}, common)
     config = _config(source, values | {"init": "run:?"} if needs else values, paths)
     cell = Cell(config, source.place(_block(paths)), values, needs)
     return cells.setdefault((json_hash(config.model_dump()), id(needs)), cell)
+
+def _parameters(method) -> set[str]:
+    "Names of the fields and of the options of `method`; of an unknown method only the fields (`_config` refuses it)."
+    try: return {*RunConfig.model_fields, *(method_entry(str(method)).options.model_fields if method else [])}
+    except BenchError: return {*RunConfig.model_fields}
 
 def _block(paths: dict) -> tuple:
     "Path of the innermost block of a run, given the paths of its values."
@@ -172,8 +175,7 @@ def _block(paths: dict) -> tuple:
 def _config(source: _Source, values: dict, paths: dict) -> RunConfig:
     try:
         config = RunConfig(**values)
-        find_method(config.method)
-        lookup("data set", config.dataset, DATASETS)
+        dataset_entry(config.dataset)
         return config
     except BenchError as e:
         named = [paths[word] for word in re.findall(r"\w+", str(e)) if word in paths]  # the parameters in the message

@@ -46,24 +46,22 @@ def try_steps(config: dict, steps: int = 2) -> float:
     Raises what a run would raise while it reads its data, builds the method and trains. Source: ours."""
     import torch
 
+    from fer_bench.catalogue import method_entry
     from fer_bench.runs.experiment import build
-    from fer_bench.runs.task import load_data, make_pool, split_data
+    from fer_bench.runs.task import prepare_data
     from fer_bench.train.batches import make_batches
     from fer_bench.train.loop import prepare, seed_step, train_step
     config = RunConfig(**config)
-    faceset = load_data(config)
-    split = split_data(config, faceset)
-    pool = make_pool(config, faceset, split)
+    faceset, split, pool = prepare_data(config)
     accelerator, method, feed, _ = build(config, faceset, split, pool)
-    if config.method == "linear_probe": return 0.0
+    if method_entry(config.method).kind == "probe": return 0.0
     batch_at = make_batches(config, method, feed, faceset, split, pool)
     model, optimizer = prepare(method, config, accelerator)
     method.train()
     for step in range(steps):
         start = time.perf_counter()
         seed_step(config.seed, step)
-        batch = {**batch_at(step), "progress": 0.0}
-        loss = train_step(model, method, optimizer, accelerator, batch, config, step)["loss"]
+        loss = train_step(model, method, optimizer, accelerator, batch_at(step), config, step)["loss"]
         if not torch.isfinite(loss):
             raise BenchError(f"The loss became {float(loss)} in step {step + 1}. Lower lr (now {config.lr}).")
     return time.perf_counter() - start

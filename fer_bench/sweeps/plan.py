@@ -11,11 +11,12 @@ import contextlib
 import statistics
 from pathlib import Path
 
-from ..catalogue import BUILT_IN
-from ..config import RunConfig, run_id
+from ..catalogue import known_entry
+from ..config import RunConfig, recorded_config
 from ..core import BenchError, try_lock
 from ..record import Record, load_runs, runs_folder
-from ..runs.experiment import init_hash
+from ..runs.experiment import id_of
+from ..runs.networks import init_hash
 from ..runs.task import load_data, make_pool, split_data
 from .grid import Cell
 from ..train.checkpoint import checkpoints
@@ -42,8 +43,9 @@ class Plan:
     def add_record(self, record: Record) -> None:
         "Note what a finished run says about others: its speed, and the hash of the weights it started from."
         with contextlib.suppress(BenchError):  # a file that was edited, or a config of another version
-            config, metrics = RunConfig(**record.config), record.metrics
-            if config.init.startswith("run:") and "init_hash" in metrics and config.method in BUILT_IN:
+            config, metrics = recorded_config(record.config), record.metrics
+            built_in = not known_entry(config.method).own  # for an own method the hash covers its code too
+            if config.init.startswith("run:") and "init_hash" in metrics and built_in:
                 self.starts[config.init] = metrics["init_hash"]
             key, speed = _speed_key(config, metrics["device"]), metrics["train_seconds"] / faces(config)
             self.speeds.setdefault(key, []).append(speed)
@@ -58,8 +60,7 @@ class Plan:
         faceset = self._once(load_data, FACESET_FIELDS, config)
         split = self._once(split_data, SPLIT_FIELDS, config, faceset)
         pool = self._once(make_pool, POOL_FIELDS, config, faceset, split)
-        pool_hash = pool.hash if pool else ""
-        return run_id(config, faceset.meta["content_hash"], split.hash, self.start_hash(config), pool_hash)
+        return id_of(config, faceset, split, pool, self.start_hash(config))
 
     def start_hash(self, config: RunConfig) -> str:
         "As `init_hash`; for weights that did not travel with their record, the hash recorded by a run that used them."
@@ -102,7 +103,7 @@ class Plan:
 
 def faces(config: RunConfig) -> int:
     "How many faces a run of `config` shows to its network, the measure of its work. 1 for a probe, which has no steps."
-    if config.method == "linear_probe": return 1
+    if known_entry(config.method).kind == "probe": return 1
     return config.epochs * config.steps_per_epoch * config.batch_size * (1 + (config.mu or 0))
 
 def epochs_done(folder: Path) -> int:

@@ -23,8 +23,9 @@ from ..data.faceset import cache_folder, open_faceset, verify_faceset
 from .job import Job, attempt, do_run, stop
 from ..record import Record, load_run, runs_folder
 from ..store import merge, pack_bytes
-from ..runs.task import load_data, make_pool, split_data
+from ..runs.task import prepare_data
 from ..train.checkpoint import checkpoints
+from ..train.loop import uses_bf16
 
 # %% ../../nbs/sweeps/ray.ipynb #640c0512
 RAY_ENVIRON = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_WAIT_POLICY": "PASSIVE",
@@ -211,11 +212,11 @@ def parcel(job: Job, put, put_faces) -> dict:
     if not from_run and config.init not in ("scratch", "timm"): paths["init"] = f"init{Path(config.init).suffix}"
     for field, name in paths.items(): files[name] = project_path(getattr(config, field)).read_bytes()
     start = pack_bytes(load_run(config.init.removeprefix("run:"), results), weights=True) if from_run else None
-    faceset = load_data(config)
+    faceset, _, pool = prepare_data(config)
     faces = {"data_root": faceset}
-    if config.unlabelled in ("pool", "both"):
-        faces["pool_root"] = make_pool(config, faceset, split_data(config, faceset)).members[-1][0]
+    if config.unlabelled in ("pool", "both"): faces["pool_root"] = pool.members[-1][0]
     sent = {field: (f.meta["name"], f.meta["content_hash"], put_faces(f.folder)) for field, f in faces.items()}
     fields = config.model_dump(exclude={"results_dir", "cache_dir", *paths, *faces})
+    fields["precision"] = "bf16" if uses_bf16(config.device, config.precision) else "fp32"  # the run id depends on it
     return {"id": job.id, "config": fields, "files": files, "paths": paths, "faces": sent,
             "start": put(start) if start else None, "weights": job.weights}

@@ -28,10 +28,11 @@ def sweep(grid, results_dir: str | None = None, engine: str = "local", workers: 
     """Do the runs of a `grid` (a YAML file, or a dict; see `grid.expand`) that are not finished yet; → `Outcome`.
 
     `results_dir`: folder of the records; None: as the grid says. `engine`: "local", or "ray" with `address` (of a
-    cluster; None: this machine), `gpus_per_run` and `retries` (of a run whose node died). `workers`: runs at once;
-    None: one for each GPU, on a CPU cores // threads. `retry_failed`: do failed runs again. `minutes`: stop cleanly
-    within that time. `dry_run`: only plan. `try_steps`: first do two steps of each run; a run that fails them is not
-    started. `settings`: field → value, laid over the top level of the grid.
+    cluster; None: this machine), `gpus_per_run` and `retries` (of a run whose node died); there precision="auto" means
+    what it means on this machine. `workers`: runs at once; None: one for each GPU, on a CPU cores // threads.
+    `retry_failed`: do failed runs again. `minutes`: stop cleanly within that time. `dry_run`: only plan. `try_steps`:
+    first do two steps of each run; a run that fails them is not started. `settings`: field → value, laid over the top
+    level of the grid.
 
     A failed run never stops the others. `BenchError` for a wrong grid; `KeyboardInterrupt` reaches the caller after the
     workers have stopped. Source: ours."""
