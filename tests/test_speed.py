@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from fer_bench import run
-from fer_bench.catalogue import METHODS
+from fer_bench.catalogue import METHODS, methods_of
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
 from fer_bench.data.views import VIEWS, apply_view, make_view
@@ -24,6 +24,7 @@ from fer_bench.speed.step import Step
 from fer_bench.train.loop import clip_gradients, fit, make_accelerator, make_optimizer, memory_kept, seed_step
 
 TINY = dict(preset="tiny", device="cpu", threads=1)
+TRAINED = [name for name in methods_of() if METHODS[name].kind != "probe"]
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 999), st.floats(0.01, 20), st.sampled_from([0.5, 0.999, 1 - 1e-7, 1.0, 1 + 1e-7, 1.001, 3.0]), st.booleans())
@@ -63,7 +64,7 @@ def test_no_view_asks_its_device(name, size, channels):
     faces = torch.empty(4, channels, size, size, dtype=torch.uint8, device="meta")
     assert apply_view(make_view(name), faces, size, 0, 0, 0).shape == (4, 3, size, size)
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "linear_probe"])
+@pytest.mark.parametrize("method", TRAINED)
 def test_no_step_asks_its_device(method, monkeypatch):
     with generated(64, 32) as data: step = Step(RunConfig(**TINY, method=method, ema=0.9), *data)
     bare = lambda v: v.to("meta") if torch.is_tensor(v) else [bare(x) for x in v] if isinstance(v, list) else v
@@ -121,7 +122,7 @@ def test_compile_reaches_the_method_and_names_the_run(tmp_path):
 
 @pytest.mark.soak
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "linear_probe"])
+@pytest.mark.parametrize("method", TRAINED)
 def test_compiled_methods_learn_what_plain_ones_do(method):
     "The loss of each of six steps, but for rounding."
     with generated(64, 32) as data:
@@ -148,7 +149,7 @@ def test_every_change_runs_and_is_undone():
 
 def test_memory_is_compared_in_processes_of_their_own(monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(variants, "_alone", lambda config, kept, block: asked.append(kept) or 1.0 + (not kept))
+    monkeypatch.setattr(ablation, "seconds_in_new_process", lambda config, kept, block: asked.append(kept) or 1.0 + (not kept))
     (row,) = ablation.memory_gain(RunConfig(**TINY), repeats=3)
     assert asked == [True, False, False, True, True, False] and (row["value"], row["gain"]) == ("memory kept", 2)
     ablation.print_seconds(RunConfig(**TINY).model_dump_json(), "0", "1")
