@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fer_bench.cli import main
-from fer_bench.config import DISPLAY, RunConfig
+from fer_bench.config import BY_HASH, NO_NUMBER, RunConfig, recorded_config
 from fer_bench.core import BenchError
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.sources.fixtures import fake
@@ -82,6 +82,94 @@ def test_a_pretraining_takes_what_the_top_says_and_is_shared():
         if c.needs:
             assert c.needs in starts and c.needs.config.seed == c.config.seed and cells.index(c.needs) < cells.index(c)
             assert c.needs.config.labels_per_class is None
+
+OWN = """
+import torch.nn.functional as F
+from pydantic import Field
+
+import fer_bench
+
+class Plain(fer_bench.Method):
+    class Options(fer_bench.Options):
+        alpha: float = Field(0.2, gt=0, description="weight of the loss")
+
+    def __init__(self, net, config, counts, n_unlabelled):
+        super().__init__(net, config.ema)
+        self.alpha = config.alpha
+
+    def forward(self, batch):
+        loss = self.alpha * F.cross_entropy(self.net(batch["labelled"][0]), batch["targets"])
+        return loss, {"cross_entropy": loss}
+
+class Unlabelled(Plain):
+    views = {"unlabelled": ["weak"]}
+
+    def forward(self, batch):
+        loss = self.alpha * self.net(batch["unlabelled"][0]).square().mean()
+        return loss, {"size": loss}
+"""
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    "The name of a module of the user's own, with two methods that have an option; workers can import it too."
+    name = f"own_{tmp_path.name}"
+    write(tmp_path/f"{name}.py", OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    return name
+
+def test_an_option_of_a_method_is_an_axis_like_any_field(own, tmp_path):
+    grid = {**TINY, "results_dir": str(tmp_path), "method": f"{own}.Plain", "alpha": [0.1, 0.2, 0.4]}
+    outcome = sweep(grid, workers=1)
+    assert states(outcome) == ["finished"] * 3, outcome.summary()
+    assert [r.config["alpha"] for r in outcome.records] == [0.1, 0.2, 0.4] and len({c.id for c in outcome.cells}) == 3
+    assert outcome.table()["alpha"].tolist() == ["0.1", "0.2", "0.4"]
+    assert states(sweep(grid, dry_run=True)) == ["finished"] * 3
+
+@pytest.mark.parametrize("grid, says", [
+    ("method: {own}.Plain\nalhpa: [0.1, 0.2]", "line 2: .*'alhpa'.*Did you mean 'alpha'"),
+    ("method: {own}.Plain\nalpha: [0.1, -1.0]", "line 2: Parameter 'alpha' = -1.0"),
+    ("runs:\n  - method: dtm\n    treshold: 0.9", "line 3: .*'treshold'.*Did you mean 'threshold'"),
+    ("seed: 0\nmethod: [dtm, supervised]\nthreshold: 0.9", "line 3: .*'threshold' is for other methods"),
+])
+def test_an_option_that_the_method_lacks_is_refused_with_its_place(own, tmp_path, grid, says):
+    with pytest.raises(BenchError, match=says): expand(write(tmp_path/"grid.yaml", grid.format(own=own)))
+
+def test_a_start_takes_no_option_that_its_method_lacks(own):
+    start, run = expand({"preset": "tiny", "method": f"{own}.Plain", "alpha": 0.3, "init": {"method": "byol"}})
+    assert run.needs is start and run.config.options == {"alpha": 0.3} and "alpha" not in start.config.options
+    same_method, _ = expand({"preset": "tiny", "method": f"{own}.Plain", "alpha": 0.3, "init": {"seed": 5}})
+    assert same_method.config.options == {"alpha": 0.3}
+
+def test_the_id_of_a_plan_is_the_id_of_the_run(own, tmp_path):
+    "For an own method with and without a probe too: the probe decides which faces are in the pool."
+    from fer_bench.runs.experiment import find_record
+    shared = {**TINY, "results_dir": str(tmp_path), "unlabelled": "rest", "mu": 1, "labels_per_class": 2}
+    cells = expand({**shared, "runs": [{"method": f"{own}.Unlabelled", "probe": [None, "linear"]}, {"method": "fixmatch"}]})
+    plan = Plan(tmp_path)
+    assert [plan.identify(c.config) for c in cells] == [find_record(c.config).id for c in cells]
+
+@pytest.mark.parametrize("fields", [
+    {}, {"method": "dtm", "unlabelled": "pool", "pool_dataset": "drawn"}, {"method": "byol"}, {"budget": "ada_cm-400"}])
+def test_a_plan_knows_the_fields_that_the_data_depend_on(fields):
+    "FaceSet, split and pool are made once for runs that agree in these fields, so no other field may be read."
+    from fer_bench.runs.task import load_data, make_pool, split_data
+    from fer_bench.sweeps.plan import FACESET_FIELDS, POOL_FIELDS, SPLIT_FIELDS
+    class Watched:
+        def __init__(self, config): self.config, self.read = config, set()
+        def __getattr__(self, name):
+            self.read.add(name)
+            return getattr(self.config, name)
+        def seen(self): return self.read & RunConfig.model_fields.keys()
+    config = RunConfig(**TINY, **fields)
+    watched = [Watched(config) for _ in range(3)]
+    faceset = load_data(watched[0])
+    plain = config.model_copy(update={"budget": ""})  # which the few drawn faces cannot give
+    if fields.get("budget"):
+        with pytest.raises(BenchError): split_data(watched[1], faceset)
+    else: split_data(watched[1], faceset)
+    make_pool(watched[2], faceset, split_data(plain, faceset))
+    for w, names in zip(watched, (FACESET_FIELDS, SPLIT_FIELDS, POOL_FIELDS), strict=True): assert w.seen() <= set(names)
 
 VALUES = {"seed": st.integers(0, 5), "lr": st.floats(0.01, 1), "batch_size": st.integers(2, 9), "ema": st.floats(0, 0.9),
           "balance": st.sampled_from(["none", "sampler"]), "method": st.sampled_from(["supervised", "eac"])}
@@ -310,13 +398,13 @@ def test_the_same_data_under_two_paths_is_one_run(tmp_path):
 
 # the committed studies
 
-def deciding(config): return {n: v for n, v in config.model_dump().items() if n not in (*DISPLAY, "init")}
+def deciding(config): return {n: v for n, v in config.model_dump().items() if n not in {*NO_NUMBER, *BY_HASH, "init"}}
 
 def test_the_committed_study_is_its_grid():
     "Every committed run of FERPlus with 50 labels a class, and the pretrainings, is a run of results/ferplus-50.yaml."
     cells = expand(RESULTS/"ferplus-50.yaml")
     theirs = [(deciding(c.config), deciding(c.needs.config) if c.needs else c.config.init) for c in cells]
-    records = {r.id: RunConfig(**r.config) for r in load_runs(RESULTS) if r.metrics["dataset"] == "ferplus"}
+    records = {r.id: recorded_config(r.config) for r in load_runs(RESULTS) if r.metrics["dataset"] == "ferplus"}
     for name, config in records.items():
         if config.labels_per_class != 50 and config.method not in ("byol", "simfle"): continue
         start = config.init.removeprefix("run:")
