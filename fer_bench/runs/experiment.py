@@ -27,7 +27,16 @@ from ..data.feed import Feed
 from ..data.splits import save_manifest
 from ..distributed import broadcast, convert_sync_batch_norm, is_main, launched, world
 from ..evaluate.predict import predict
-from ..record import Record, environment, runs_folder, write_history, write_predictions, write_status
+from fer_bench.record import (
+    Record,
+    runs_folder,
+    write_environment,
+    write_history,
+    write_metrics,
+    write_predictions,
+    write_status,
+)
+from ..schema import kind_of
 from .evaluation import evaluate_logits, probe, watch
 from .networks import PRETRAINED, WEIGHTS, create_network, init_hash, init_of, save_weights
 from .task import pool_truth, prepare_data
@@ -99,7 +108,7 @@ def _launch(config, record) -> None:
             raise
     if child.wait() or not record.finished:
         raise BenchError(f"The run in {config.processes} processes stopped: "
-                         f"{record.status.get('error', 'see the lines above')}. Finished epochs are kept; the same command goes "
+                         f"{record.status.error or 'see the lines above'}. Finished epochs are kept; the same command goes "
                          "on from there.")
 
 def _attempt(config, faceset, split, pool, folder) -> None:
@@ -126,7 +135,7 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
     device, trains = accelerator.device.type, method_entry(config.method).kind != "probe"
     if is_main():  # now, for the code may change on disk while we train
         name = torch.cuda.get_device_name() if device == "cuda" else device
-        write_json(folder/"environment.json", environment(device=name, threads=config.threads, processes=world()[1]))
+        write_environment(folder, device=name, threads=config.threads, processes=world()[1])
     after_epoch = watch(config, method, feed, faceset, split, pool)
     if device == "cuda": torch.cuda.reset_peak_memory_stats()
     start, history, found = time.perf_counter(), [], None
@@ -199,8 +208,8 @@ def _write(config, faceset, split, pool, folder, method, history, logits, facts:
     labelled = 0 if config.probe else steps * config.batch_size  # the faces of a probe are not seen in training
     scored = "score" in history[0]
     chosen = max(history, key=lambda row: (row["score"], -row["epoch"])) if scored else history[-1]
-    write_json(folder/"metrics.json", {
-        "run_id": folder.name, "method": config.method, "kind": entry.kind, "dataset": faceset.meta["name"],
+    write_metrics(folder, **{
+        "run_id": folder.name, "method": config.method, "kind": kind_of(config.model_dump()), "dataset": faceset.meta["name"],
         "drawn": faceset.drawn, "classes": classes, "n": split.counts, "origin": split.origin, "capped": split.capped,
         "faces": {name: faceset.meta[name] for name in FACE_FACTS},
         "data_hash": faceset.meta["content_hash"], "split_hash": split.hash, "init_hash": init_hash(config),
