@@ -29,7 +29,9 @@ from fer_bench.train.checkpoint import checkpoints
 RESULTS = Path(__file__).parent.parent/"results"
 TINY = dict(preset="tiny", threads=1, device="cpu")
 
-def write(path, text): path.write_text(text); return path
+def write(path, text):
+    path.write_text(text)
+    return path
 
 def states(outcome): return [c.state for c in outcome.cells]
 
@@ -63,7 +65,8 @@ def test_no_grid_and_no_text(tmp_path):
     with pytest.raises(BenchError, match="cannot be read"): expand(tmp_path/"binary.yaml")
 
 def test_numbers_as_people_write_them():
-    means = {"1e-3": 0.001, "1.5e3": 1500.0, "3": 3, "none": "none", "[0, 1]": [0, 1], "run:a-s0-1": "run:a-s0-1", "null": None}
+    means = {"1e-3": 0.001, "1.5e3": 1500.0, "3": 3, "none": "none", "[0, 1]": [0, 1], "run:a-s0-1": "run:a-s0-1",
+             "null": None}
     assert {text: read_value(text) for text in means} == means
 
 def test_settings(tmp_path):
@@ -145,7 +148,8 @@ def test_the_id_of_a_plan_is_the_id_of_the_run(own, tmp_path):
     "For an own method with and without a probe too: the probe decides which faces are in the pool."
     from fer_bench.runs.experiment import find_record
     shared = {**TINY, "results_dir": str(tmp_path), "unlabelled": "rest", "mu": 1, "labels_per_class": 2}
-    cells = expand({**shared, "runs": [{"method": f"{own}.Unlabelled", "probe": [None, "linear"]}, {"method": "fixmatch"}]})
+    probed = {"method": f"{own}.Unlabelled", "probe": [None, "linear"]}
+    cells = expand({**shared, "runs": [probed, {"method": "fixmatch"}]})
     plan = Plan(tmp_path)
     assert [plan.identify(c.config) for c in cells] == [find_record(c.config).id for c in cells]
 
@@ -171,8 +175,9 @@ def test_a_plan_knows_the_fields_that_the_data_depend_on(fields):
     make_pool(watched[2], faceset, split_data(plain, faceset))
     for w, names in zip(watched, (FACESET_FIELDS, SPLIT_FIELDS, POOL_FIELDS), strict=True): assert w.seen() <= set(names)
 
-VALUES = {"seed": st.integers(0, 5), "lr": st.floats(0.01, 1), "batch_size": st.integers(2, 9), "ema": st.floats(0, 0.9),
-          "balance": st.sampled_from(["none", "sampler"]), "method": st.sampled_from(["supervised", "eac"])}
+VALUES = {"seed": st.integers(0, 5), "lr": st.floats(0.01, 1), "batch_size": st.integers(2, 9),
+          "ema": st.floats(0, 0.9), "balance": st.sampled_from(["none", "sampler"]),
+          "method": st.sampled_from(["supervised", "eac"])}
 BLOCK = st.fixed_dictionaries({}, optional={n: v | st.lists(v, min_size=1, max_size=3) for n, v in VALUES.items()})
 
 def tried(block): return {n: v if isinstance(v, list) else [v] for n, v in block.items()}
@@ -195,7 +200,8 @@ def facts(record):
     "What a record says, apart from when and how fast."
     metrics = {k: v for k, v in record.metrics.items() if k not in ("train_seconds", "peak_memory_mb")}
     config = record.config | {"results_dir": "", "cache_dir": ""}
-    return metrics, config, record.history.drop(columns="seconds").to_json(), np.stack(record.predictions["logits"]).tobytes()
+    history, logits = record.history.drop(columns="seconds").to_json(), np.stack(record.predictions["logits"]).tobytes()
+    return metrics, config, history, logits
 
 def same(results, other):
     ours, theirs = ({r.id: facts(r) for r in load_runs(folder)} for folder in (results, other))
@@ -243,9 +249,11 @@ def test_one_failure_stops_no_other(tmp_path, capfd):
         {"lr": 1e12, "clip_grad": 0.0, "steps_per_epoch": 20}, {"labels_per_class": 50}, {"backbone": "resnet81"},
         {"method": "linear_probe", "init": {"method": "byol", "backbone": "resnet81"}}, {"seed": 3}]}
     outcome = sweep(grid, workers=1)
-    assert states(outcome) == ["failed", "cannot run", "failed", "failed", "cannot run", "finished"] and outcome.exit_code == 1
+    assert states(outcome) == ["failed", "cannot run", "failed", "failed", "cannot run", "finished"]
     printed = capfd.readouterr().out
-    for says in ("Lower lr", "more than there are", "no backbone 'resnet81'", "and that failed", "(runs[0])"): assert says in printed
+    for says in ("Lower lr", "more than there are", "no backbone 'resnet81'", "and that failed", "(runs[0])"):
+        assert says in printed
+    assert outcome.exit_code == 1
     log = (runs_folder(tmp_path)/outcome.cells[0].id/"log.txt").read_text()
     assert "Traceback" in log and "Lower lr" in log
     failed = runs_folder(tmp_path)/outcome.cells[0].id/"status.json"
@@ -265,8 +273,8 @@ def test_a_worker_that_is_killed_fails_its_run_alone(tmp_path):
         assert ended[0][0] == "long" and "killed by signal 9" in ended[0][1]["error"] and not engine.workers
 
 def command(grid, results, *words):
-    return [sys.executable, "-c", "from fer_bench.cli import main; main()", "sweep", str(grid), "--results-dir", str(results),
-            "--workers", "1", *map(str, words)]
+    return [sys.executable, "-m", "fer_bench.cli", "sweep", str(grid), "--results-dir", str(results), "--workers", "1",
+            *map(str, words)]
 
 def start(*args): return subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -292,16 +300,21 @@ def test_two_sweeps_at_once_share_the_work(undisturbed, tmp_path):
     assert "Another process is doing this run" not in logs, "no worker stood idle behind a run of the other sweep"
 
 def killed(grid, results, kills, rng):
-    "Sweep again and again, each time with a SIGKILL of the driver a random moment after its worker wrote something; then to the end."
-    def written(): return {p.name for p in results.glob("runs/*/checkpoint*")} | {str(p) for p in results.glob("runs/*/metrics.json")}
+    "Sweep `kills` times, each time with a SIGKILL a random moment after a worker wrote something; then to the end."
+    def written():
+        checkpoints = {p.name for p in results.glob("runs/*/checkpoint*")}
+        return checkpoints | {str(p) for p in results.glob("runs/*/metrics.json")}
     for _ in range(kills):
         known, process = written(), start(grid, results)
         while process.poll() is None and written() <= known: time.sleep(0.02)
         time.sleep(rng.uniform(0, 2))
         workers = workers_of(process.pid)
-        process.kill(); process.communicate()
+        process.kill()
+        process.communicate()
         until = time.monotonic() + 20
-        while any(map(alive, workers)): assert time.monotonic() < until, "an orphan trains on"; time.sleep(0.02)
+        while any(map(alive, workers)):
+            assert time.monotonic() < until, "an orphan trains on"
+            time.sleep(0.02)
     process = start(grid, results)
     said = process.communicate()[0]
     assert process.returncode == 0, said
@@ -312,7 +325,8 @@ def check_kills(undisturbed, tmp_path, kills, seed):
     same(tmp_path/"results", results)
     assert not [p for r in load_runs(tmp_path/"results") for p in checkpoints(r.folder)]
 
-def test_killed_sweeps_end_with_the_same_records(undisturbed, tmp_path): check_kills(undisturbed, tmp_path, kills=5, seed=0)
+def test_killed_sweeps_end_with_the_same_records(undisturbed, tmp_path):
+    check_kills(undisturbed, tmp_path, kills=2, seed=0)
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(1, 5))
@@ -332,7 +346,8 @@ def test_time_is_up_then_it_goes_on(tmp_path):
     assert Record(folder).status["state"] == "interrupted" and checkpoints(folder)
     began = time.monotonic()
     second = sweep(grid, results, workers=1, minutes=0.1)
-    assert (second.exit_code, second.why, states(second)) == (3, "time", ["interrupted"]) and time.monotonic() - began < 30
+    assert time.monotonic() - began < 30
+    assert (second.exit_code, second.why, states(second)) == (3, "time", ["interrupted"])
     assert sweep(grid, results, workers=1).exit_code == 0
     run(RunConfig(**fields, results_dir=str(tmp_path/"whole")))
     same(results, tmp_path/"whole")
@@ -347,7 +362,8 @@ def test_dry_run_and_trial_leave_nothing(tmp_path):
 
 def test_estimate_comes_from_runs_like_it(undisturbed):
     grid, results = undisturbed
-    longer = expand({**read_value(grid.read_text()), "epochs": 60, "seed": 7, "runs": [{"method": "supervised"}, {"method": "dtm"}]})
+    methods = [{"method": "supervised"}, {"method": "dtm"}]
+    longer = expand({**read_value(grid.read_text()), "epochs": 60, "seed": 7, "runs": methods})
     plan = Plan(results)
     for cell in longer: plan.estimate(cell)
     known = [r.metrics["train_seconds"] for r in load_runs(results) if r.metrics["method"] == "supervised"]
@@ -363,13 +379,15 @@ def test_command(undisturbed, tmp_path, capsys, monkeypatch):
     assert code == 0 and "4 runs: 4 finished" in said and all(r.id in said for r in load_runs(results))
     code, said = call("--results-dir", tmp_path, "--set", "drawn_faces=80", "--dry-run")
     assert code == 0 and "4 runs: 4 to do" in said and not list(tmp_path.iterdir())
-    for words, says in [("--set seed", "NAME=VALUE"), ("--set sed=1", "Did you mean 'seed'"), ("--engine slurm", "no engine")]:
+    mistakes = {"--set seed": "NAME=VALUE", "--set sed=1": "Did you mean 'seed'", "--engine slurm": "no engine"}
+    for words, says in mistakes.items():
         code, said = call("--results-dir", tmp_path, *words.split())
         assert code == 1 and says in said and "Traceback" not in said
 
 def test_pack_verify_merge_commands(undisturbed, tmp_path):
     def call(*words):
-        done = subprocess.run([sys.executable, "-m", "fer_bench.cli", "results", *map(str, words)], capture_output=True, text=True)
+        command = [sys.executable, "-m", "fer_bench.cli", "results", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
     _, results = undisturbed
     assert call("pack", tmp_path/"all.zip", "--results-dir", results)[0] == 0
@@ -383,7 +401,8 @@ def test_pack_verify_merge_commands(undisturbed, tmp_path):
     assert code == 1 and "damaged" in said
 
 def test_a_grid_of_one_results_folder_and_one_process_a_run(tmp_path):
-    with pytest.raises(BenchError, match="one results folder"): sweep({**TINY, "results_dir": [str(tmp_path/"a"), str(tmp_path/"b")]})
+    with pytest.raises(BenchError, match="one results folder"):
+        sweep({**TINY, "results_dir": [str(tmp_path/"a"), str(tmp_path/"b")]})
     with pytest.raises(BenchError, match="one process"): sweep({**TINY, "processes": 2})
     with pytest.raises(BenchError, match="engine='ray'"): sweep(TINY, address="auto")
 
@@ -411,8 +430,10 @@ def test_the_committed_study_is_its_grid():
         assert (deciding(config), deciding(records[start]) if start in records else start) in theirs, name
 
 def test_the_gpu_study_is_the_same_grid_with_more_seeds():
-    methods = [sorted({(c.config.method, c.config.label_seed, c.config.min_map, c.needs.config.method if c.needs else c.config.init)
-                       for c in expand(RESULTS/name)}) for name in ("ferplus-50.yaml", "gpu-study.yaml")]
-    assert methods[0] == methods[1]
+    def methods(name):
+        cells = [(c.config, c.needs.config.method if c.needs else c.config.init) for c in expand(RESULTS/name)]
+        return {(config.method, config.label_seed, config.min_map, init) for config, init in cells}
+    assert methods("ferplus-50.yaml") == methods("gpu-study.yaml")
     configs = [c.config for c in expand(RESULTS/"gpu-study.yaml")]
-    assert {(c.backbone, c.image_size, c.device) for c in configs} == {("resnet18", 112, "cuda")} and {c.seed for c in configs} == {0, 1, 2}
+    assert {(c.backbone, c.image_size, c.device) for c in configs} == {("resnet18", 112, "cuda")}
+    assert {c.seed for c in configs} == {0, 1, 2}
