@@ -15,7 +15,10 @@ ROOT, logger = Path(__file__).parents[2], getLogger(__name__)
 project = "fer_bench"
 extensions = ["myst_nb"]
 root_doc = "README"  # the source folder is the project's, so that every link holds here as it does in a checkout
-include_patterns = ["README.md", "nbs/**.ipynb", "results/*.md", "results/throughput/README.md"]
+PROJECT = ("CHANGELOG", "CONTRIBUTING")
+include_patterns = ["README.md", *(f"{name}.md" for name in PROJECT), "nbs/**.ipynb", "results/*.md",
+                    "results/throughput/README.md"]
+suppress_warnings = ["ref.python"]  # a class in a signature may have a namesake in another module
 exclude_patterns = ["**/.ipynb_checkpoints"]
 nb_execution_mode = "off"  # outputs are those that are committed
 myst_enable_extensions = ["dollarmath"]
@@ -70,7 +73,8 @@ def navigation() -> str:
     pages = [*sorted((ROOT/"results").glob("*.md")), *(ROOT/"results").glob("throughput/README.md")]
     results = [p.relative_to(ROOT).with_suffix("").as_posix() for p in pages]
     parts = {"Guides": [*(f"nbs/{g}" for g in guides), "All names <genindex>"], "Results": results, **parts,
-             "More": [f"nbs/{n.replace('.', '/')}" for n in reading_order(left)]}
+             "More": [f"nbs/{n.replace('.', '/')}" for n in reading_order(left)],
+             "Project": [name for name in PROJECT if (ROOT/f"{name}.md").exists()]}
     tree = lambda title, pages: "\n".join(["\n```{toctree}", ":hidden:", f":caption: {title}", "", *pages, "```\n"])
     return "".join(tree(*part) for part in parts.items() if part[1])
 
