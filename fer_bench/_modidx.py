@@ -81,6 +81,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fer_bench.config.RunConfig._fill': ('config.html#runconfig._fill', 'fer_bench/config.py'),
                                   'fer_bench.config.RunConfig.defaults': ('config.html#runconfig.defaults', 'fer_bench/config.py'),
                                   'fer_bench.config.RunConfig.options': ('config.html#runconfig.options', 'fer_bench/config.py'),
+                                  'fer_bench.config.RunConfig.path': ('config.html#runconfig.path', 'fer_bench/config.py'),
                                   'fer_bench.config._filled': ('config.html#_filled', 'fer_bench/config.py'),
                                   'fer_bench.config._not_for': ('config.html#_not_for', 'fer_bench/config.py'),
                                   'fer_bench.config._options': ('config.html#_options', 'fer_bench/config.py'),

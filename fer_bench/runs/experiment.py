@@ -20,7 +20,7 @@ import torch
 
 from ..catalogue import find_method, make_method, method_entry
 from ..config import RunConfig, option_defaults, run_id
-from ..core import BenchError, hold_lock, make_folder, project_path, terminable, write_json
+from ..core import BenchError, hold_lock, make_folder, terminable, write_json
 from ..data.audit.audit import cached_audit
 from ..data.faceset import check_unchanged
 from ..data.feed import Feed
@@ -59,7 +59,7 @@ def run(config: RunConfig | dict) -> Record:
 
 def _run(config) -> Record:
     if launched() > 1: make_accelerator(config.device)  # now the processes know of each other
-    make_folder(runs_folder(project_path(config.results_dir)))
+    make_folder(runs_folder(config.path("results_dir")))
     data = prepare_data(config)
     record = _record_of(config, *data)
     if config.processes > 1 and launched() == 1 and not record.finished: _launch(config, record)
@@ -78,7 +78,7 @@ def find_record(config: RunConfig) -> Record:
 def _record_of(config, faceset, split, pool) -> Record:
     if config.select == "val" and not len(split.val):
         raise BenchError("select = 'val', but this split has no validation face. Use select='last', or a manifest that has some.")
-    return Record(runs_folder(project_path(config.results_dir))/id_of(config, faceset, split, pool, init_hash(config)))
+    return Record(runs_folder(config.path("results_dir"))/id_of(config, faceset, split, pool, init_hash(config)))
 
 def id_of(config, faceset, split, pool, init: str) -> str:
     "The run id of `config` with its data and the hash `init` of its start (`init_hash`). A FaceSet goes by its own name."
