@@ -220,7 +220,7 @@ def test_growth_changes_one_thing():
 def test_growth_along_processes(monkeypatch):
     "Seconds of an epoch of ten steps, the first left out, as milliseconds a step."
     history = pd.DataFrame({"seconds": [9.0, 0.1, 0.2, 0.3]})
-    metrics = {"images_seen": 960, "peak_memory_mb": 100, "device": "cpu"}
+    metrics = SimpleNamespace(images_seen=960, peak_memory_mb=100, device="cpu")
     asked = []
     def run(config):
         asked.append(config)

@@ -105,7 +105,7 @@ def test_faces_that_are_not_what_their_hash_says_are_refused_by_name(nodes, tmp_
     assert states(outcome) == ["failed"] and outcome.exit_code == 1
     says = r"On node \S+ the data set 'drawn' in .* has content .* Delete that folder there"
     assert re.search(says, outcome.summary())
-    assert Record(runs_folder(tmp_path)/outcome.cells[0].id).status["state"] == "failed"
+    assert Record(runs_folder(tmp_path)/outcome.cells[0].id).status.state == "failed"
 
 def test_without_ray(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -136,6 +136,6 @@ def test_a_sweep_is_stopped_and_the_checkpoint_comes_home(nodes, tmp_path, monke
     monkeypatch.setattr(engine.RayEngine, "poll", stopped)
     with pytest.raises(KeyboardInterrupt): sweep(grid, tmp_path/"a", engine="ray", address=nodes.address)
     folder, = runs_folder(tmp_path/"a").iterdir()
-    assert Record(folder).status["state"] == "interrupted" and checkpoints(folder)
+    assert Record(folder).status.state == "interrupted" and checkpoints(folder)
     assert sweep(grid, tmp_path/"a", workers=1).exit_code == 0 and sweep(grid, tmp_path/"b", workers=1).exit_code == 0
     same(tmp_path/"a", tmp_path/"b")

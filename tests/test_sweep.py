@@ -198,7 +198,7 @@ def test_expand_makes_every_combination_once(top, blocks):
 
 def facts(record):
     "What a record says, apart from when and how fast."
-    metrics = {k: v for k, v in record.metrics.items() if k not in ("train_seconds", "peak_memory_mb")}
+    metrics = {k: v for k, v in record.metrics.model_dump().items() if k not in ("train_seconds", "peak_memory_mb")}
     config = record.config | {"results_dir": "", "cache_dir": ""}
     history, logits = record.history.drop(columns="seconds").to_json(), np.stack(record.predictions["logits"]).tobytes()
     return metrics, config, history, logits
@@ -343,7 +343,7 @@ def test_time_is_up_then_it_goes_on(tmp_path):
     said = process.communicate(timeout=30)[0]
     assert process.returncode == 3 and "the same sweep goes on from here" in said
     folder, = runs_folder(results).iterdir()
-    assert Record(folder).status["state"] == "interrupted" and checkpoints(folder)
+    assert Record(folder).status.state == "interrupted" and checkpoints(folder)
     began = time.monotonic()
     second = sweep(grid, results, workers=1, minutes=0.1)
     assert time.monotonic() - began < 30
@@ -366,7 +366,7 @@ def test_estimate_comes_from_runs_like_it(undisturbed):
     longer = expand({**read_value(grid.read_text()), "epochs": 60, "seed": 7, "runs": methods})
     plan = Plan(results)
     for cell in longer: plan.estimate(cell)
-    known = [r.metrics["train_seconds"] for r in load_runs(results) if r.metrics["method"] == "supervised"]
+    known = [r.metrics.train_seconds for r in load_runs(results) if r.metrics.method == "supervised"]
     assert longer[0].seconds == pytest.approx(10 * np.median(known)) and longer[1].seconds is None
 
 def test_command(undisturbed, tmp_path, capsys, monkeypatch):
@@ -423,7 +423,7 @@ def test_the_committed_study_is_its_grid():
     "Every committed run of FERPlus with 50 labels a class, and the pretrainings, is a run of results/ferplus-50.yaml."
     cells = expand(RESULTS/"ferplus-50.yaml")
     theirs = [(deciding(c.config), deciding(c.needs.config) if c.needs else c.config.init) for c in cells]
-    records = {r.id: recorded_config(r.config) for r in load_runs(RESULTS) if r.metrics["dataset"] == "ferplus"}
+    records = {r.id: recorded_config(r.config) for r in load_runs(RESULTS) if r.metrics.dataset == "ferplus"}
     for name, config in records.items():
         if config.labels_per_class != 50 and config.method not in ("byol", "simfle"): continue
         start = config.init.removeprefix("run:")

@@ -148,10 +148,10 @@ def _in_processes(config: RunConfig) -> dict:
                      steps_per_epoch=STEPS_EACH)
         record = run(RunConfig(**{**config.model_dump(), **short, "results_dir": folder, "cache_dir": folder}))
         milliseconds, metrics = 1e3 * record.history["seconds"][1:] / STEPS_EACH, record.metrics
-    device, faces = metrics["device"], metrics["images_seen"] / (EPOCHS * STEPS_EACH)
+    device, faces = metrics.device, metrics.images_seen / (EPOCHS * STEPS_EACH)
     precision = {"auto": "bf16" if device == "cuda" else "fp32"}.get(config.precision, config.precision)
     row = {**_setting(config, device), "precision": precision, "faces": faces}
-    return row | _step_times(milliseconds, faces) | {"memory_mib": metrics["peak_memory_mb"]}
+    return row | _step_times(milliseconds, faces) | {"memory_mib": metrics.peak_memory_mb}
 
 # %% ../../nbs/speed/benchmark.ipynb #7df87843
 @torch_state_kept()

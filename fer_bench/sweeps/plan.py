@@ -45,9 +45,9 @@ class Plan:
         with contextlib.suppress(BenchError):  # a file that was edited, or a config of another version
             config, metrics = recorded_config(record.config), record.metrics
             built_in = not known_entry(config.method).own  # for an own method the hash covers its code too
-            if config.init.startswith("run:") and "init_hash" in metrics and built_in:
-                self.starts[config.init] = metrics["init_hash"]
-            key, speed = _speed_key(config, metrics["device"]), metrics["train_seconds"] / faces(config)
+            if config.init.startswith("run:") and metrics.init_hash and built_in:
+                self.starts[config.init] = metrics.init_hash
+            key, speed = _speed_key(config, metrics.device), metrics.train_seconds / faces(config)
             self.speeds.setdefault(key, []).append(speed)
 
     def _once(self, make, fields: tuple[str, ...], config: RunConfig, *args):
@@ -87,9 +87,9 @@ class Plan:
     def state(self, folder: Path) -> tuple[str, str]:
         "(state, error message) of the run in `folder`."
         status = Record(folder).status
-        if status["state"] == "finished": return FINISHED, ""
+        if status.state == "finished": return FINISHED, ""
         if any(_is_locked(folder/name) for name in ("claim", "lock")): return ELSEWHERE, ""
-        if status["state"] == "failed": return (TO_DO if self.retry else FAILED), status.get("error", "")
+        if status.state == "failed": return (TO_DO if self.retry else FAILED), status.error
         return (INTERRUPTED if checkpoints(folder) else TO_DO), ""
 
     def estimate(self, cell: Cell, seconds_per_step: float | None = None) -> None:

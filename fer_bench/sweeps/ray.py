@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from filelock import FileLock
 
-from ..core import BenchError, atomic_folder, make_folder, project_path
+from ..core import BenchError, atomic_folder, make_folder
 from ..data.faceset import cache_folder, open_faceset, verify_faceset
 from .job import Job, attempt, do_run, stop
 from ..record import Record, load_run, runs_folder
@@ -205,12 +205,12 @@ def parcel(job: Job, put, put_faces) -> dict:
     parcel: "id"; "config": fields; "files": name → bytes; "paths": field → name of one of these files; "faces": field →
     (name, hash, reference) of a FaceSet; "start": reference to the record whose weights the run starts from; "weights":
     whether to return its own."""
-    config, results = job.config, project_path(job.config.results_dir)
+    config, results = job.config, job.config.path("results_dir")
     files = {f"runs/{job.id}/{p.name}": p.read_bytes() for p in checkpoints(job.folder)}
     paths = {"split": "split.csv"} if config.split.endswith(".csv") else {}
     from_run = config.init.startswith("run:")
     if not from_run and config.init not in ("scratch", "timm"): paths["init"] = f"init{Path(config.init).suffix}"
-    for field, name in paths.items(): files[name] = project_path(getattr(config, field)).read_bytes()
+    for field, name in paths.items(): files[name] = config.path(field).read_bytes()
     start = pack_bytes(load_run(config.init.removeprefix("run:"), results), weights=True) if from_run else None
     faceset, _, pool = prepare_data(config)
     faces = {"data_root": faceset}

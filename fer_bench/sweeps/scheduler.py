@@ -87,7 +87,7 @@ class Scheduler:
 
     def _ended_meanwhile(self, cell: Cell) -> bool:
         "Whether another process finished `cell` between our look at its state and our lock."
-        state = Record(self.plan.folder(cell)).status["state"]
+        state = Record(self.plan.folder(cell)).status.state
         return state == "finished" or (state == "failed" and not self.plan.retry)
 
     def _acquire(self, cell: Cell) -> dict[str, FileLock]:
@@ -121,7 +121,7 @@ class Scheduler:
         else:
             failed = answer["state"] == "failed"
             cell.state, cell.error = (FAILED, answer["error"]) if failed else (INTERRUPTED, "")
-            if self.engine.remote or record.status["state"] in ("missing", "running"):  # the worker could not write it
+            if self.engine.remote or record.status.state in ("missing", "running"):  # the worker could not write it
                 config = record.folder/"config.json"
                 if not config.exists(): write_json(config, cell.config.model_dump())
                 write_status(record.folder, cell.state, error=cell.error)
