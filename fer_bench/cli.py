@@ -426,7 +426,7 @@ def benchmark(folder: Annotated[str, typer.Option(help="also read the pictures b
               faces: Annotated[int, typer.Option(help="how many generated faces to pack and search")] = 200_000) -> None:
     "Measure the data layer on this machine: packing, memory, near-copies, and reading back against ImageFolder."
     from fer_bench.speed.data import scale_benchmark
-    from fer_bench.data.feed import feed_benchmark
+    from fer_bench.speed.data import feed_benchmark
     print(scale_benchmark(faces).round(2).to_string())
     if folder: print(feed_benchmark(project_path(folder)).round(1).to_string())
 

@@ -13,18 +13,10 @@ from PIL import Image
 
 from fer_bench.core import BenchError
 from fer_bench.data.faceset import build_faceset
-from fer_bench.data.feed import (
-    BalancedOrder,
-    BlockOrder,
-    Feed,
-    Order,
-    Prefetcher,
-    batch_rows,
-    feed_benchmark,
-    image_folder_batches,
-)
+from fer_bench.data.feed import BalancedOrder, BlockOrder, Feed, Order, Prefetcher, batch_rows
 from fer_bench.data.shards import ConcatImages, ShardedImages, ShardWriter, open_images
 from fer_bench.data.sources.folders import FolderSource
+from fer_bench.speed.data import feed_benchmark, image_folder_batches
 from fer_bench.speed.device import PeakMemory
 
 NOISE = np.random.default_rng(0).integers(0, 256, (23, 5, 7, 3), np.uint8)
