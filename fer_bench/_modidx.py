@@ -1286,6 +1286,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fer_bench.methods.mae.reconstruct_faces': ( 'methods/mae.html#reconstruct_faces',
                                                                                     'fer_bench/methods/mae.py')},
             'fer_bench.methods.own': { 'fer_bench.methods.own._code': ('methods/own.html#_code', 'fer_bench/methods/own.py'),
+                                       'fer_bench.methods.own._decorator': ('methods/own.html#_decorator', 'fer_bench/methods/own.py'),
                                        'fer_bench.methods.own._defined_in': ('methods/own.html#_defined_in', 'fer_bench/methods/own.py'),
                                        'fer_bench.methods.own._globals': ('methods/own.html#_globals', 'fer_bench/methods/own.py'),
                                        'fer_bench.methods.own._is_own': ('methods/own.html#_is_own', 'fer_bench/methods/own.py'),
