@@ -93,7 +93,7 @@ def test_checkpoints_hold_no_code(tmp_path):
     save_checkpoint(tmp_path, 1, {"weights": {"a": torch.ones(2)}, "history": [{"loss": 1.0}], "best": None})
     assert load_checkpoint(tmp_path)["history"] == [{"loss": 1.0}]
     save_checkpoint(tmp_path, 2, {"code": print})
-    with pytest.warns(UserWarning, match="00002.*left out"): assert load_checkpoint(tmp_path)["history"] == [{"loss": 1.0}]
+    with pytest.warns(UserWarning, match="00002.*was skipped"): assert load_checkpoint(tmp_path)["history"] == [{"loss": 1.0}]
 
 # the contract of every method in the catalogue
 
