@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.transforms.v2 import functional as V
 
-from fer_bench.catalogue import find_method, methods_of
+from fer_bench.catalogue import find_method, method_entry, methods_of
 from fer_bench.core import BenchError
 from fer_bench.data.views import make_view, seeded, warp
 from fer_bench.methods.selfsupervised import COLLAPSED_BELOW, feature_std, momentum_at, projector, similarity_loss
@@ -30,6 +30,7 @@ CONFIG = dict(momentum=0.9, momentum_schedule="constant", temperature=0.5, group
 def make(name, seed=0, min_map=4, **given):
     torch.manual_seed(seed)
     fields = CONFIG | ({"temperature": 0.2} if name == "mocov2" else {})
+    fields["masking"] = method_entry(name).defaults.get("masking", "semantic")
     config = SimpleNamespace(**fields | {"backbone": "facemae_tiny" if name == "mae" else "test_resnet"} | given)
     min_map = 0 if config.backbone.startswith("facemae") else min_map
     net = create_classifier(config.backbone, 8, config.image_size, min_map=min_map)[0]
@@ -362,7 +363,7 @@ def test_mae_is_a_facemae_around_the_backbone():
     batch = batch_for(method, 2)
     whole = create_facemae("tiny", 32, 8)
     whole.encoder, whole.decoder = method.net.backbone, method.decoder
-    masks = random_mask(8, 16, 0.75, method.generator(0.2))
+    masks = random_mask(8, 16, 0.75, method.generator(batch["step"]))
     assert torch.equal(method(batch)[0], whole(batch["unlabelled"][0] * 2 - 1, *masks)[0])
     assert method.views == {"unlabelled": ["weak"]}
 
