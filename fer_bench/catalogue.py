@@ -23,7 +23,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .core import BenchError, lookup, project_path, unknown
+from .core import BenchError, lookup, unknown
 
 # %% ../nbs/catalogue.ipynb #d3c00cc1
 class Options(BaseModel):
@@ -224,12 +224,12 @@ def dataset(make: str, about: str, *flags: str, **how) -> DatasetEntry:
 DATASETS = {
     "drawn": dataset("drawn.faces:DrawnSource", "faces drawn by the library; needs no files", "native_size",
                      call=lambda source, root, c: source(c.drawn_faces, c.image_size)),
-    "folder": dataset("sources.base:FolderSource", "a tree train|val|test/<class>/* or <class>/*",
+    "folder": dataset("sources.folders:FolderSource", "a tree train|val|test/<class>/* or <class>/*",
                       call=lambda source, root, c: source(root, field_names=True)),
-    "csv": dataset("sources.base:CsvSource", "a file of path,label[,split,subject]"),
+    "csv": dataset("sources.folders:CsvSource", "a file of path,label[,split,subject]"),
     "faceset": DatasetEntry("runs.task:already_built", "a FaceSet built before, of any source; data_root is its folder"),
     "raf-db": dataset("sources.sets:RafdbSource", "RAF-DB basic, 7 classes", "native_size"),
-    "ferplus": dataset("sources.fer2013:ferplus", "FER+ in the folders of its release or as two csv, 8 classes",
+    "ferplus": dataset("sources.ferplus:ferplus", "FER+ in the folders of its release or as two csv, 8 classes",
                        "native_size", call=lambda source, root, c: source(root, c.label_rule)),
     "fer2013": dataset("sources.fer2013:Fer2013Source", "FER2013 from either csv or from folders, 7 classes",
                        "native_size"),
@@ -371,7 +371,7 @@ def dataset_entry(name: str) -> DatasetEntry:
 def make_source(config):
     "The source that `config.dataset` names. `BenchError` for an unknown name, or files that are not there."
     entry = dataset_entry(config.dataset)
-    return entry.call(entry.load(), str(project_path(config.data_root)), config)
+    return entry.call(entry.load(), str(config.path("data_root")), config)
 
 def make_method(config, net, counts, n_unlabelled: int = 0):
     """The method that `config.method` names, around `net`.

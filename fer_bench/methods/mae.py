@@ -15,8 +15,8 @@ from ..distributed import all_gather, part_of, world
 from .selfsupervised import SelfSupervised, feature_std
 from fer_bench.models.facemae import (
     FaceEncoder,
-    autoencode,
     create_face_decoder,
+    mae_forward,
     n_kept,
     patchify,
     random_mask,
@@ -33,7 +33,7 @@ def reconstruct_faces(net, encoder, decoder, images, ids_keep, mask) -> dict:
     training); and as pictures (B, 3, S, S) in [0, 1] the "face", the "kept" patches (the others grey), and the
     "reconstructed" face, see `models.facemae.reconstruct`."""
     p = encoder.patch_size
-    error, _, predicted = autoencode(encoder, decoder, images, ids_keep, mask)
+    error, _, predicted = mae_forward(encoder, decoder, images, ids_keep, mask)
     filled = reconstruct(images, predicted, mask, p)
     face, reconstructed = ((x * net.std + net.mean).clamp(0, 1) for x in (images, filled))
     kept = unpatchify(torch.where(mask[..., None].bool(), 0.5, patchify(face, p)), p)
@@ -60,7 +60,7 @@ class MAE(SelfSupervised):
         part, generator = world(), self.generator(batch["step"])
         masks = random_mask(len(images) * part[1], encoder.n_patches, self.config.mask_ratio, generator)
         masks = (part_of(m, part).to(images.device, non_blocking=True) for m in masks)
-        loss, tokens, _ = autoencode(encoder, self.decoder, self.net.normalise(images), *masks)
+        loss, tokens, _ = mae_forward(encoder, self.decoder, self.net.normalise(images), *masks)
         self.watch(feature_std=feature_std(all_gather(tokens.mean(1))))
         return loss, {"reconstruction": loss}
 

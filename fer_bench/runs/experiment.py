@@ -20,12 +20,12 @@ import torch
 
 from ..catalogue import find_method, make_method, method_entry
 from ..config import RunConfig, option_defaults, run_id
-from ..core import BenchError, hold_lock, make_folder, project_path, terminable, write_json
+from ..core import BenchError, hold_lock, make_folder, terminable, write_json
 from ..data.audit.audit import cached_audit
 from ..data.faceset import check_unchanged
 from ..data.feed import Feed
 from ..data.splits import save_manifest
-from ..distributed import broadcast, convert_sync_batch_norm, is_main, launched, world
+from ..distributed import broadcast, convert_sync_batchnorm, is_main, launched_processes, world
 from ..evaluate.predict import predict
 from fer_bench.record import (
     Record,
@@ -58,11 +58,11 @@ def run(config: RunConfig | dict) -> Record:
     with torch_state_kept(): return _run(config)
 
 def _run(config) -> Record:
-    if launched() > 1: make_accelerator(config.device)  # now the processes know of each other
-    make_folder(runs_folder(project_path(config.results_dir)))
+    if launched_processes() > 1: make_accelerator(config.device)  # now the processes know of each other
+    make_folder(runs_folder(config.path("results_dir")))
     data = prepare_data(config)
     record = _record_of(config, *data)
-    if config.processes > 1 and launched() == 1 and not record.finished: _launch(config, record)
+    if config.processes > 1 and launched_processes() == 1 and not record.finished: _launch(config, record)
     waiting = f"Another process is doing this run ({record.id}); waiting for its record."
     lock = hold_lock(make_folder(record.folder)/"lock", waiting) if is_main() else contextlib.nullcontext()
     with terminable(), lock:
@@ -78,7 +78,7 @@ def find_record(config: RunConfig) -> Record:
 def _record_of(config, faceset, split, pool) -> Record:
     if config.select == "val" and not len(split.val):
         raise BenchError("select = 'val', but this split has no validation face. Use select='last', or a manifest that has some.")
-    return Record(runs_folder(project_path(config.results_dir))/id_of(config, faceset, split, pool, init_hash(config)))
+    return Record(runs_folder(config.path("results_dir"))/id_of(config, faceset, split, pool, init_hash(config)))
 
 def id_of(config, faceset, split, pool, init: str) -> str:
     "The run id of `config` with its data and the hash `init` of its start (`init_hash`). A FaceSet goes by its own name."
@@ -163,7 +163,7 @@ def build(config, faceset, split, pool=None, folder=None) -> tuple:
     net, loaded = create_network(config, len(faceset.meta["classes"]), init_of(config))
     counts = np.bincount(faceset.labels[split.labelled], minlength=len(faceset.meta["classes"]))
     method = make_method(config, net.to(memory_format=torch.channels_last), counts, len(pool) if pool else 0)
-    method = convert_sync_batch_norm(method.to(accelerator.device), accelerator.device)
+    method = convert_sync_batchnorm(method.to(accelerator.device), accelerator.device)
     if config.compile: method.compile()
     return accelerator, method, Feed(faceset.images, accelerator.device), loaded
 

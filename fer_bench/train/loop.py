@@ -22,7 +22,14 @@ from timm.optim import create_optimizer_v2
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..core import BenchError, progress
-from ..distributed import all_reduce_mean, broadcast, cpu_sync_batch_norm, is_main, leave, world
+from fer_bench.distributed import (
+    all_reduce_mean,
+    broadcast,
+    destroy_process_group,
+    is_main,
+    patched_batch_norm,
+    world,
+)
 from .checkpoint import load_checkpoint, save_checkpoint
 from .memory import memory_kept
 
@@ -43,7 +50,7 @@ def make_accelerator(device: str = "auto", precision: str = "auto", track: str =
                               log_with=None if track == "none" else _tracker(track), project_dir=folder,
                               kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     if track != "none": accelerator.init_trackers(track)
-    if world()[1] > 1: atexit.register(leave)
+    if world()[1] > 1: atexit.register(destroy_process_group)
     return accelerator
 
 def uses_bf16(device: str, precision: str) -> bool:
@@ -95,7 +102,7 @@ def train_step(model, method, optimizer, accelerator: Accelerator, batch: dict, 
     """One step on `batch`: gradients, clipping, optimizer, `method.after_step`; → the loss and its named parts.
 
     `model` and `optimizer` are those that `prepare` returned for `method`."""
-    with cpu_sync_batch_norm(): loss, parts = model(batch)
+    with patched_batch_norm(): loss, parts = model(batch)
     accelerator.backward(loss)
     if config.clip_grad: clip_gradients(method.parameters(), config.clip_grad)
     optimizer.step()
