@@ -86,6 +86,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fer_bench.config._not_for': ('config.html#_not_for', 'fer_bench/config.py'),
                                   'fer_bench.config._options': ('config.html#_options', 'fer_bench/config.py'),
                                   'fer_bench.config._sentences': ('config.html#_sentences', 'fer_bench/config.py'),
+                                  'fer_bench.config._uses': ('config.html#_uses', 'fer_bench/config.py'),
                                   'fer_bench.config.assigned_names': ('config.html#assigned_names', 'fer_bench/config.py'),
                                   'fer_bench.config.baseline': ('config.html#baseline', 'fer_bench/config.py'),
                                   'fer_bench.config.filled': ('config.html#filled', 'fer_bench/config.py'),

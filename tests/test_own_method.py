@@ -255,7 +255,7 @@ def test_arguments_of_a_partial_count():
 
 @pytest.mark.parametrize("name, says", [
     ("no_such_lab.Mine", "cannot be imported: ModuleNotFoundError"), ("json.Mine", "has no 'Mine'"),
-    ("os.path.join", "is no class derived from fer_bench.Method"), ("json.decoder.JSONDecoder", "is no class derived"),
+    ("os.path.join", "is not a class derived from fer_bench.Method"), ("json.decoder.JSONDecoder", "is not a class derived"),
     (".Mine", "cannot be imported"), ("fer_bench.methods.base.", "has no ''"),
     ("supervisd", "Did you mean 'supervised'.*in the process that registered it")])
 def test_names_that_find_nothing(name, says):
@@ -324,7 +324,7 @@ def test_a_class_by_name_in_another_process(own, mylab, tmp_path):
 
 def test_unlabelled_faces_that_nobody_asked_for_and_that_nobody_wants(own):
     register_method("mine", Unlabelled)
-    with pytest.raises(BenchError, match="trains on unlabelled faces, and none are asked for. Say unlabelled='rest'"):
+    with pytest.raises(BenchError, match="trains on unlabelled faces, but the config gives none. Set unlabelled='rest'"):
         run(own(method="mine"))
     with pytest.raises(BenchError, match="unlabelled = 'rest' needs mu"): own(method="mine", unlabelled="rest")
     register_method("mine", Good)
