@@ -390,7 +390,7 @@ def predict_(
 def export_(
     run_id: TrainedRun,
     folder: Annotated[str, typer.Argument(help="folder for the model; must not exist yet")],
-    onnx: Annotated[bool, typer.Option("--onnx", help="also export ONNX; needs the packages onnx and onnxscript")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="also export ONNX; needs onnx and onnxscript")] = False,
     results_dir: Results = "results",
 ) -> None:
     "Export the network of a run as safetensors with its model card, and check it against the original."

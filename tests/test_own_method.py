@@ -124,7 +124,7 @@ BROKEN = {  # duty: {what: (method, what is said of it)}
         "argmax": (with_loss(lambda x, y: x.argmax(1).float().mean()), "No gradient reaches the network"),
         "beside net": (with_head(lambda self, x: self.extra(x.detach()), setup=lambda self: setattr(self, "extra", nn.Linear(8, 8))),
                        "No gradient reaches `net`"),
-        "a layer in a list": (with_head(lambda self, x: self.layers[0](x), setup=stray), "no parameter of it"),
+        "a layer in a list": (with_head(lambda self, x: self.layers[0](x), setup=stray), "is not a parameter of it"),
         "an unused layer": (broken(setup=unused), r"No gradient reaches extra.weight, extra.bias: with several processes"),
         "backward": (broken(forward=calls_backward), "calls backward itself"),
         "moves weights": (broken(forward=moves_weights), "forward changes parameters"),
@@ -134,13 +134,13 @@ BROKEN = {  # duty: {what: (method, what is said of it)}
         "numpy": (with_loss(lambda x, y: F.cross_entropy(x, y) * (1 + np.random.rand())), "Draw random numbers from torch"),
         "random": (with_loss(lambda x, y: F.cross_entropy(x, y) * (1 + random.random())), "Draw random numbers from torch")},
     contract.resumes: {
-        "a count": (broken(setup=counter, loss=counted), "another loss. steps changed in training and is no buffer"),
+        "a count": (broken(setup=counter, loss=counted), "another loss. Changed in training, but not a buffer: steps"),
         "a plain tensor": (broken(setup=plain_tensor), r"scale: a plain tensor.*register_buffer\('scale'")},
     contract.moves: {
         "after_step": (broken(after_step=lambda self: None), "after_step.*TypeError"),
         "nothing": (after_epoch(None), "after_epoch gives NoneType"), "a tensor": (after_epoch({"a": torch.ones(1)}), r"use .item\(\)"),
         "nan": (after_epoch({"a": float("nan")}), "takes finite numbers"),
-        "a name": (after_epoch({"epoch": 1}), "gives 'epoch', which means something else")},
+        "a name": (after_epoch({"epoch": 1}), "gives 'epoch', which has another meaning")},
     contract.evaluates: {
         "classes": (classify(lambda x: x.argmax(1)), r"classify gives a tensor of shape \(6,\)"),
         "by the batch": (classify(lambda x: x - x.mean(0)), "that depend on its batch"),
