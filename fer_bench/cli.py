@@ -251,7 +251,7 @@ def bench_(
     from datetime import datetime
 
     from fer_bench.report.exports import to_terminal
-    from fer_bench.speed.report import as_table, by_place, change_table, growth_table, read_rows, speed_table
+    from fer_bench.speed.tables import as_table, by_place, change_table, growth_table, read_rows, speed_table
     folder = make_folder(project_path(output_dir))
     before = read_rows(folder)
     output = make_folder(folder.parent/"notebooks")/f"throughput-{datetime.now():%Y%m%d-%H%M%S}.ipynb"
@@ -491,7 +491,7 @@ def audit_(
 ) -> None:
     "Look for faults of a FaceSet: copies across splits, conflicting labels, wrong counts, odd pictures."
     from fer_bench.data.audit.audit import audit, to_markdown, to_terminal
-    from fer_bench.data.audit.checks import read_fer2013new
+    from fer_bench.data.sources.ferplus import read_fer2013new
     from fer_bench.data.faceset import open_faceset
     second = read_fer2013new(project_path(second_labels)) if second_labels else None
     found = audit(open_faceset(project_path(folder)), labels=second)
@@ -505,8 +505,7 @@ def benchmark(
     faces: Annotated[int, typer.Option(help="how many generated faces to pack and search")] = 200_000,
 ) -> None:
     "Measure the data layer on this machine: packing, memory, search for near-copies, and reading."
-    from fer_bench.speed.packing import scale_benchmark
-    from fer_bench.data.feed import feed_benchmark
+    from fer_bench.speed.data import feed_benchmark, scale_benchmark
     print(scale_benchmark(faces).round(2).to_string())
     if folder: print(feed_benchmark(project_path(folder)).round(1).to_string())
 

@@ -210,7 +210,7 @@ def test_without_onnx(trained, tmp_path, monkeypatch):
 
 def test_card_says_what_it_has_to(trained):
     record = trained[0]
-    faces, metrics = record.metrics["faces"] | {"licence": "for research, by agreement.", "colour": "grey"}, record.metrics
+    faces, metrics = record.metrics.faces.model_dump() | {"licence": "for research, by agreement.", "colour": "grey"}, record.metrics
     card = model_card(record, faces, [MODEL])
     test = metrics["test"]
     assert f"| accuracy (WAR) | {100 * test['WAR']:.1f} % [{100 * test['WAR_ci'][0]:.1f}, {100 * test['WAR_ci'][1]:.1f}] |" in card
@@ -218,8 +218,9 @@ def test_card_says_what_it_has_to(trained):
                   "16 test faces", "grey, repeated", metrics["data_hash"][:12], "## Limits", "load_model", *metrics["classes"]):
         assert words in card, words
     assert "drawn faces" not in card and ONNX not in card and "too good" not in card
-    metrics |= {"drawn": True, "select": "oracle", "audit": ["Two faces are copies."]}
-    card = model_card(record, faces, [MODEL, ONNX])
+    other = Record(record.folder)
+    other.metrics = metrics.model_copy(update={"drawn": True, "select": "oracle", "audit": ["Two faces are copies."]})
+    card = model_card(other, faces, [MODEL, ONNX])
     for words in ("These are drawn faces", "too good", "Two faces are copies.", "model.onnx"): assert words in card, words
 
 def test_a_picture_out_of_a_stream(model, face):

@@ -19,7 +19,7 @@ from PIL import Image
 
 import fer_bench
 from fer_bench import RunConfig, cli, run
-from fer_bench.config import run_id
+from fer_bench.config import recorded_config, run_id
 from fer_bench.core import BenchError, sha256, write_json
 from fer_bench.data.audit.audit import audit, to_markdown
 from fer_bench.data.sources.archives import open_files
@@ -59,8 +59,8 @@ def test_no_text_becomes_code_and_no_file_is_unpickled():
     assert [place for place, name, call in CALLS if name == "np.load" and given(call, "allow_pickle") not in (None, "False")] == []
     assert [place for place, _, call in CALLS if given(call, "shell") not in (None, "False")] == []
     assert {"fer_bench/sweeps/grid.py"} >= {place.split(":")[0] for place, name, _ in CALLS if name == "yaml.load"}
-    from fer_bench.sweeps.grid import _Loader, read_value
-    assert issubclass(_Loader, yaml.SafeLoader)
+    from fer_bench.sweeps.grid import GridLoader, read_value
+    assert issubclass(GridLoader, yaml.SafeLoader)
     with pytest.raises(BenchError): read_value("!!python/object/apply:os.system ['touch pwned']")
 
 def test_nothing_is_imported_that_unpickles_or_talks_to_a_network():
@@ -142,7 +142,7 @@ def test_pages_hold_names_as_text(hostile):
     with contextlib.chdir(home):
         faces = load_data(config)
         md, tex, page, _ = (p.read_text(encoding="utf-8") for p in save_tables(table, home/"a b/tables", "t", [sentence, *CLASSES]))
-        record.metrics["audit"] = [sentence]
+        record.metrics = record.metrics.model_copy(update={"audit": [sentence]})
         texts = [md, page, to_markdown(replace(found := audit(faces), findings=[replace(found.findings[0], sentence=sentence)]))]
     assert all("<script>alert" not in text and "<img src=x" not in text for text in texts)
     assert "![](" not in md and all(line.startswith(("|", "- ")) or not line for line in md.splitlines()), "a name broke out of its line"
@@ -223,8 +223,8 @@ def test_a_member_without_a_name_refuses_the_archive(tmp_path):
 
 def forged(record, folder: Path, metrics: dict = {}, **config) -> Path:  # noqa: B006
     "A record like `record` with other fields, its id and seals right, in the results folder `folder`; → its own folder."
-    config, metrics = record.config | config, record.metrics | metrics
-    name = run_id(RunConfig(**config), metrics["data_hash"], metrics["split_hash"], metrics.get("init_hash", ""))
+    config, metrics = record.config | config, record.metrics.model_dump() | metrics
+    name = run_id(recorded_config(config), metrics["data_hash"], metrics["split_hash"], metrics.get("init_hash", ""))
     place = shutil.copytree(record.folder, folder/"runs"/name, ignore=shutil.ignore_patterns("lock", "figures"))
     write_json(place/"config.json", config)
     write_json(place/"metrics.json", metrics | {"run_id": name})

@@ -25,7 +25,7 @@ from ..data.audit.audit import cached_audit
 from ..data.faceset import check_unchanged
 from ..data.feed import Feed
 from ..data.splits import save_manifest
-from ..distributed import broadcast, convert_sync_batch_norm, is_main, launched, world
+from ..distributed import broadcast, convert_sync_batchnorm, is_main, launched_processes, world
 from ..evaluate.predict import predict
 from fer_bench.record import (
     Record,
@@ -58,11 +58,11 @@ def run(config: RunConfig | dict) -> Record:
     with torch_state_kept(): return _run(config)
 
 def _run(config) -> Record:
-    if launched() > 1: make_accelerator(config.device)  # connects the processes
+    if launched_processes() > 1: make_accelerator(config.device)  # connects the processes
     make_folder(runs_folder(config.path("results_dir")))
     data = prepare_data(config)
     record = _record_of(config, *data)
-    if config.processes > 1 and launched() == 1 and not record.finished: _launch(config, record)
+    if config.processes > 1 and launched_processes() == 1 and not record.finished: _launch(config, record)
     waiting = f"Another process is doing this run ({record.id}); waiting for its record."
     lock = hold_lock(make_folder(record.folder)/"lock", waiting) if is_main() else contextlib.nullcontext()
     with terminable(), lock:
@@ -164,7 +164,7 @@ def build(config, faceset, split, pool=None, folder=None) -> tuple:
     net, loaded = create_network(config, len(faceset.meta["classes"]), init_of(config))
     counts = np.bincount(faceset.labels[split.labelled], minlength=len(faceset.meta["classes"]))
     method = make_method(config, net.to(memory_format=torch.channels_last), counts, len(pool) if pool else 0)
-    method = convert_sync_batch_norm(method.to(accelerator.device), accelerator.device)
+    method = convert_sync_batchnorm(method.to(accelerator.device), accelerator.device)
     if config.compile: method.compile()
     return accelerator, method, Feed(faceset.images, accelerator.device), loaded
 

@@ -24,7 +24,7 @@ from ..core import BenchError, atomic_folder, progress, project_path, read_json,
 from ..data.drawn.faces import draw_faces
 from ..data.faceset import fit
 from ..data.sources.files import not_too_large
-from ..data.sources.pictures import _eight_bit, _pixels, _upright, decode
+from ..data.sources.pictures import decode, to_8_bit, to_pixels, upright
 from ..data.views import make_view
 from ..evaluate.predict import evaluating
 from .experiment import FACE_FACTS
@@ -141,7 +141,7 @@ def _face(picture, faces: dict) -> np.ndarray:
         pixels = decode(picture.read_bytes(), faces["colour"])
     else:
         image = picture if isinstance(picture, Image.Image) else _image(picture)
-        pixels = _pixels(_eight_bit(_upright(image)), faces["colour"])
+        pixels = to_pixels(to_8_bit(upright(image)), faces["colour"])
     (height, width), size = pixels.shape[:2], faces["size"]
     if [height, width] == list(size): return pixels
     if size[0] != size[1]:
