@@ -248,7 +248,7 @@ def test_group_maps_are_sums_of_their_channels():
     with torch.no_grad():
         for values in method.ffl.grouping.norm.parameters(): values[:size] = 0  # group 0 is dead
     evaluated = copy.deepcopy(method).eval()
-    with torch.no_grad(): a = evaluated.ffl.grouping(evaluated.look(faces(5))[1])  # (5, C, 4, 4)
+    with torch.no_grad(): a = evaluated.ffl.grouping(evaluated.encode_x0(faces(5))[1])  # (5, C, 4, 4)
     expected = torch.stack([sum(a[:, g * size + c] for c in range(size)) for g in range(8)], 1)
     found = group_maps(method, faces(5), batch_size=2, scaled=False)
     assert found.shape == (5, 8, 32, 32) and found.dtype == np.float32 and method.training

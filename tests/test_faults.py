@@ -273,7 +273,8 @@ def test_gpu_memory_that_runs_out(tiny, monkeypatch):
         entered = experiment.oom_hint
         m.setattr(experiment, "oom_hint", lambda *args: entered(*args[:-1], "cuda"))
         m.setattr(experiment, "fit", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError(OUT)))
-        with pytest.raises(BenchError, match=r"batch_size = 64.*12.0 GiB were held, 3.0 more.*16.0 for us.*batch_size=32 should fit"):
+        numbers = r"12.0 GiB were in use, 3.0 GiB more were requested, and 16.0 GiB are available"
+        with pytest.raises(BenchError, match=rf"batch_size = 64.*{numbers}.*batch_size=32 should fit"):
             run(config)
     status = find_record(config).status
     assert status["state"] == "failed" and "batch_size=32" in status["error"]

@@ -167,7 +167,7 @@ def test_checkpoints_hold_no_code(tmp_path):
     save_checkpoint(tmp_path, 1, {"weights": {"a": torch.ones(2)}, "history": [{"loss": 1.0}], "best": None})
     assert load_checkpoint(tmp_path)["history"] == [{"loss": 1.0}]
     save_checkpoint(tmp_path, 2, {"code": print})
-    with pytest.warns(UserWarning, match="00002.*left out"): found = load_checkpoint(tmp_path)
+    with pytest.warns(UserWarning, match="00002.*was skipped"): found = load_checkpoint(tmp_path)
     assert found["history"] == [{"loss": 1.0}]
 
 # the contract of every method in the catalogue

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fer_bench.catalogue import methods_of
+from fer_bench.catalogue import method_entry, methods_of
 from fer_bench.config import RunConfig, baseline
 from fer_bench.core import BenchError
 from fer_bench.data.drawn.faces import DrawnSource
@@ -336,4 +336,4 @@ def test_finished_records_hold_what_the_figures_need(tiny):
     assert len(last["thresholds"]) == len(last["pseudo_labels"]) == len(last["pseudo_right"]) == 8
 
 def test_every_policy_is_a_choice():
-    assert set(POLICIES) | {"none"} == set(RunConfig.model_fields["policy"].annotation.__args__[0].__args__)
+    assert set(POLICIES) | {"none"} == set(method_entry("dtm").options.model_fields["policy"].annotation.__args__)

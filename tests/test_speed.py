@@ -21,7 +21,8 @@ from fer_bench.data.views import VIEWS, apply_view, make_view
 from fer_bench.speed import ablation, benchmark
 from fer_bench.speed.faces import generated
 from fer_bench.speed.step import Step
-from fer_bench.train.loop import clip_gradients, fit, make_accelerator, make_optimizer, memory_kept, seed_step
+from fer_bench.train.loop import clip_gradients, fit, make_accelerator, make_optimizer, seed_step
+from fer_bench.train.memory import memory_kept
 
 TINY = dict(preset="tiny", device="cpu", threads=1)
 TRAINED = [name for name in methods_of() if METHODS[name].kind != "probe"]
@@ -83,7 +84,7 @@ def test_kept_memory_is_used_again():
     "Blocks of 128 MiB, over the 32 from which glibc asks the system; in a process that has freed none before."
     code = """
 import contextlib, resource, torch
-from fer_bench.train.loop import memory_kept
+from fer_bench.train.memory import memory_kept
 def faults(way):
     start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     with way:
@@ -111,8 +112,8 @@ def test_memory_goes_back_when_a_run_fails(monkeypatch, tmp_path):
     class Broken(nn.Module): ...
     with pytest.raises(Exception):  # noqa: B017
         fit(Broken(), None, RunConfig(**TINY), tmp_path, make_accelerator("cpu"))
-    from fer_bench.train.loop import GIVE, KEEP
-    assert told == [*KEEP.items(), *GIVE.items()]
+    from fer_bench.train.memory import MALLOPT_KEEP, MALLOPT_USUAL
+    assert told == [*MALLOPT_KEEP.items(), *MALLOPT_USUAL.items()]
 
 def test_compile_reaches_the_method_and_names_the_run(tmp_path):
     "Without translating anything, so that no compiler is needed: same numbers, another run."

@@ -244,6 +244,6 @@ def group_maps(method: nn.Module, images: torch.Tensor, batch_size: int = 64, sc
                          "use `activation_maps`.")
     groups = method.config.groups
     def coarse(batch, _rows):
-        with torch.no_grad(): activation = method.ffl.grouping(method.look(batch)[1])  # (B, C, h, w)
+        with torch.no_grad(): activation = method.ffl.grouping(method.encode_x0(batch)[1])  # (B, C, h, w)
         return activation.unflatten(1, (groups, -1)).sum(2)  # (B, G, h, w)
     return _batched(coarse, method, images, batch_size, scaled, groups)

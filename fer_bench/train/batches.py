@@ -15,57 +15,62 @@ from ..data.views import apply_view, make_view
 from ..distributed import part_of, world
 
 # %% ../../nbs/train/batches.ipynb #44fe5387
-LARGE = 8 * 2**30  # bytes of pixels
+LARGE = 8 * 2**30  # bytes of pixels above which a set is read in blocks
 
 def soft_targets(faceset) -> np.ndarray:
-    "Shares (N, K) of each face's votes among the classes; 0 where nobody voted for one. `BenchError` without votes."
+    "Shares (N, K) of each face's votes among the classes, 0 for a face without votes. `BenchError` if no face has any."
     if faceset.index["votes"].isna().all():
-        raise BenchError(f"targets = 'soft' needs votes, and data set {faceset.meta['name']!r} has none. Use targets='hard'.")
+        raise BenchError(f"targets = 'soft' needs votes, and data set {faceset.meta['name']!r} has none. Use "
+                         "targets='hard'.")
     k = len(faceset.meta["classes"])
     votes = np.stack([np.zeros(k) if v is None else np.asarray(v[:k], float) for v in faceset.index["votes"]])
     return (votes / np.maximum(votes.sum(1, keepdims=True), 1)).astype(np.float32)
 
 def make_order(config, faceset, rows: np.ndarray):
-    "The order in which the labelled `rows` are seen: balanced by class, in shuffled blocks (over `LARGE`), or shuffled."
+    "The order of the labelled `rows` in training: balanced by class, or shuffled, in blocks beyond `LARGE` bytes."
     if config.balance == "sampler": return BalancedOrder(rows, faceset.labels[rows], config.seed, ORDER)
     return (BlockOrder if faceset.images.nbytes > LARGE else Order)(rows, config.seed, ORDER)
 
 # %% ../../nbs/train/batches.ipynb #9771a3bf
-ORDER, VIEW, POOL_ORDER, POOL_VIEW = 1, 2, 100, 101  # where the random numbers of each begin, after (seed, step)
+ORDER, VIEW, POOL_ORDER, POOL_VIEW = 1, 2, 100, 101  # follow (seed, step) in the seed of each kind of random draw
 
 def make_batches(config, method, feed: Feed, faceset, split, pool=None):
-    """→ `batch_at(step)`: {"labelled": views (B, 3, size, size), "targets": (B,) or (B, K)} on the feed's device.
+    """→ `batch_at(step)`, the batch of a step (from 0) as a dict of tensors on the feed's device.
 
-    A method without labelled views gets neither. With a `pool` also "unlabelled": views (mu · B, 3, size, size) of the same
-    faces, and "index": (mu · B,), their places in it. Always "step", from 0, and "progress" = step / steps, in [0, 1). Which
-    views, `method.views` says. The next batches are fetched while this one trains."""
+    Always "step" and "progress" = step / total steps, in [0, 1). If `method.views` has labelled views: "labelled", a
+    list of views (B, 3, size, size) in [0, 1], and "targets", class numbers (B,) or shares (B, K). With a `pool`:
+    "unlabelled", a list of views (mu · B, 3, size, size) of the same faces, and "index" (mu · B,), their positions in
+    the pool. The pixels of the next batches are fetched in the background. `BenchError` if the processes cannot share a
+    batch equally."""
     labels = soft_targets(faceset) if config.targets == "soft" else faceset.labels.astype(np.int64)
     targets = torch.from_numpy(labels).to(feed.device)
-    parts, total = {}, config.epochs * config.steps_per_epoch
+    streams, total = {}, config.epochs * config.steps_per_epoch
     if "labelled" in method.views:
         order = make_order(config, faceset, split.labelled)
-        parts["labelled"] = _Part(config, feed, order, method.views["labelled"], config.batch_size, VIEW)
+        streams["labelled"] = _Stream(config, feed, order, method.views["labelled"], config.batch_size, VIEW)
     if pool is not None:
         order = BlockOrder(range(len(pool)), config.seed, POOL_ORDER)
-        parts["unlabelled"] = _Part(config, Feed(pool.images, feed.device), order, method.views["unlabelled"],
-                                    config.mu * config.batch_size, POOL_VIEW)
+        streams["unlabelled"] = _Stream(config, Feed(pool.images, feed.device), order, method.views["unlabelled"],
+                                        config.mu * config.batch_size, POOL_VIEW)
 
     def batch_at(step: int) -> dict:
-        batch = {name: part.views_at(step) for name, part in parts.items()} | {"step": step, "progress": step / total}
-        if "labelled" in parts: batch["targets"] = targets[parts["labelled"].rows_at(step)]
-        if pool is not None: batch["index"] = parts["unlabelled"].rows_at(step)
+        batch = {name: stream.views_at(step) for name, stream in streams.items()}
+        batch |= {"step": step, "progress": step / total}
+        if "labelled" in streams: batch["targets"] = targets[streams["labelled"].rows_at(step)]
+        if pool is not None: batch["index"] = streams["unlabelled"].rows_at(step)
         return batch
     return batch_at
 
-class _Part:
-    "One kind of faces in a batch: its rows, its pixels fetched ahead, its views."
+class _Stream:
+    "The labelled or the unlabelled faces of all steps: their rows, their pixels fetched ahead, their views."
     def __init__(self, config, feed, order, views, batch_size: int, tag: int):
         self.config, self.device, self.tag, self.views = config, feed.device, tag, [make_view(name) for name in views]
-        part_of(range(batch_size), world())  # now, and not in the first step
+        part_of(range(batch_size), world())  # raises now rather than in the first step
         self.rows = lambda step: part_of(batch_rows(order, step, batch_size), world())
         self.ahead = Prefetcher(feed, self.rows, stop=config.epochs * config.steps_per_epoch)
 
-    def rows_at(self, step: int) -> torch.Tensor: return torch.from_numpy(self.rows(step)).to(self.device, non_blocking=True)
+    def rows_at(self, step: int) -> torch.Tensor:
+        return torch.from_numpy(self.rows(step)).to(self.device, non_blocking=True)
 
     def views_at(self, step: int) -> list[torch.Tensor]:
         images = self.ahead(step)
