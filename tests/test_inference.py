@@ -180,7 +180,8 @@ def test_nothing_is_lost_and_nothing_half_made_is_left(trained, tmp_path, monkey
         net.head.bias.data += 10 * TOLERANCE
         return net
     monkeypatch.setitem(load_model.__globals__, "_exported", wrong)
-    with pytest.raises(BenchError, match="model.safetensors does not predict drawn faces as the network does.*0.001"): export(trained[0], tmp_path/"new")
+    with pytest.raises(BenchError, match="model.safetensors does not predict drawn faces as the network does.*0.001"):
+        export(trained[0], tmp_path/"new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
 
 @pytest.fixture(scope="module")
