@@ -68,7 +68,7 @@ def test_a_record_of_before_is_asked_for_its_data(trained, model, face, tmp_path
     np.testing.assert_array_equal(shares(load_model(Record(folder)), face), shares(model, face))
     config = json.loads((folder/"config.json").read_text())
     (folder/"config.json").write_text(json.dumps(config | {"data_root": "no/such/tree"}))
-    with pytest.raises(BenchError, match="its data cannot be asked"): load_model(Record(folder))
+    with pytest.raises(BenchError, match="its data cannot be read"): load_model(Record(folder))
 
 # every form of a picture
 
@@ -180,7 +180,8 @@ def test_nothing_is_lost_and_nothing_half_made_is_left(trained, tmp_path, monkey
         net.head.bias.data += 10 * TOLERANCE
         return net
     monkeypatch.setitem(load_model.__globals__, "_exported", wrong)
-    with pytest.raises(BenchError, match="model.safetensors answers drawn faces otherwise.*0.001"): export(trained[0], tmp_path/"new")
+    with pytest.raises(BenchError, match="model.safetensors does not predict drawn faces as the network does.*0.001"):
+        export(trained[0], tmp_path/"new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
 
 @pytest.fixture(scope="module")
