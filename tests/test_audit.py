@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from fer_bench.core import BenchError, sha256
-from fer_bench.data import duplicates
+from fer_bench.data.audit import duplicates
 from fer_bench.data.audit.audit import audit, cached_audit, flagged_sheet, to_markdown, to_terminal
 from fer_bench.data.audit.checks import compare_labels, measures, read_fer2013new
 from fer_bench.data.audit.duplicates import close_pairs, cross_split_copies, exact_copies, likeness, near_across, near_copies

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fer_bench.core import BenchError, sha256
-from fer_bench.data import people
+from fer_bench.data.drawn import people
 from fer_bench.data.drawn.expressions import LEFT, MIRROR, UNITS
 from fer_bench.data.drawn.faces import DrawnSource, draw_faces
 from fer_bench.data.labels import FERPLUS8, majority
