@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fer_bench.core import BenchError
-from fer_bench.data.sources import archives
 from fer_bench.data.faceset import build_faceset
+from fer_bench.data.sources import archives
 from fer_bench.data.sources.archives import open_files
 from fer_bench.data.sources.base import CsvSource, FolderSource
 

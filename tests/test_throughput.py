@@ -6,8 +6,8 @@ import papermill
 import pytest
 
 from fer_bench.core import BenchError
-from fer_bench.speed import report as speed
 from fer_bench.report.figures import save_figure
+from fer_bench.speed import report as speed
 from fer_bench.speed.report import as_table, by_place, growth_curves, growth_table, page, roofline, slope, speed_table, step_shares
 
 ROOT = Path(__file__).parent.parent
