@@ -1,4 +1,6 @@
 """The command line and the notebook through papermill: what is checked before they start, and what they leave behind."""
+import contextlib
+import io
 import json
 import shutil
 import subprocess
@@ -10,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fer_bench import run
-from fer_bench.cli import app
+from fer_bench.cli import app, main
 from fer_bench.config import RunConfig, notebook_parameters
 from fer_bench.core import BenchError
 from fer_bench.data.labels import VOTED
@@ -20,11 +22,17 @@ from fer_bench.record import load_runs
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT/"nbs/run_benchmark.ipynb"
 
-def fer_bench(*words, cwd=None):
-    "The command as a shell runs it: (exit code, standard output, standard error)."
-    done = subprocess.run([sys.executable, "-c", "from fer_bench.cli import main; main()", *map(str, words)],
-                          cwd=cwd, capture_output=True, text=True)
-    return done.returncode, done.stdout, done.stderr
+def fer_bench(*words, cwd="."):
+    "The command, in this process: (exit code, standard output, standard error)."
+    out, err = io.StringIO(), io.StringIO()
+    with (contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
+          pytest.raises(SystemExit) as ended): main([str(word) for word in words])
+    return ended.value.code or 0, out.getvalue(), err.getvalue()
+
+def test_as_a_shell_runs_it(tmp_path):
+    code = "from fer_bench.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "run", "--preset", "tinny"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == "" and "Did you mean 'tiny'" in done.stderr and "Traceback" not in done.stderr
 
 def test_run_then_compare(tmp_path):
     code, out, err = fer_bench("run", "--preset", "tiny", "--device", "cpu", "--results-dir", tmp_path/"my results", cwd=tmp_path)
