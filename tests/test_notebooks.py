@@ -1,5 +1,6 @@
 """The house: notebooks and library are one, names mirror, imports go down only, what papermill needs is in place."""
 import ast
+import functools
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,9 @@ NO_TORCH = ("core", "catalogue", "config", "record", "store", "report", "doctor"
 
 def read(path): return nbformat.read(path, as_version=4)
 
-def modules():
+@functools.cache
+def modules() -> dict[str, Path]:
+    "Every module by its dotted name below fer_bench."
     return {".".join(p.relative_to(ROOT/"fer_bench").with_suffix("").parts): p for p in (ROOT/"fer_bench").rglob("*.py")
             if p.name not in ("_modidx.py",) and (p.name != "__init__.py" or p.parent.name == "fer_bench")}
 
@@ -87,6 +90,32 @@ def test_imports_go_down_only(name):
         target = target.removeprefix("fer_bench.")
         allowed = MAY_IMPORT[layer] | {layer}
         assert target.split(".")[0] in allowed or target in allowed, f"{name} imports {target}"
+
+def private(name): return name.startswith("_") and not name.startswith("__")
+
+def private_names(name, path):
+    "Private names of other modules of ours that module `name` imports, or takes from a module that it has imported."
+    tree, ours = ast.parse(path.read_text()), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "fer_bench"):
+            for alias in node.names:
+                ours[alias.asname or alias.name] = alias.name
+                if private(alias.name): yield f"line {node.lineno}: {alias.name}"
+        if isinstance(node, ast.Import):
+            ours |= {(a.asname or "fer_bench"): a.name for a in node.names if a.name.split(".")[0] == "fer_bench"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and private(node.attr):
+            root = node.value
+            while isinstance(root, ast.Attribute): root = root.value
+            if isinstance(root, ast.Name) and root.id in ours: yield f"line {node.lineno}: {ast.unparse(node)}"
+
+@pytest.mark.parametrize("name", modules())
+def test_no_private_name_crosses_modules(name):
+    assert list(private_names(name, modules()[name])) == []
+
+def test_few_modules_at_the_root():
+    root = [n for n in modules() if "." not in n and n != "__init__"]
+    assert len(root) <= 10, f"put one of {root} into a folder"
 
 @pytest.mark.parametrize("name", [n for n in modules() if n in NO_TORCH or n.split(".")[0] in NO_TORCH])
 def test_torch_stays_out(name):
