@@ -16,11 +16,11 @@ __version__ = "0.1.0"
 
 # %% ../nbs/api.ipynb #95fe071c
 NAMES = {
-    "RunConfig": "config", "baseline": "config", "run": "runs.experiment", "load_classifier": "runs.experiment",
-    "evaluate_on": "runs.experiment",
+    "RunConfig": "config", "baseline": "config", "run": "runs.experiment", "load_classifier": "runs.networks",
+    "evaluate_on": "runs.networks",
     "Record": "record", "load_runs": "record", "load_run": "record", "sweep": "sweeps.sweep", "compare": "report.tables",
     "load_model": "runs.inference", "predict": "runs.inference", "export": "runs.inference",
-    "Method": "methods.base", "register_method": "catalogue", "check_method": "runs.contract",
+    "Method": "methods.base", "Options": "catalogue", "register_method": "catalogue", "check_method": "runs.contract",
     "summarise": "report.summary", "difference": "report.summary", "tasks": "report.summary", "measured": "report.summary",
     "paragraph": "report.comparison", "look": "runs.attribution", "look_table": "runs.attribution", "Source": "data.sources.base",
     "open_faceset": "data.faceset", "build_faceset": "data.faceset", "verify_faceset": "data.faceset", "draw_faces": "data.drawn.faces",

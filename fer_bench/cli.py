@@ -237,7 +237,7 @@ def evaluate(run_id: Annotated[str, typer.Argument(help="a finished run whose we
              data_root: Annotated[str, typer.Option(help="where its files lie, or a built FaceSet")] = "",
              results_dir: Annotated[str, typer.Option(help="folder of the records")] = "results") -> None:
     "Test the network of a run on another data set, through an explicit map of their classes."
-    from fer_bench.runs.experiment import evaluate_on
+    from fer_bench.runs.networks import evaluate_on
     from fer_bench.record import load_run
     from fer_bench.runs.task import load_data
     record = load_run(run_id, project_path(results_dir))

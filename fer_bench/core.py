@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOG_LINE', 'BenchError', 'unknown', 'lookup', 'sha256', 'json_hash', 'make_folder', 'atomic_file', 'atomic_folder',
-           'write_text', 'write_json', 'read_json', 'terminable', 'progress', 'project_path', 'cache_folder']
+           'write_text', 'write_json', 'read_json', 'terminable', 'progress', 'project_path', 'cache_folder',
+           'try_lock', 'hold_lock', 'cpu_cores']
 
 # %% ../nbs/core.ipynb #823857cc
 import contextlib
@@ -19,6 +20,8 @@ import tempfile
 import threading
 from functools import partial
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 # %% ../nbs/core.ipynb #e4ad2ea7
 class BenchError(ValueError):
@@ -168,3 +171,27 @@ def cache_folder(cache_dir: str = "") -> Path:
 def _at_home(path) -> Path:
     try: return Path(path).expanduser()
     except RuntimeError: raise BenchError(f"{str(path)!r} begins with a home folder that is not known. Write the whole path.") from None
+
+# %% ../nbs/core.ipynb #7e29e6dd
+def try_lock(path) -> FileLock | None:
+    """The lock file `path`, acquired; None where another process holds it. `.release()` lets it go.
+
+    `BenchError` where the file cannot be written."""
+    lock = FileLock(path)
+    try: return lock.acquire(timeout=0).lock
+    except Timeout: return None
+    except OSError as e: raise _cannot_write(path, e) from None
+
+@contextlib.contextmanager
+def hold_lock(path, waiting: str):
+    "Inside, this process holds the lock file `path`. Where another one does, print the sentence `waiting`, and wait for it."
+    lock = try_lock(path)
+    if lock is None:
+        print(waiting)
+        lock = FileLock(path).acquire().lock
+    try: yield
+    finally: lock.release()
+
+def cpu_cores() -> int:
+    "CPU cores that this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -20,7 +20,8 @@ from fer_bench.data.faceset import build_faceset
 from fer_bench.data.sources.fixtures import fake
 from fer_bench.models.backbones import create_backbone
 from fer_bench.record import load_runs
-from fer_bench.runs.experiment import evaluate_on, find_record, load_classifier, run
+from fer_bench.runs.experiment import find_record, run
+from fer_bench.runs.networks import evaluate_on, load_classifier
 from fer_bench.runs.task import load_data
 from fer_bench.train.checkpoint import checkpoints
 

@@ -18,7 +18,8 @@ from fer_bench.evaluate.explain import class_maps
 from fer_bench.evaluate.landmarks import map_scores, paired_difference
 from fer_bench.record import load_runs
 from fer_bench.runs.attribution import BASELINES, faces_of, faces_to_show, look, look_table, maps_of
-from fer_bench.runs.experiment import load_classifier, run
+from fer_bench.runs.experiment import run
+from fer_bench.runs.networks import load_classifier
 from fer_bench.runs.task import load_data, split_data
 from fer_bench.show.gallery import FIGURES, choose, figure_attention, figure_features, figure_landmarks, figure_masks, figure_mean_maps
 

@@ -15,16 +15,17 @@ import torch.nn.functional as F
 from torch import nn
 
 import fer_bench
-from fer_bench.catalogue import BUILT_IN, METHODS, find_method, own_code, register_method
+from fer_bench.catalogue import BUILT_IN, METHODS, find_method, register_method
 from fer_bench.config import RunConfig, baseline
 from fer_bench.core import BenchError
 from fer_bench.methods.base import Method
-from fer_bench.methods.own import code_hash, import_method
+from fer_bench.methods.own import code_hash, import_method, own_code
 from fer_bench.report.tables import comparable, compare
 from fer_bench.runs import contract
 from fer_bench.runs.contract import check_method
-from fer_bench.runs.experiment import find_record, init_hash, run
+from fer_bench.runs.experiment import find_record, run
 from fer_bench.runs.inference import load_model
+from fer_bench.runs.networks import init_hash
 from fer_bench.sweeps.grid import expand
 
 

@@ -8,7 +8,8 @@ from fer_bench.config import SELF, RunConfig, baseline
 from fer_bench.core import BenchError
 from fer_bench.data.sources.fixtures import fake
 from fer_bench.record import load_runs
-from fer_bench.runs.experiment import load_classifier, load_pretrained, run
+from fer_bench.runs.experiment import run
+from fer_bench.runs.networks import load_classifier, load_pretrained
 from fer_bench.runs.task import load_data, make_pool, split_data
 
 

@@ -30,7 +30,7 @@ from fer_bench.report.figures import confusion_matrix, contact_sheet, save_figur
 from fer_bench.report.leaderboard import leaderboard
 from fer_bench.report.tables import compare, notes
 from fer_bench.runs.attribution import look
-from fer_bench.runs.experiment import load_classifier
+from fer_bench.runs.networks import load_classifier
 from fer_bench.runs.task import load_data
 from fer_bench.show.gallery import figure_features
 from fer_bench.store import merge, pack

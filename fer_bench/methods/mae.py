@@ -32,7 +32,7 @@ class MAE(SelfSupervised):
     """Random masks over one weak view; `net.backbone` is a `FaceEncoder`, and `config.facemae` the size of the decoder.
 
     `feature_std` is that of the mean of the kept tokens. Source: MAE (arXiv 2111.06377)."""
-    views, reconstructs = {"unlabelled": ["weak"]}, True
+    views, reconstructs, groups = {"unlabelled": ["weak"]}, True, 1
 
     def __init__(self, net, config):
         super().__init__(net, config)
@@ -42,7 +42,7 @@ class MAE(SelfSupervised):
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict]:
         (images,), encoder = batch["unlabelled"], self.net.backbone
-        part, generator = world(), self.generator(batch["progress"])
+        part, generator = world(), self.generator(batch["step"])
         masks = random_mask(len(images) * part[1], encoder.n_patches, self.config.mask_ratio, generator)
         masks = (part_of(m, part).to(images.device, non_blocking=True) for m in masks)
         loss, tokens, _ = autoencode(encoder, self.decoder, self.net.normalise(images), *masks)

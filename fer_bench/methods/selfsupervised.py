@@ -74,10 +74,10 @@ COLLAPSE = ("The features have collapsed: their deviation is {std:.3f}, where 1 
 class SelfSupervised(Method):
     """Base: `net` (a `Classifier`), whose backbone is trained and whose head is not; `config` a flat object (a `RunConfig`).
 
-    Batches hold "unlabelled", a list of views (B, 3, H, W) in [0, 1] as `views` asks, and "progress" in [0, 1). What is not
-    part of the loss is watched by `watch` and comes out of `after_epoch`, mean over its steps.
+    Batches hold "unlabelled", a list of views (B, 3, H, W) in [0, 1] as `views` asks, and "step", from 0. What is
+    not part of the loss is watched by `watch` and comes out of `after_epoch` as the mean over its steps.
     `BenchError` for batches of one face, whose batch norm would be all zeros."""
-    views, reconstructs = {"unlabelled": ["ssl", "ssl"]}, False  # whether it masks patches and paints them again
+    views, reconstructs = {"unlabelled": ["ssl", "ssl"]}, False  # whether it masks patches and reconstructs them
 
     def __init__(self, net: nn.Module, config):
         super().__init__(net)
@@ -104,9 +104,9 @@ class SelfSupervised(Method):
 
     def forward_only(self, batch: dict) -> torch.Tensor: return sum(h.mean() for h in self.encode_views(batch["unlabelled"][:2]))
 
-    def generator(self, progress: float, *tag: int) -> torch.Generator:
-        "Of this step's own draws, from (seed, step): no other draw is moved by them, and a resumed run repeats them."
-        return seeded(self.config.seed, round(progress * self.total), *tag)
+    def generator(self, step: int, *tag: int) -> torch.Generator:
+        "For the random draws of `step`, a function of (seed, step): they change no other draw, and a resumed run repeats them."
+        return seeded(self.config.seed, step, *tag)
 
     @property
     def total(self) -> int: return self.config.epochs * self.config.steps_per_epoch
@@ -134,10 +134,10 @@ def plain_projector(width: int, config) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, config.proj_hidden), nn.ReLU(), nn.Linear(config.proj_hidden, config.proj_dim))
 
 class SimCLR(SelfSupervised):
-    "NT-Xent between two views; `config.temperature` None: .5. Source: SimCLR (arXiv 2002.05709), algorithm 1."
+    "NT-Xent between two views at `config.temperature`. Source: SimCLR (arXiv 2002.05709), algorithm 1."
     def __init__(self, net, config):
         super().__init__(net, config)
-        self.temperature = config.temperature or 0.5
+        self.temperature = config.temperature
         self.projector = plain_projector(self.width, config)
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict]:
@@ -148,7 +148,7 @@ class SimCLR(SelfSupervised):
 
 # %% ../../nbs/methods/selfsupervised.ipynb #6abfd09c
 class MoCo(WithTarget):
-    """Query against its key and a queue of former keys; `config.temperature` None: .2, `config.queue`: keys kept.
+    """Query against its key and a queue of earlier keys, at `config.temperature`; `config.queue`: keys kept.
 
     `queue` (Q, D) and `pointer`, the place of the next key, are buffers. `BenchError` for a queue shorter than a batch.
     Source: MoCo (arXiv 1911.05722), algorithm 1, and MoCo v2 (arXiv 2003.04297)."""
@@ -157,7 +157,7 @@ class MoCo(WithTarget):
         if config.queue < config.batch_size:
             raise BenchError(f"queue = {config.queue} is shorter than a batch of {config.batch_size} faces, so keys would be lost "
                              "before they are used. Take a multiple of batch_size, such as 4096.")
-        self.temperature = config.temperature or 0.2
+        self.temperature = config.temperature
         self.register_buffer("queue", F.normalize(torch.randn(config.queue, config.proj_dim), dim=1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 

@@ -21,7 +21,7 @@ from ..data.views import make_view
 from ..evaluate.attention import centre_maps, mean_map, randomised, uniform_maps
 from ..evaluate.explain import KINDS, activation_maps, class_maps
 from ..evaluate.landmarks import map_scores, paired_difference, score_intervals
-from .experiment import load_classifier
+from .networks import load_classifier
 from .evaluation import subsample
 from .task import load_data, split_data
 

@@ -27,7 +27,8 @@ from ..data.sources.files import not_too_large
 from ..data.sources.pictures import _eight_bit, _pixels, _upright, decode
 from ..data.views import make_view
 from ..evaluate.predict import evaluating
-from .experiment import FACES, load_classifier
+from .experiment import FACE_FACTS
+from .networks import load_classifier
 from ..models.backbones import create_classifier
 from ..record import Record, load_run
 from ..report.card import MODEL, ONNX, model_card
@@ -63,7 +64,7 @@ def _faces(record) -> dict:
     except BenchError as e:
         raise BenchError(f"Run {record.id!r} was recorded before runs noted whether their faces were grey and how large, and its data "
                          f"cannot be asked: {e}") from None
-    return {name: meta[name] for name in FACES}
+    return {name: meta[name] for name in FACE_FACTS}
 
 # %% ../../nbs/runs/inference.ipynb #0dba4b23
 def predict(model, images, batch_size: int = 256) -> pd.DataFrame:

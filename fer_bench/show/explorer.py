@@ -15,7 +15,7 @@ import torch
 from ..config import RunConfig
 from ..core import BenchError
 from ..data.audit.audit import Audit, audit
-from ..runs.experiment import load_classifier
+from ..runs.networks import load_classifier
 from ..runs.attribution import MAPS, faces_of, maps_of
 from ..report.figures import overlay
 from ..report.pages import ANY, FLAGGED, NONE, Cells, Pages, bar, counted, dropdown

@@ -18,7 +18,7 @@ from ..core import BenchError, lookup
 from ..data.landmarks import landmarks_of
 from ..evaluate.attention import mean_map
 from ..evaluate.landmarks import score_intervals
-from ..runs.experiment import load_classifier, load_pretrained
+from ..runs.networks import load_classifier, load_pretrained
 from ..runs.evaluation import subsample
 from ..runs.attribution import faces_of, faces_to_show, look, maps_of
 from ..report.figures import COLOURS, PAGE, Picture, _say_drawn, _sheet, overlay, styled

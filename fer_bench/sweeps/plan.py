@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from ..config import RunConfig, run_id
 from ..core import BenchError
 from ..catalogue import BUILT_IN
-from ..runs.experiment import init_hash
+from ..runs.networks import init_hash
 from .grid import Cell
 from ..record import Record, load_runs, runs_folder
 from ..runs.task import load_data, make_pool, split_data

@@ -36,11 +36,12 @@ ORDER, VIEW, POOL_ORDER, POOL_VIEW = 1, 2, 100, 101  # where the random numbers 
 def make_batches(config, method, feed: Feed, faceset, split, pool=None):
     """→ `batch_at(step)`: {"labelled": views (B, 3, size, size), "targets": (B,) or (B, K)} on the feed's device.
 
-    A method without labelled views gets neither. With a `pool` also "unlabelled": views (mu · B, 3, size, size) of the same faces,
-    and "index": (mu · B,), their places in it. Which views, `method.views` says; the next batches are fetched while this one trains."""
+    A method without labelled views gets neither. With a `pool` also "unlabelled": views (mu · B, 3, size, size) of the same
+    faces, and "index": (mu · B,), their places in it. Always "step", from 0, and "progress" = step / steps, in [0, 1). Which
+    views, `method.views` says. The next batches are fetched while this one trains."""
     labels = soft_targets(faceset) if config.targets == "soft" else faceset.labels.astype(np.int64)
     targets = torch.from_numpy(labels).to(feed.device)
-    parts = {}
+    parts, total = {}, config.epochs * config.steps_per_epoch
     if "labelled" in method.views:
         order = make_order(config, faceset, split.labelled)
         parts["labelled"] = _Part(config, feed, order, method.views["labelled"], config.batch_size, VIEW)
@@ -50,7 +51,7 @@ def make_batches(config, method, feed: Feed, faceset, split, pool=None):
                                     config.mu * config.batch_size, POOL_VIEW)
 
     def batch_at(step: int) -> dict:
-        batch = {name: part.views_at(step) for name, part in parts.items()}
+        batch = {name: part.views_at(step) for name, part in parts.items()} | {"step": step, "progress": step / total}
         if "labelled" in parts: batch["targets"] = targets[parts["labelled"].rows_at(step)]
         if pool is not None: batch["index"] = parts["unlabelled"].rows_at(step)
         return batch
