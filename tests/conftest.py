@@ -11,6 +11,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"): os.environ.setdefault(va
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from PIL import Image
 
@@ -70,13 +71,15 @@ def own_cache(tmp_path_factory):
     os.environ["FER_BENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 @pytest.fixture(scope="session")
-def ferplus(tmp_path_factory):
+def ferplus(shared_folder):
     "The folder FERPlus, unpacked once; skips where the real faces are not at hand."
     archive = Path(os.environ.get("FER_BENCH_DATA", ROOT.parent/"shared/data"))/"ferplus.tar.xz"
     if not archive.exists(): pytest.skip(f"no {archive}; FER_BENCH_DATA names the folder of the real faces")
-    folder = tmp_path_factory.mktemp("ferplus")
-    with tarfile.open(archive) as tar: tar.extractall(folder, filter="data")
-    return folder/"FERPlus"
+    with FileLock(shared_folder/"ferplus.lock"):
+        if not (done := shared_folder/"ferplus").exists():
+            with tarfile.open(archive) as tar: tar.extractall(shared_folder/"ferplus.part", filter="data")
+            (shared_folder/"ferplus.part").rename(done)
+    return done/"FERPlus"
 
 @pytest.fixture
 def tree(tmp_path):
