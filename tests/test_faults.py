@@ -65,16 +65,38 @@ def test_sigterm_in_a_program(tiny, tmp_path):
     folder, = runs_folder(tmp_path/"results").iterdir()
     assert Record(folder).status["state"] == "interrupted" and checkpoints(folder) and load_runs(tmp_path/"results") == []
 
-def test_the_command_stopped_and_its_kernel_killed(tiny, tmp_path):
+PATIENT = """
+import time
+from pathlib import Path
+from fer_bench.methods.supervised import Supervised
+
+class Patient(Supervised):
+    "Waits at the end of the epoch whose number stands in the file `hold`; so a test can stop it there, however fast the machine is."
+    hold = Path({hold!r})
+
+    def __init__(self, net, config, counts, n_unlabelled):
+        super().__init__(net, config.ema)
+        self.epochs = config.epochs
+
+    def after_epoch(self, progress, labelled):
+        while round(progress * self.epochs) == int(self.hold.read_text()): time.sleep(0.02)
+        return {{}}
+"""
+
+def test_the_command_stopped_and_its_kernel_killed(tiny, tmp_path, monkeypatch):
     "Ctrl-C, then the same command, whose kernel dies, then to the end: each says what to do, and the record is that of a run in peace."
-    fields = dict(preset="tiny", epochs=200, steps_per_epoch=2, threads=1, device="cpu")
+    (hold := tmp_path/"hold").write_text("2")
+    (tmp_path/"patient.py").write_text(PATIENT.format(hold=str(hold)))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    fields = dict(method="patient.Patient", preset="tiny", epochs=4, steps_per_epoch=2, threads=1, device="cpu")
     words = [word for name, value in fields.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     results = tmp_path/"results"
     def command():
-        return subprocess.Popen([sys.executable, "-m", "fer_bench.cli", "run", *words, "--results-dir", str(results)], text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen([sys.executable, "-m", "fer_bench.cli", "run", *words, "--compare-with", "", "--results-dir", str(results)],
+                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     def ended(process):
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         assert "Traceback" not in out + err
         return process.returncode, err
     first = command()
@@ -83,6 +105,7 @@ def test_the_command_stopped_and_its_kernel_killed(tiny, tmp_path):
     code, said = ended(first)
     folder, = runs_folder(results).iterdir()
     assert code == 130 and "the same command goes on from there" in said and Record(folder).status["state"] == "interrupted"
+    hold.write_text("4")
     second = command()
     assert max(begun(second, results, known | set(checkpoints(folder)))) > max(known), "it goes on, and does not begin again"
     kernel, = psutil.Process(second.pid).children()
@@ -90,6 +113,7 @@ def test_the_command_stopped_and_its_kernel_killed(tiny, tmp_path):
     code, said = ended(second)
     assert code == 1 and "kernel died" in said and "the same command goes on from there" in said and load_runs(results) == []
     assert checkpoints(folder)
+    hold.write_text("0")
     record, whole = (run(tiny(**fields, results_dir=str(place))) for place in (results, tmp_path/"whole"))
     assert record.folder == folder and np.array_equal(logits(record), logits(whole))
 
