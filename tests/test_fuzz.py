@@ -1,8 +1,7 @@
-"""A thousand inputs, the same ones each time: each is done or refused in a sentence, none ends in a traceback of ours, and none hangs."""
+"""A thousand inputs (`make nightly`: ten thousand): each is done or refused in a sentence, no traceback of ours, and none hangs."""
 import contextlib
 import io
 import json
-import os
 import shutil
 import signal
 from keyword import iskeyword
@@ -29,8 +28,7 @@ from fer_bench.sweeps.grid import expand
 
 NOTEBOOK = Path(__file__).parent.parent/"nbs/run_benchmark.ipynb"
 
-def tries(n):
-    return settings(max_examples=n, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+def tries(n): return settings(max_examples=n, suppress_health_check=list(HealthCheck))
 
 @contextlib.contextmanager
 def named(*also):
@@ -217,4 +215,4 @@ def test_grid_files(place, given, at, more):
 
 def test_a_thousand():
     tests = [t for n, t in globals().items() if n.startswith("test_") and hasattr(t, "_hypothesis_internal_use_settings")]
-    assert sum(t._hypothesis_internal_use_settings.max_examples for t in tests) == 1000 and not os.environ.get("HYPOTHESIS_PROFILE")
+    assert sum(t._hypothesis_internal_use_settings.max_examples for t in tests) >= 1000
