@@ -21,7 +21,7 @@ NAMES = {
     "Record": "record", "load_runs": "record", "load_run": "record", "sweep": "sweeps.sweep", "compare": "report.tables",
     "load_model": "runs.inference", "predict": "runs.inference", "export": "runs.inference",
     "Method": "methods.base", "Options": "catalogue", "register_method": "catalogue", "check_method": "runs.contract",
-    "summarise": "report.summary", "difference": "report.summary", "tasks": "report.summary", "measured": "report.summary",
+    "summarise": "report.summary", "difference": "report.summary", "tasks": "report.tasks", "measured": "report.summary",
     "paragraph": "report.comparison", "look": "runs.attribution", "look_table": "runs.attribution", "Source": "data.sources.base",
     "open_faceset": "data.faceset", "build_faceset": "data.faceset", "verify_faceset": "data.faceset", "draw_faces": "data.drawn.faces",
     "audit": "data.audit.audit", "Pool": "data.pools", "read_landmarks": "data.landmarks", "feed_benchmark": "data.feed",

@@ -294,7 +294,8 @@ def own_entry(make: Callable, about: str = "") -> MethodEntry:
     """The entry of a method of the user's own, read from its class: `Options` and `views`, which tell its kind.
 
     `BenchError` where its `Options` are not derived from `fer_bench.Options`."""
-    options, views = getattr(make, "Options", Options), getattr(make, "views", {})
+    made = getattr(make, "func", make)  # of a functools.partial
+    options, views = getattr(made, "Options", Options), getattr(made, "views", {})
     views = views if isinstance(views, dict) else {}
     if not (options is Options or _derived(options, "fer_bench.catalogue", "Options")):
         raise BenchError(f"The Options of {getattr(make, '__name__', make)!r} are not derived from fer_bench.Options. Write "

@@ -17,7 +17,8 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 
 import typer
 
-from .config import RunConfig
+from .catalogue import DATASETS, FLAGS, METHODS, method_entry
+from .config import GROUPS, RunConfig, no_parameter, option_defaults, own_values
 from .core import BenchError, json_hash, make_folder, project_path, terminable, write_text
 
 # %% ../nbs/cli.ipynb #cd131fbc
@@ -57,15 +58,38 @@ def _print(table) -> None:
     show(table)
 
 # %% ../nbs/cli.ipynb #69f310f9
-def _option(name: str, field):
+def _option(name: str, field, group: str):
+    "The parameter of `run` for the `field` called `name` of `RunConfig`."
     kind = field.annotation
     if get_origin(kind) is Literal: kind = str  # RunConfig names the choices in its error
     elif type(None) in get_args(kind): kind = get_args(kind)[0]
     preset = field.is_required()  # without a default of its own
     default = None if preset else field.default
     words = field.description + ("; default: the preset's" if preset else "")
+    option = typer.Option(help=words, rich_help_panel=group)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[
-        Union[kind, None] if default is None else kind, typer.Option(help=words)])  # noqa: UP007
+        Union[kind, None] if default is None else kind, option])  # noqa: UP007
+
+def _method_options(method: str, words: list[str]) -> dict:
+    """Name → value of the options of `method` among the `words` that the command itself does not know: `--name value`,
+    `--name=value`, and `--name` or `--no-name` for a switch. A name that the method lacks ends in a usage error (code 2)."""
+    if not words: return {}
+    from fer_bench.sweeps.grid import read_value  # brings YAML
+    fields, found, words = method_entry(method).options.model_fields, {}, list(words)
+    while words:
+        name, given, text = words.pop(0).partition("=")
+        if not name.startswith("--"): raise typer.BadParameter(f"Got unexpected extra argument ({name}{given}{text})")
+        key = name[2:].replace("-", "_")
+        switch = fields.get(key.removeprefix("no_"))
+        if key not in fields and not (switch and switch.annotation is bool):
+            raise typer.BadParameter(no_parameter(key, method))
+        if key not in fields: found[key.removeprefix("no_")] = False
+        elif fields[key].annotation is bool and not given: found[key] = True
+        elif not given and not words: raise typer.BadParameter(f"Option '{name}' requires an argument.")
+        else:
+            text = text if given else words.pop(0)
+            found[key] = text if fields[key].annotation is str else read_value(text)
+    return found
 
 def _find_notebook(name: str) -> Path:
     here = Path(__file__).parent.parent
@@ -73,8 +97,11 @@ def _find_notebook(name: str) -> Path:
         if (folder/name).exists(): return folder/name
     raise BenchError(f"The notebook {name} was not found beside the package ({here}); install fer_bench again.")
 
-def run(compare_with: str = "supervised", **values) -> None:
-    "Train one method, compare it with the recorded runs, and draw the figures (papermill runs nbs/run_benchmark.ipynb)."
+def run(context: typer.Context, compare_with: str = "supervised", **values) -> None:
+    """Train one method, compare it with the recorded runs, and draw the figures (papermill runs nbs/run_benchmark.ipynb).
+
+    A method's own options go here too: `fer-bench methods dtm` lists them."""
+    values |= _method_options(values["method"], context.args)
     config = RunConfig(**values)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1: return _run_shared(config)
     results = make_folder(project_path(config.results_dir))
@@ -88,11 +115,13 @@ def run(compare_with: str = "supervised", **values) -> None:
     print("Figures:", *sorted(map(str, (record.folder/"figures").glob("*.png"))), sep="\n  ")
 
 run.__signature__ = inspect.Signature([
-    *(_option(n, f) for n, f in RunConfig.model_fields.items()),
+    inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
+    *(_option(n, RunConfig.model_fields[n], group) for group, names in GROUPS.items() for n in names),
     inspect.Parameter("compare_with", inspect.Parameter.KEYWORD_ONLY, default="supervised", annotation=Annotated[
-        str, typer.Option(help="baseline trained first where no record of it exists; empty: none")])])
+        str, typer.Option(help="baseline trained first where no record of it exists; empty: none",
+                          rich_help_panel="Evaluation")])])
 run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()} | {"return": None}
-app.command()(run)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)
 
 # %% ../nbs/cli.ipynb #3bbef2e0
 def _run_shared(config: RunConfig) -> None:
@@ -248,15 +277,39 @@ def evaluate(run_id: Annotated[str, typer.Argument(help="a finished run whose we
     print(f"{m['n']} faces of {len(m['classes'])} classes ({', '.join(m['classes'])}); {m['left_out']} left out")
 
 @app.command()
-def methods() -> None:
-    "List the methods and data sets by name."
+def methods(name: Annotated[str, typer.Argument(help="a method: what it is, its options, its recipe; empty: list all")] = "") -> None:
+    "List the methods and data sets, or show what one method takes."
     from rich.table import Table
-
-    from fer_bench.catalogue import DATASETS, METHODS
+    if name: return _explain(name)
     for title, entries in (("method", METHODS), ("data set", DATASETS)):
-        table = Table(title, "what it is")
-        for name, (_, what) in entries.items(): table.add_row(name, what)
+        table = Table(title, *(["kind"] if title == "method" else []), "what it is")
+        for key, entry in entries.items(): table.add_row(key, *([entry.kind] if title == "method" else []), entry.about)
         _print(table)
+
+def _explain(name: str) -> None:
+    "Print what the method `name` is, takes and fills in."
+    from rich.markup import escape
+    from rich.table import Table
+    entry = method_entry(name)
+    print(f"{name}: {entry.about}", f"kind: {entry.kind}", *filter(None, [entry.paper and f"source: {entry.paper}"]), sep="\n")
+    for flag in sorted(entry.flags): print(f"it {FLAGS[flag]}")
+    defaults = option_defaults(name)
+    table = Table("option", "default", "values", "what it is", title=None if entry.options.model_fields else "no options of its own")
+    for key, field in entry.options.model_fields.items():
+        default = str(defaults[key]) if key in defaults else "the preset's"
+        table.add_row("--" + key.replace("_", "-"), default, escape(_values(field)), escape(field.description or ""))
+    _print(table)
+    asked = {k: v for k, v in own_values(name).items() if k in RunConfig.model_fields}
+    print("It asks for:", ", ".join(f"{k} {v}" for k, v in asked.items()))
+    if entry.recipe: print("Preset paper adds:", ", ".join(f"{k} {v}" for k, v in entry.recipe.items()))
+
+def _values(field) -> str:
+    "What an option takes, in words: its choices, or its type and range."
+    if get_origin(field.annotation) is Literal: return ", ".join(map(str, get_args(field.annotation)))
+    kinds = [k for k in get_args(field.annotation) or [field.annotation] if k is not type(None)]
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    bounds = [f"{sign} {getattr(m, key)}" for m in field.metadata for key, sign in signs.items() if hasattr(m, key)]
+    return " ".join([" or ".join(k.__name__ for k in kinds), *bounds])
 
 # %% ../nbs/cli.ipynb #b480f33d
 @app.command("predict")
@@ -339,12 +392,13 @@ def build(dataset: Annotated[str, typer.Argument(help="a data set's name; `fer-b
           size: Annotated[int, typer.Option(help="side of the packed faces, pixels; 0: the pictures' own")] = 0,
           label_rule: Annotated[str, typer.Option(help="majority or argmax, for data sets with votes")] = "majority") -> None:
     "Pack a data set into a FaceSet folder: decoded once, hashed, bad files put aside and listed."
-    from fer_bench.catalogue import UNLABELLED, make_source
+    from fer_bench.catalogue import dataset_entry, make_source
     from fer_bench.data.faceset import build_faceset
     target = project_path(folder)
     if target.exists(): raise BenchError(f"{str(target)!r} exists already. Choose another folder, or remove it first.")
     config = RunConfig(dataset=dataset, data_root=data_root, label_rule=label_rule, **({"image_size": size} if size else {}))
-    _show(build_faceset(make_source(config), target, size or None, require_labels=dataset not in UNLABELLED))
+    labelled = "unlabelled" not in dataset_entry(dataset).flags
+    _show(build_faceset(make_source(config), target, size or None, require_labels=labelled))
 
 @data.command()
 def verify(folder: Annotated[str, typer.Argument(help="a FaceSet folder")]) -> None:

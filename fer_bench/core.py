@@ -55,6 +55,11 @@ def _cannot_write(path, error: OSError) -> BenchError:
     return BenchError(f"Cannot write {str(path)!r}: {error.strerror or error}. Choose another place, or make room and "
                       "see that its folder is a folder you may write to; what was there before is untouched.")
 
+def _elsewhere(error: OSError, path: Path) -> bool:
+    "Whether `error` names a file that is not below the folder of `path`, such as a source that is missing."
+    named = error.filename if isinstance(error.filename, (str, bytes)) else None
+    return named is not None and not os.path.abspath(os.fsdecode(named)).startswith(os.path.abspath(path.parent))
+
 def make_folder(path) -> Path:
     "Make the folder `path` and its parents, as `Path`; `BenchError` where a file stands in its place or rights lack."
     try: Path(path).mkdir(parents=True, exist_ok=True)
@@ -75,6 +80,7 @@ def atomic_file(path):
         os.chmod(temporary, 0o666 & ~UMASK)
         os.replace(temporary, path)
     except OSError as e:
+        if _elsewhere(e, path): raise
         raise _cannot_write(path, e) from e
     finally:
         if temporary and os.path.exists(temporary): os.unlink(temporary)
@@ -97,6 +103,7 @@ def atomic_folder(path):
             shutil.rmtree(old)
         else: os.replace(temporary, path)
     except OSError as e:
+        if _elsewhere(e, path): raise
         raise _cannot_write(path, e) from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -23,10 +23,11 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from pyarrow.parquet import read_metadata
 
-from .config import RunConfig, run_id
+from .config import recorded_config, run_id
 from .core import BenchError, atomic_file, json_hash, make_folder, sha256
 from .evaluate.metrics import confusion_counts, rates
-from .record import SEALED, Record, runs_folder
+from .record import Record, runs_folder
+from .schema import SEALED, Environment, Metrics, Status, checked, completed
 
 # %% ../nbs/store.ipynb #80a914fb
 PARTS = (*SEALED, "status.json")
@@ -46,26 +47,37 @@ def _sound(run: str, files: dict[str, Member]) -> dict[str, bytes]:
     "The parts of the record `run`, name → content; `BenchError` says what is wrong with it."
     if missing := [n for n in PARTS if n not in files]: raise BenchError(f"it lacks {missing[0]}")
     data = {n: files[n].read(LARGEST if n.endswith("parquet") else SMALL) for n in PARTS}
-    status, config, metrics = (json.loads(data[n]) for n in ("status.json", "config.json", "metrics.json"))
-    if status["state"] != "finished": raise Unfinished(f"it is not finished, but {status['state']}")
-    if set(status["files"]) != set(SEALED): raise BenchError("its status.json does not seal the files of a record")
+    status = checked(Status, json.loads(data["status.json"]), "status.json")
+    if status.state != "finished": raise Unfinished(f"it is {status.state}, not finished")
     for name in SEALED:
-        if sha256(data[name]) != status["files"][name]: raise BenchError(f"its {name} was changed after the run had sealed it")
-    pool = metrics.get("pool", {}).get("hash", "")
-    name = run_id(RunConfig(**config), metrics["data_hash"], metrics["split_hash"], metrics.get("init_hash", ""), pool)
-    if name != run:
-        raise BenchError(f"its config, data and split make it {name!r}; it was changed, or made by another version of fer_bench")
-    _count_again(metrics, data["predictions.parquet"])
+        if sha256(data[name]) != status.files[name]: raise BenchError(f"its {name} was changed after the run had sealed it")
+    checked(Environment, json.loads(data["environment.json"]), "environment.json")
+    metrics = _metrics(data)
+    names = _run_ids(json.loads(data["config.json"]), metrics)
+    if run not in names:
+        raise BenchError(f"its config, data and split make it {names[0]!r}; it was changed, or made by another version of fer_bench")
+    _check_scores(metrics, data["predictions.parquet"])
     return data
 
-def _count_again(metrics: dict, predictions: bytes) -> None:
+def _run_ids(config: dict, metrics: Metrics) -> list[str]:
+    "The ids that the record may have: early ones name the data set as the config does, and do not say the precision."
+    hashes = metrics.data_hash, metrics.split_hash, metrics.init_hash, metrics.pool.hash if metrics.pool else ""
+    precisions = [False, True] if metrics.precision is None else [metrics.precision == "bf16"]
+    return [run_id(recorded_config(config), *hashes, bf16, dataset) for dataset in ("", metrics.dataset) for bf16 in precisions]
+
+def _metrics(data: dict[str, bytes]) -> Metrics:
+    return checked(Metrics, completed(json.loads(data["metrics.json"]), json.loads(data["config.json"])), "metrics.json")
+
+def _check_scores(metrics: Metrics, predictions: bytes) -> None:
+    "Compute confusion matrix and rates again; `BenchError` where they differ from `metrics`."
     if _values(predictions) > LARGEST // 4: raise BenchError("its predictions unfold to more than any test split has")
-    table, classes = pd.read_parquet(io.BytesIO(predictions), columns=["label", "logits"]), list(metrics["classes"])
+    table, classes = pd.read_parquet(io.BytesIO(predictions), columns=["label", "logits"]), metrics.classes
     labels = table["label"].map(classes.index).to_numpy()
-    counts, test = confusion_counts(np.stack(table["logits"]).argmax(1), labels, len(classes)), metrics["test"]
+    counts, test = confusion_counts(np.stack(table["logits"]).argmax(1), labels, len(classes)), metrics.test
     found = rates(counts)
-    if counts.tolist() != test["confusion"] or not np.allclose([*found.values()], [test[n] for n in found], rtol=0, atol=1e-6):
-        raise BenchError("its metrics.json is not what its predictions come to")
+    same = np.allclose([*found.values()], [test[n] for n in found], rtol=0, atol=1e-6)
+    if counts.tolist() != test.confusion or len(labels) != test.n or not same:
+        raise BenchError("metrics.json does not match predictions.parquet")
 
 def _values(parquet: bytes) -> int:
     facts = read_metadata(io.BytesIO(parquet))
@@ -157,17 +169,18 @@ def _write(target, records: list, weights: bool) -> None:
     members, seals = {}, {}
     for record in records:
         files, metrics = _parts_of(record, weights)
-        if seals.setdefault(record.id, seal := record.status["files"]) != seal:
+        if seals.setdefault(record.id, seal := record.status.files) != seal:
             raise BenchError(f"Two different results of run {record.id!r} are to be packed. Give one of them.")
         members |= {f"runs/{record.id}/{name}": member for name, member in files.items()}
-        split = record.folder.parent.parent/"splits"/f"{metrics['split_hash'][:12]}.csv"
+        split = record.folder.parent.parent/"splits"/f"{metrics.split_hash[:12]}.csv"
         if split.exists(): members[f"splits/{split.name}"] = _file(split)
     with zipfile.ZipFile(target, "w") as archive:
         for name in sorted(members): _add(archive, name, members[name])
 
-def _parts_of(record, weights: bool) -> tuple[dict, dict]:
-    files = {n: _file(p) for n in PARTS + WEIGHTS * weights if (p := record.folder/n).is_file()}
-    try: return files, json.loads(_sound(record.id, files)["metrics.json"])
+def _parts_of(record, weights: bool) -> tuple[dict, Metrics]:
+    names = PARTS + (WEIGHTS if weights else ())
+    files = {n: _file(p) for n in names if (p := record.folder/n).is_file()}
+    try: return files, _metrics(_sound(record.id, files))
     except BenchError as e: raise BenchError(f"Run {record.id!r} is not packed: {e}. Restore it, or run it again.") from None
 
 def _add(archive: zipfile.ZipFile, name: str, member: Member) -> None:
@@ -196,7 +209,7 @@ def merge(source, results_dir="results") -> list[Found]:
             except Exception as e: found.append(Found(run, "refused", _why(e)))
             else:
                 found.append(_keep(run, files, data, runs_folder(results)/run))
-                if found[-1].outcome != "refused": wanted.append(json.loads(data["metrics.json"])["split_hash"][:12])
+                if found[-1].outcome != "refused": wanted.append(_metrics(data).split_hash[:12])
         for name in dict.fromkeys(wanted):
             if name in splits: found += _keep_split(name, splits[name], results/"splits"/f"{name}.csv")
     return found
@@ -222,7 +235,7 @@ def _keep(run: str, files: dict, data: dict, folder: Path) -> Found:
 
 def _there(run: str, data: dict, folder: Path) -> Found | None:
     if not (record := Record(folder)).finished: return None
-    ours, theirs = record.status["files"], json.loads(data["status.json"])["files"]
+    ours, theirs = record.status.files, json.loads(data["status.json"])["files"]
     if other := [n for n in SEALED if ours.get(n) != theirs[n]]:
         return Found(run, "refused", f"another result of this run is here and stays; they differ in {', '.join(other)}")
     return Found(run, "already there")

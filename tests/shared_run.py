@@ -6,14 +6,15 @@ from pathlib import Path
 
 import torch
 
-from fer_bench.config import SELF, SEMI, RunConfig
+from fer_bench.catalogue import METHODS as CATALOGUE
+from fer_bench.config import RunConfig
 from fer_bench.distributed import all_gather, all_reduce_mean, cpu_sync_batch_norm, is_main, launched, world
 from fer_bench.runs.experiment import build
 from fer_bench.runs.task import load_data, make_pool, split_data
 from fer_bench.train.batches import make_batches
 from fer_bench.train.loop import fit, make_accelerator, prepare, seed_step, train_step
 
-METHODS = ["supervised", "eac", *SEMI, *SELF]
+METHODS = [name for name, entry in CATALOGUE.items() if entry.kind != "probe"]
 STEPS = dict.fromkeys(METHODS, 6) | dict.fromkeys(("supervised", "dtm", "byol", "simfle"), 20)
 
 def setup(method: str):

@@ -1,4 +1,4 @@
-"""In a real browser: JupyterLab runs the tour, the explorer answers a click, and a benchmark by hand is what papermill makes of it."""
+"""In a real browser: JupyterLab runs the tour, the explorer answers clicks, a benchmark equals one of papermill."""
 import importlib.util
 import json
 import os
@@ -27,7 +27,8 @@ pytestmark = pytest.mark.browser
 def chromium() -> str | None:
     "A Chromium of the system, else the one that Playwright has installed."
     from playwright.sync_api import sync_playwright
-    if found := shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome"): return found
+    if found := shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome"):
+        return found
     with sync_playwright() as p: own = p.chromium.executable_path
     return own if Path(own).exists() else None
 
@@ -42,7 +43,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    "A folder as a newcomer has it, its notebooks not yet run; the preset of run_benchmark is set to tiny in its parameters cell."
+    "A newcomer's folder of notebooks that were never run; the parameters cell of run_benchmark has the preset tiny."
     folder = tmp_path_factory.mktemp("home")/"a project"
     (folder/"nbs").mkdir(parents=True)
     for name in ("index", "run_benchmark"):
@@ -58,18 +59,20 @@ def with_values(source: str, values: dict) -> str:
     lines = source.splitlines()
     for i, line in enumerate(lines):
         name, colon, rest = line.partition(":")
-        if colon and name in values: lines[i] = f"{name}:{rest.split('=')[0]}= {values[name]}  # {line.split('  # ')[1]}"
+        if colon and name in values:
+            lines[i] = f"{name}:{rest.split('=')[0]}= {values[name]}  # {line.split('  # ')[1]}"
     return "\n".join(lines)
 
 def papermill(project, folder: str, cwd) -> subprocess.Popen:
     "The same through papermill, started in `cwd`, with `folder` for its records."
     command = [sys.executable, "-m", "papermill", str(ROOT/"nbs/run_benchmark.ipynb"), str(project/f"{folder}.ipynb"),
-               "-p", "preset", "tiny", "-p", "device", "cpu", "-p", "results_dir", folder, "-k", "python3", "--no-progress-bar"]
+               "-p", "preset", "tiny", "-p", "device", "cpu", "-p", "results_dir", folder, "-k", "python3",
+               "--no-progress-bar"]
     return subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 @pytest.fixture(scope="module")
 def lab(project, browser):
-    "(address of a JupyterLab of our own in `project`, its token): no settings but ours, and nothing that asks the network for news."
+    "(address, token) of our own JupyterLab in `project`, with our settings only, which asks the network for nothing."
     home = project.parent
     (home/"config/labconfig").mkdir(parents=True)
     off = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
@@ -80,8 +83,9 @@ def lab(project, browser):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port, token = s.getsockname()[1], "0123456789abcdef"
-    places = {"HOME": home, "JUPYTER_CONFIG_DIR": home/"config", "JUPYTER_DATA_DIR": home/"data", "JUPYTER_RUNTIME_DIR": home/"runtime",
-              "JUPYTERLAB_SETTINGS_DIR": home/"settings", "JUPYTERLAB_WORKSPACES_DIR": home/"workspaces", "IPYTHONDIR": home/"ipython"}
+    places = {"HOME": home, "JUPYTER_CONFIG_DIR": home/"config", "JUPYTER_DATA_DIR": home/"data",
+              "JUPYTER_RUNTIME_DIR": home/"runtime", "JUPYTERLAB_SETTINGS_DIR": home/"settings",
+              "JUPYTERLAB_WORKSPACES_DIR": home/"workspaces", "IPYTHONDIR": home/"ipython"}
     env = {k: v for k, v in os.environ.items() if k != "FER_BENCH_PROGRESS"} | {k: str(v) for k, v in places.items()}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={project}",
                "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
@@ -144,8 +148,10 @@ def test_tour(open_notebook, project):
     bar.wait_for()
     keep(page, "progress")
     wait_until_run(page)
-    browse, mistakes, face_off = (page.locator(".jp-OutputArea-output", has=page.locator(".fb-page")).nth(i) for i in range(3))
-    assert [w.locator(".fb-card").count() for w in (browse, mistakes)] == [24, 12] and face_off.locator("img").count() > 2
+    pages = page.locator(".jp-OutputArea-output", has=page.locator(".fb-page"))
+    browse, mistakes, face_off = (pages.nth(i) for i in range(3))
+    assert [w.locator(".fb-card").count() for w in (browse, mistakes)] == [24, 12]
+    assert face_off.locator("img").count() > 2
     turn_the_page(page, browse)
     choose_a_cell(page, mistakes)
     face_off.scroll_into_view_if_needed()
@@ -164,7 +170,8 @@ def turn_the_page(page, browse) -> None:
 def choose_a_cell(page, mistakes) -> None:
     "A click on a cell of the confusion matrix leaves the faces of that cell, each beside its map."
     cells = mistakes.locator("button[title*=' are named ']:enabled").all()
-    said = [re.fullmatch(r"(\d+) of the \d+ faces of (\w+) are named (\w+)", c.get_attribute("title")).groups() for c in cells]
+    said = [re.fullmatch(r"(\d+) of the \d+ faces of (\w+) are named (\w+)", c.get_attribute("title")).groups()
+            for c in cells]
     cell, (count, true, named) = next((c, words) for c, words in zip(cells, said, strict=True) if words[1] != words[2])
     mistakes.scroll_into_view_if_needed()
     cell.click()
@@ -189,4 +196,5 @@ def test_benchmark_by_hand_is_that_of_papermill(open_notebook, project):
         assert a.id == b.id and numbers(a) == numbers(b)
         assert np.array_equal(np.stack(a.predictions["logits"]), np.stack(b.predictions["logits"]))
 
-def numbers(record) -> dict: return {k: v for k, v in record.metrics.items() if k not in ("train_seconds", "peak_memory_mb")}
+def numbers(record) -> dict:
+    return {k: v for k, v in record.metrics.items() if k not in ("train_seconds", "peak_memory_mb")}

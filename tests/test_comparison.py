@@ -11,6 +11,7 @@ import pytest
 from figure_checks import faults, said
 from scipy import stats
 
+from fer_bench.catalogue import known_entry
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError, write_json
 from fer_bench.evaluate.metrics import classification_metrics
@@ -21,14 +22,16 @@ from fer_bench.report.comparison import (
     figure_ranks,
     file_name,
     gain_tests,
-    labels_of,
     one_each,
     pairwise,
     paragraph,
     readable,
+    row_names,
     task_scores,
 )
-from fer_bench.report.summary import measured, tasks
+from fer_bench.report.summary import measured
+from fer_bench.report.tasks import tasks
+from fer_bench.schema import example_environment, example_metrics
 
 NOTEBOOK = Path(__file__).parent.parent/"nbs/compare_methods.ipynb"
 NAMES = ["neutral", "happiness", "surprise", "sadness"]
@@ -38,15 +41,21 @@ def made(method="supervised", war=0.5, draw=0, seed=0, labels=50, images=9600, m
     "A run that is right on the first 100·`war` of 100 test faces of 4 classes; UAR and macro_F1 are fixed distances below."
     right, truth = np.arange(100) < round(100 * war), np.arange(100) % 4
     logits = np.eye(4)[np.where(right, truth, (truth + 1) % 4)]
-    test = classification_metrics(logits, truth, NAMES) | dict(UAR=war - 0.1, macro_F1=war - 0.2, n=100)
-    test |= {f"{m}_ci": [test[m] - 0.05, test[m] + 0.05] for m in ("WAR", "UAR", "macro_F1")}
+    test = classification_metrics(logits, truth, NAMES) | dict(UAR=max(0, war - 0.1), macro_F1=max(0, war - 0.2), n=100)
+    test |= {f"{m}_ci": [max(0, test[m] - 0.05), min(1, test[m] + 0.05)] for m in ("WAR", "UAR", "macro_F1")}
     resolved = dict(RunConfig(method=method, dataset="faces", data_root="x", image_size=48, labels_per_class=labels))
+    config = resolved | dict(dataset="faces", labels_per_class=labels, label_seed=draw, seed=seed) | config
+    facts = dict(method=method, kind=known_entry(method).kind, dataset=config["dataset"], classes=NAMES, split_hash=f"{draw:064x}",
+                 images_seen=images, labelled_seen=9600, train_seconds=2.0, test=test)
     return SimpleNamespace(
-        id=f"{method}-{draw}-{seed}-{images}", config=resolved | dict(labels_per_class=labels, label_seed=draw, seed=seed) | config,
+        id=f"{method}-{draw}-{seed}-{images}", config=config, metrics=example_metrics(**facts | (metrics or {})),
         predictions=pd.DataFrame({"key": [f"{i:03d}.png" for i in range(100)], "label": np.array(NAMES)[truth], "logits": list(logits)}),
-        environment={"commit": "0123456789", "dirty": False}, history=pd.DataFrame({"epoch": [1], "loss": [1.0]}),
-        metrics=dict(classes=NAMES, data_hash="d", split_hash=f"s{draw}", drawn=False, select="last", capped={}, audit=[],
-                     images_seen=images, labelled_seen=9600, parameters=1000, train_seconds=2.0, device="cpu", test=test) | (metrics or {}))
+        environment=example_environment(commit="0123456789"), history=pd.DataFrame({"epoch": [1], "loss": [1.0]}))
+
+def changed(record, **facts):
+    "`record` with other facts in its metrics; `test` may be given in part."
+    test = record.metrics.test.model_copy(update=facts.pop("test", {}))
+    record.metrics = record.metrics.model_copy(update=facts | {"test": test})
 
 def three(draws=3, **more):
     "dtm gains 8, 10, 12 points, fixmatch -10, 0, 10 and eac loses 6, 7, 8."
@@ -97,7 +106,7 @@ def test_one_run_of_each_is_of_one_draw_and_seed():
 
 def test_rows_have_names_of_their_own():
     runs = [made(), made(images=300), made(images=300, backbone="resnet18"), made("dtm")]
-    assert labels_of(measured(runs)) == ["dtm", "supervised, resnet10t, 300 images", "supervised, resnet18",
+    assert row_names(measured(runs)) == ["dtm", "supervised, resnet10t, 300 images", "supervised, resnet18",
                                          "supervised, resnet10t, 9,600 images"]
 
 def test_readable():
@@ -121,12 +130,20 @@ def test_words_say_what_is_shown_and_what_is_not():
     assert "all runs share" in limits and "All runs have seed 0" in limits and "the last epoch" in limits
     for never in ("oracle", "Drawn faces", "audit", "nan", "No row has more", "states of the code"): assert never not in text, never
 
+def test_words_about_folds():
+    runs = [made(m, war, labels=None, split=f"fold:{i}/3") for m, wars in {"supervised": (0.5, 0.5, 0.6), "dtm": (0.6, 0.62)}.items()
+            for i, war in enumerate(wars, 1)]
+    text = paragraph(runs)
+    assert text.startswith("On faces, 4 classes, all labels, 48 px, 3 folds: 2 settings, each on 2 to 3 folds, 5 runs, 300 test faces.")
+    assert "95 % intervals over folds" in text and "dtm: 2 of 3 folds" in text and "over folds" in said(figure_gains(runs))
+
 def test_words_about_a_correction_that_takes_it_back():
     "A gain of 7 ± 2.5 has p = 0.04 alone, and with three settings 0.12; the interval still decides what is shown."
     values = {"supervised": (0, 0, 0), "dtm": (4.5, 7, 9.5), "fixmatch": (1, 0, -1), "eac": (0, 1, -1)}
     runs = [made(m, 0.5, d, metrics=None) for m in values for d in range(3)]
     for r in runs:
-        for m in ("WAR", "UAR"): r.metrics["test"][m] += values[r.config["method"]][r.config["label_seed"]] / 100
+        more = values[r.config["method"]][r.config["label_seed"]] / 100
+        changed(r, test={m: r.metrics.test[m] + more for m in ("WAR", "UAR")})
     tests = gain_tests(runs).query("measure == 'WAR'").set_index("method")
     assert tests.loc["dtm", "p"] == pytest.approx(0.04, abs=0.002) and tests.loc["dtm", "p_holm"] == pytest.approx(0.12, abs=0.006)
     assert "Shown to be better: **dtm**" in paragraph(runs) and "none of that stays shown" in paragraph(runs)
@@ -151,11 +168,11 @@ def test_words_say_what_must_not_be_forgotten(changes, says):
 def test_words_about_images_seeds_codes_carved_splits_and_no_baseline():
     runs = three() + three(seed=1)
     for r in runs:
-        if r.config["method"] == "dtm": r.metrics["images_seen"] = 28800
+        if r.config["method"] == "dtm": changed(r, images_seen=28800)
     assert "No supervised run saw as many images as dtm." in paragraph(runs) and "All runs have seed" not in paragraph(runs)
     assert "No supervised run saw as many" not in paragraph([*runs, made(images=28800)])
-    runs[0].environment = {"commit": "9876543210", "dirty": False}
-    runs[0].metrics["origin"] = {"test": "carved"}
+    runs[0].environment = example_environment(commit="9876543210")
+    changed(runs[0], origin={"test": "carved"})
     assert "2 states of the code" in paragraph(runs) and "all runs share" not in paragraph(runs)
     assert "nothing to hold against 'supervised'" in paragraph([made("dtm")])
     probe = made("linear_probe", 0.3, images=0)
@@ -237,8 +254,8 @@ def write(record, results):
     "A record made by hand, as a run leaves it."
     folder = runs_folder(results)/record.id
     write_json(folder/"config.json", record.config)
-    write_json(folder/"metrics.json", record.metrics)
-    write_json(folder/"environment.json", record.environment)
+    write_json(folder/"metrics.json", record.metrics.model_dump())
+    write_json(folder/"environment.json", record.environment.model_dump())
     write_history(folder, record.history.to_dict("records"))
     write_predictions(folder, record.predictions["key"], record.predictions["label"], record.predictions["logits"])
     write_status(folder, "finished")

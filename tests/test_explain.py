@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fer_bench.catalogue import find_method
 from fer_bench.core import BenchError
 from fer_bench.evaluate.explain import KINDS, activation_maps, attention_rollout, class_maps, grad_cam, group_maps, target_layer
-from fer_bench.methods.simfle import SELF
 from fer_bench.models.backbones import create_classifier
 from fer_bench.models.facemae import FaceEncoder
 
@@ -223,7 +223,7 @@ def simfle(name="simfle", seed=0):
         momentum=0.9, momentum_schedule="constant", groups=8, mask_ratio=0.75, patch_size=None, facemae="tiny", masking="semantic",
         lambda_d=0.3, lambda_g=0.03, proj_hidden=16, proj_dim=8, grouping_init="kaiming", x0_statistics="frozen", joint_views=False,
         image_size=32, backbone="test_resnet", epochs=1, steps_per_epoch=1, seed=0, batch_size=8)
-    return SELF[name][0](create_classifier("test_resnet", 8, 32, min_map=4)[0], config, None, 0)
+    return find_method(name)(create_classifier("test_resnet", 8, 32, min_map=4)[0], config, None, 0)
 
 
 def test_group_maps_are_sums_of_their_channels():

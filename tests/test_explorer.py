@@ -1,4 +1,4 @@
-"""The explorer without a browser: what its controls say is what a plain filter gives, and nothing goes wrong in silence."""
+"""The explorer without a browser: its controls select what a plain filter does, and every error is shown in words."""
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import fer_bench.show.explorer as explorer
+from fer_bench.config import recorded_config
 from fer_bench.core import BenchError
 from fer_bench.data.audit.audit import audit
 from fer_bench.data.drawn.faces import DrawnSource
@@ -15,7 +16,7 @@ from fer_bench.data.faceset import build_faceset
 from fer_bench.record import Record
 from fer_bench.runs.experiment import run
 from fer_bench.runs.task import load_data
-from fer_bench.show.explorer import ANY, FLAGGED, NONE, Cells, answers, browse, face_off, mistakes
+from fer_bench.show.explorer import ANY, FLAGGED, NONE, Cells, browse, face_off, mistakes, predicted_faces
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def runs(tmp_path_factory):
     return [run(given | {"seed": s}) for s in (0, 1)]
 
 @pytest.fixture(scope="module")
-def faces(runs): return load_data(explorer.RunConfig(**runs[0].config))
+def faces(runs): return load_data(recorded_config(runs[0].config))
 
 class Twice(DrawnSource):
     "Drawn faces, of which those of one person in training are test faces too, and some have no split."
@@ -82,7 +83,7 @@ def test_browse_by_audit_flag(faulty):
 
 def test_audit_by_its_button(faulty):
     pages = browse(faulty)
-    button = next(w for w in pages.children[0].children if getattr(w, "description", "") == "audit" and hasattr(w, "click"))
+    button = next(w for w in pages.children[0].children if hasattr(w, "click") and w.description == "audit")
     assert [v for _, v in pages.controls["flag"].options] == [ANY]
     button.click()
     assert pages.controls["flag"].options == browse(faulty, audit(faulty)).controls["flag"].options and pages.note == ""
@@ -92,16 +93,16 @@ def test_audit_of_other_faces_is_refused(faulty):
     with pytest.raises(BenchError, match="audit"): browse(faulty, replace(audit(faulty), content_hash="another"))
 
 def plain(run) -> pd.DataFrame:
-    "What a run said, by plain loops over its predictions."
-    classes, rows = run.metrics["classes"], []
+    "The predictions of `run`, by a plain loop."
+    classes, rows = run.metrics.classes, []
     for face in run.predictions.itertuples():
         e = np.exp(np.asarray(face.logits, float) - max(face.logits))
         p = e / e.sum()
         rows.append((face.key, face.label, classes[int(p.argmax())], p.max(), p[classes.index(face.label)]))
-    return pd.DataFrame(rows, columns=["key", "truth", "named", "confidence", "of_truth"])
+    return pd.DataFrame(rows, columns=["key", "truth", "predicted", "confidence", "of_truth"])
 
-def test_answers(runs, faces):
-    said = answers(runs[0], faces)
+def test_predicted_faces(runs, faces):
+    said = predicted_faces(runs[0], faces)
     pd.testing.assert_frame_equal(said.drop(columns="row"), plain(runs[0]), check_dtype=False)
     assert faces.index["key"].iloc[said["row"]].tolist() == said["key"].tolist()
     assert faces.index["label"].iloc[said["row"]].tolist() == said["truth"].tolist()
@@ -112,31 +113,32 @@ def test_mistakes_by_cell_confidence_order_and_method(runs, faces):
     for method, one in enumerate(runs):
         pages.controls["method"].value = method
         said = plain(one)
-        wrong = said["truth"] != said["named"]
+        wrong = said["truth"] != said["predicted"]
         cells = {c: n for c, b in pages.controls["cell"].cells.items() if (n := b.description).isdigit()}
-        counts = np.array(one.metrics["test"]["confusion"])
-        classes = one.metrics["classes"]
+        counts = np.array(one.metrics.test.confusion)
+        classes = one.metrics.classes
         assert {(classes[i], classes[j]): str(counts[i, j]) for i, j in np.argwhere(counts)} == cells
-        for cell in [(ANY, ANY), ("fear", ANY), (ANY, said["named"][0]), *cells]:
+        for cell in [(ANY, ANY), ("fear", ANY), (ANY, said["predicted"][0]), *cells]:
             pages.controls["cell"].value = cell
             fits = wrong if ANY in cell else True
-            for column, name in zip(("truth", "named"), cell, strict=True):
+            for column, name in zip(("truth", "predicted"), cell, strict=True):
                 if name: fits = fits & (said[column] == name)
             wanted = said[fits].sort_values("confidence", ascending=False, kind="stable")
             assert keys(pages) == wanted["key"].tolist()
-        pages.controls["cell"].value, pages.controls["order"].value = (ANY, ANY), "least sure first"
+        pages.controls["cell"].value, pages.controls["order"].value = (ANY, ANY), "least confident first"
         pages.controls["confidence"].value = (0.1, 0.2)
         fits = wrong & (said["confidence"] >= 0.1) & (said["confidence"] <= 0.2)
         assert keys(pages) == said[fits].sort_values("confidence", kind="stable")["key"].tolist()
-        pages.controls["order"].value, pages.controls["confidence"].value = "surest first", (0, 1)
+        pages.controls["order"].value, pages.controls["confidence"].value = "most confident first", (0, 1)
 
 def test_a_click_on_the_matrix(runs, faces):
     pages = mistakes(runs[0], faceset=faces)
-    cell, button = next((c, b) for c, b in pages.controls["cell"].cells.items() if b.description.isdigit() and c[0] != c[1])
+    cells = pages.controls["cell"].cells.items()
+    cell, button = next((c, b) for c, b in cells if b.description.isdigit() and c[0] != c[1])
     before = pages.sheet.value
     button.click()
     assert pages.controls["cell"].value == cell and pages.sheet.value != before
-    assert set(zip(pages.shown["truth"], pages.shown["named"], strict=True)) == {cell}
+    assert set(zip(pages.shown["truth"], pages.shown["predicted"], strict=True)) == {cell}
     pages.controls["cell"].cells[ANY, ANY].click()
     assert pages.sheet.value == before
 
@@ -144,19 +146,23 @@ def test_face_off(runs, faces):
     one, two = map(plain, runs)
     pages = face_off(*runs, faceset=faces, per_page=4)
     pages.controls["map"].value = NONE
-    a, b = (t["named"] == t["truth"] for t in (one, two))
-    wanted = {"run": (a & ~b, one), "other": (b & ~a, two), "neither": (~a & ~b & (one["named"] != two["named"]), one)}
-    for who, (fits, surest) in wanted.items():
+    a, b = (t["predicted"] == t["truth"] for t in (one, two))
+    wanted = {"run": (a & ~b, one), "other": (b & ~a, two),
+              "neither": (~a & ~b & (one["predicted"] != two["predicted"]), one)}
+    for who, (fits, table) in wanted.items():
         pages.controls["who"].value = who
         for label in (ANY, "fear", "neutral"):
             pages.controls["label"].value = label
-            kept = surest[fits & ((surest["truth"] == label) | (label == ANY))]
+            kept = table[fits & ((table["truth"] == label) | (label == ANY))]
             assert keys(pages) == kept.sort_values("confidence", ascending=False, kind="stable")["key"].tolist()
 
 def test_maps_of_the_page_alone_and_each_once(runs, faces, monkeypatch):
     made = []
     make = explorer.maps_of
-    monkeypatch.setattr(explorer, "maps_of", lambda net, images, *a, **k: made.append(len(images)) or make(net, images, *a, **k))
+    def counted(network, images, *a, **k):
+        made.append(len(images))
+        return make(network, images, *a, **k)
+    monkeypatch.setattr(explorer, "maps_of", counted)
     pages = mistakes(runs[0], faceset=faces, per_page=4)
     pages.next.click()
     pages.previous.click()
@@ -169,7 +175,8 @@ def test_maps_of_the_page_alone_and_each_once(runs, faces, monkeypatch):
 def test_without_weights(runs, faces, tmp_path):
     "As a committed record is: no weights. The faces are shown all the same, and the missing map is said in words."
     folder = shutil.copytree(runs[0].folder, tmp_path/runs[0].id, ignore=shutil.ignore_patterns("*.safetensors"))
-    for pages, images in ((mistakes(Record(folder), faceset=faces), 1), (face_off(Record(folder), runs[1], faceset=faces), 2)):
+    for pages, images in ((mistakes(Record(folder), faceset=faces), 1),
+                          (face_off(Record(folder), runs[1], faceset=faces), 2)):
         assert pages.note.startswith("No heat maps: ") and "weights" in pages.words.value
         assert pages.sheet.value.count("<img") == images * len(pages.shown) > 0
         pages.controls["map"].value = NONE
@@ -180,7 +187,8 @@ def test_errors_after_a_click_are_words(runs, faces, monkeypatch):
     def broken(*a, **k): raise BenchError("This network <b>has no maps</b>.")
     monkeypatch.setattr(explorer, "maps_of", broken)
     pages.controls["map"].value = "eigencam"
-    assert pages.note == "This network <b>has no maps</b>." and "&lt;b&gt;" in pages.words.value and "<img" not in pages.sheet.value
+    assert pages.note == "This network <b>has no maps</b>." and "&lt;b&gt;" in pages.words.value
+    assert "<img" not in pages.sheet.value
     monkeypatch.undo()
     pages.controls["map"].value = "gradcam"
     assert pages.note == "" and "<img" in pages.sheet.value
@@ -188,7 +196,8 @@ def test_errors_after_a_click_are_words(runs, faces, monkeypatch):
 def test_no_face_fits(runs, faces):
     pages = mistakes(runs[0], faceset=faces)
     pages.controls["confidence"].value = (0, 0)
-    assert len(pages.shown) == 0 and "No face fits" in pages.where.value and pages.next.disabled and pages.previous.disabled
+    assert len(pages.shown) == 0 and "No face fits" in pages.where.value
+    assert pages.next.disabled and pages.previous.disabled
     pages.turn(1)
     assert pages.page == 0 and "<img" not in pages.sheet.value
 
@@ -215,7 +224,8 @@ def test_a_still_picture_of_drawn_faces_alone(runs, faces):
 def test_grey_and_large_faces(tmp_path):
     class Grey(DrawnSource):
         colour = "grey"
-        def load_many(self, keys): return [face.mean(2, keepdims=True).astype(np.uint8) for face in super().load_many(keys)]
+        def load_many(self, keys):
+            return [face.mean(2, keepdims=True).astype(np.uint8) for face in super().load_many(keys)]
     pages = browse(build_faceset(Grey(16, 200), tmp_path/"grey"))
     assert pages.note == "" and pages.sheet.value.count("<img") == 16 and len(pages.sheet.value) < 16 * 60_000
 
@@ -230,6 +240,7 @@ def test_cells_mark_what_is_chosen():
 
 def test_kept_notebooks_hold_pictures_and_no_live_widgets():
     "Without its kernel a widget is an error message; `make export` after a run in JupyterLab would keep one."
-    notebooks = [p for p in (Path(__file__).parent.parent/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+    notebooks = [p for p in (Path(__file__).parent.parent/"nbs").rglob("*.ipynb")
+                 if ".ipynb_checkpoints" not in p.parts]
     kept = [p.name for p in notebooks if '"application/vnd.jupyter.widget-view+json"' in p.read_text()]
     assert len(notebooks) > 50 and kept == [], "clear the outputs of their widgets"

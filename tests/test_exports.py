@@ -18,8 +18,9 @@ from fer_bench.record import load_runs
 from fer_bench.report.exports import plain, save_tables, shared, to_csv, to_html, to_latex, to_markdown
 from fer_bench.report.leaderboard import leaderboard
 from fer_bench.report.published import published
-from fer_bench.report.summary import measured, tasks
+from fer_bench.report.summary import measured
 from fer_bench.report.tables import MEASURES, leaderboard_table, notes
+from fer_bench.report.tasks import tasks
 
 RESULTS = Path(__file__).parent.parent/"results"
 TABLE = pd.DataFrame({"method": ["dtm", "a_b & <script>alert(1)</script> | 100 % #1 $x$ {y} ~z ^n \\input{x}"], "labels": ["50", "50"],

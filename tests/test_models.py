@@ -108,7 +108,8 @@ def make(name):
 def method(request): return make(request.param)
 
 def batch_for(method, n=8):
-    return {"targets": torch.arange(n) % 8, "progress": 0.5, "index": torch.arange(n), **{role: [torch.rand(n, 3, 32, 32) for _ in views]
+    common = {"targets": torch.arange(n) % 8, "step": 1, "progress": 0.5, "index": torch.arange(n)}
+    return {**common, **{role: [torch.rand(n, 3, 32, 32) for _ in views]
                                                                for role, views in method.views.items()}}
 
 def test_method_contract(method):

@@ -18,12 +18,13 @@ NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoin
 PAPERMILL = [p for p in NOTEBOOKS if p.parent.name == "nbs" and p.stem in
              ("run_benchmark", "compare_methods", "paper_figures", "throughput")]
 # Each layer may import itself and what stands here (DESIGN, the table of layers).
-BASE = {"core", "catalogue", "config"}
+BASE = {"core", "catalogue", "config", "schema"}
 TORCH = BASE | {"distributed"}
 ALL = TORCH | {"record", "data", "models", "methods", "train", "evaluate"}
 RUN = ALL | {"runs"}
 MAY_IMPORT = {
-    "core": set(), "catalogue": {"core"}, "config": {"core", "catalogue"}, "record": BASE, "distributed": {"core"},
+    "core": set(), "catalogue": {"core"}, "config": {"core", "catalogue"}, "schema": {"core", "catalogue"}, "record": BASE,
+    "distributed": {"core"},
     "data": TORCH, "models": TORCH, "methods": TORCH | {"models", "data.views"}, "train": TORCH | {"data"},
     "evaluate": TORCH | {"data", "models", "train"}, "runs": ALL | {"report.card"}, "store": BASE | {"record", "evaluate.metrics"},
     "report": BASE | {"record", "evaluate.statistics", "evaluate.ranks"}, "sweeps": RUN | {"store"},
@@ -31,7 +32,7 @@ MAY_IMPORT = {
     "cli": RUN | {"speed", "report", "show", "store", "sweeps", "doctor"},
     "__init__": RUN | {"speed", "report", "show", "store", "sweeps"},
 }
-NO_TORCH = ("core", "catalogue", "config", "record", "store", "report", "doctor", "cli", "__init__", "evaluate.statistics",
+NO_TORCH = ("core", "catalogue", "config", "schema", "record", "store", "report", "doctor", "cli", "__init__", "evaluate.statistics",
             "evaluate.ranks")
 
 def read(path): return nbformat.read(path, as_version=4)

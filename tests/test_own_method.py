@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import fer_bench
-from fer_bench.catalogue import BUILT_IN, METHODS, find_method, register_method
+from fer_bench.catalogue import METHODS, find_method, register_method
 from fer_bench.config import RunConfig, baseline
 from fer_bench.core import BenchError
 from fer_bench.methods.base import Method
-from fer_bench.methods.own import code_hash, import_method, own_code
+from fer_bench.methods.own import code_hash, own_code
 from fer_bench.report.tables import comparable, compare
 from fer_bench.runs import contract
 from fer_bench.runs.contract import check_method
@@ -118,7 +118,7 @@ BROKEN = {  # duty: {what: (method, what is said of it)}
         "a plain number": (with_loss(lambda x, y: F.cross_entropy(x, y).item()), "the loss as float; it has to be one number"),
         "not finite": (with_loss(lambda x, y: F.cross_entropy(x, y) / 0), "the loss = inf"),
         "a part's name": (broken(forward=a_part_called_lr), "a part 'lr'"),
-        "an error": (with_loss(lambda x, y: [][0]), "forward.*IndexError.*batch has progress: float, labelled: 1 of a tensor")},
+        "an error": (with_loss(lambda x, y: [][0]), "forward.*IndexError.*batch has step: int, progress: float, labelled: 1 of a tensor")},
     contract.learns: {
         "detached": (with_loss(lambda x, y: F.cross_entropy(x.detach(), y)), "No gradient reaches the network"),
         "argmax": (with_loss(lambda x, y: x.argmax(1).float().mean()), "No gradient reaches the network"),
@@ -143,15 +143,15 @@ BROKEN = {  # duty: {what: (method, what is said of it)}
         "a name": (after_epoch({"epoch": 1}), "gives 'epoch', which means something else")},
     contract.evaluates: {
         "classes": (classify(lambda x: x.argmax(1)), r"classify gives a tensor of shape \(6,\)"),
-        "by the batch": (classify(lambda x: x - x.mean(0)), "by the faces beside it"),
-        "by chance": (classify(lambda x: x + torch.rand(8)), "in two ways"),
+        "by the batch": (classify(lambda x: x - x.mean(0)), "that depend on its batch"),
+        "by chance": (classify(lambda x: x + torch.rand(8)), "other logits the second time"),
         "nan": (classify(lambda x: x * float("nan")), "logits that are not finite"),
         "a map": (broken(encode=lambda self, images: self.evaluated.backbone.forward_features(images)), r"encode gives .*\(6, \d+, 1, 1\)"),
         "trains": (broken(classify=lambda self, images: self.evaluated.train()(images)), "Evaluation changes its parameters or buffers"),
-        "another network": (broken(setup=other_head), "do not fit a network as it was given")},
+        "another network": (broken(setup=other_head), "do not fit a new network")},
     contract.knows_no_device: {
         "the CPU": (with_loss(lambda x, y: (x.softmax(1) * torch.arange(8)).mean()), "makes a tensor on the CPU")},
-    contract.names_its_forward_only: {"a number": (broken(passes=lambda self, batch: 3), "passes gives int")},
+    contract.names_its_forward_only: {"a number": (broken(forward_only=lambda self, batch: 3), "gives int")},
 }
 
 def test_every_duty_is_broken_below(): assert set(BROKEN) == {*contract.FIRST, *contract.DUTIES}
@@ -164,12 +164,12 @@ def test_a_broken_duty_is_named(duty, what):
 
 def test_all_that_is_wrong_comes_at_once_and_the_cause_with_it():
     make = broken(setup=plain_tensor, loss=lambda self, x, b: F.cross_entropy(x, b["targets"]) * np.random.rand(),
-                  passes=lambda self, batch: batch["no such"])
+                  forward_only=lambda self, batch: batch["no such"])
     with pytest.raises(BenchError) as e: check_method(make)
     lines = str(e.value).splitlines()
     assert lines[0].startswith("Mine does not keep") and [line[:2] for line in lines[1:]] == ["- "] * 4  # also: it cannot resume
     assert isinstance(e.value.__cause__, KeyError)
-    with pytest.raises(BenchError, match="keep the contract") as e: check_method(broken(views={}, passes=None))
+    with pytest.raises(BenchError, match="keep the contract") as e: check_method(broken(views={}, forward_only=None))
     assert len(str(e.value).splitlines()) == 2, "without views nothing else can be asked"
 
 def test_it_leaves_torchs_chance_as_it_was():
@@ -211,7 +211,7 @@ def mylab(tmp_path, monkeypatch):
         (tmp_path/f"{name}.py").write_text(textwrap.dedent(text))
         import importlib
         importlib.invalidate_caches()
-        return import_method(f"{name}.Mine")
+        return find_method(f"{name}.Mine")
     yield write
     for name in ("mylab", "mylab_helpers"): sys.modules.pop(name, None)
 
@@ -254,10 +254,10 @@ def test_arguments_of_a_partial_count():
 # names
 
 @pytest.mark.parametrize("name, says", [
-    ("no_such_lab.Mine", "cannot be imported: ModuleNotFoundError"), ("json.Mine", "has no class 'Mine'"),
-    ("os.path.join", "has no class 'join'"),
-    ("json.decoder.JSONDecoder", "has no class"), (".Mine", "cannot be imported"), ("fer_bench.methods.base.", "has no class ''"),
-    ("supervisd", "Did you mean 'supervised'.*in no other process")])
+    ("no_such_lab.Mine", "cannot be imported: ModuleNotFoundError"), ("json.Mine", "has no 'Mine'"),
+    ("os.path.join", "is no class derived from fer_bench.Method"), ("json.decoder.JSONDecoder", "is no class derived"),
+    (".Mine", "cannot be imported"), ("fer_bench.methods.base.", "has no ''"),
+    ("supervisd", "Did you mean 'supervised'.*in the process that registered it")])
 def test_names_that_find_nothing(name, says):
     with pytest.raises(BenchError, match=says): find_method(name)
 
@@ -271,12 +271,11 @@ def test_what_cannot_be_registered(name, make, says):
     with pytest.raises(BenchError, match=says): register_method(name, make)
 
 def test_registering():
-    assert set(fer_bench.config.BUILT_IN) == BUILT_IN
     register_method("mine", Good)
-    assert METHODS["mine"][1] == "Cross-entropy, and nothing wrong." and own_code("supervised") == ""
+    assert METHODS["mine"].about == "Cross-entropy, and nothing wrong." and own_code("supervised") == ""
     first = own_code("mine")
     register_method("mine", Unlabelled, "two")
-    assert METHODS["mine"][1] == "two" and own_code("mine") != first and fer_bench.register_method is register_method
+    assert METHODS["mine"].about == "two" and own_code("mine") != first and fer_bench.register_method is register_method
 
 # runs
 
@@ -325,7 +324,7 @@ def test_a_class_by_name_in_another_process(own, mylab, tmp_path):
 
 def test_unlabelled_faces_that_nobody_asked_for_and_that_nobody_wants(own):
     register_method("mine", Unlabelled)
-    with pytest.raises(BenchError, match="looks at unlabelled faces, and none are asked for. Say unlabelled='rest'"):
+    with pytest.raises(BenchError, match="trains on unlabelled faces, and none are asked for. Say unlabelled='rest'"):
         run(own(method="mine"))
     with pytest.raises(BenchError, match="unlabelled = 'rest' needs mu"): own(method="mine", unlabelled="rest")
     register_method("mine", Good)
@@ -335,7 +334,7 @@ def test_unlabelled_faces_that_nobody_asked_for_and_that_nobody_wants(own):
 
 def test_an_own_method_learns_from_unlabelled_faces(own):
     register_method("mine", Unlabelled)
-    config = own(method="mine", unlabelled="rest", mu=2, labels_per_class=1, threshold=0.7)
+    config = own(method="mine", unlabelled="rest", mu=2, labels_per_class=1)
     record = run(config)
     assert record.metrics["pool"]["faces"][0] > 16 and record.metrics["images_seen"] == 3 * record.metrics["labelled_seen"]
     assert record.history["seen"].tolist() == [32, 64] and "agree" in record.history
@@ -362,4 +361,100 @@ def test_an_own_method_in_a_grid_and_on_the_command_line(own, mylab):
     mylab(TRAINED)
     cells = expand({"preset": "tiny", "method": ["supervised", "mylab.Mine"]})
     assert [cell.config.method for cell in cells] == ["supervised", "mylab.Mine"]
-    with pytest.raises(BenchError, match="Method 'mylab.Yours': 'mylab' has no class 'Yours'"): expand({"method": "mylab.Yours"})
+    with pytest.raises(BenchError, match="Method 'mylab.Yours': the module 'mylab' has no 'Yours'"): expand({"method": "mylab.Yours"})
+
+# options
+
+WITH_OPTIONS = TRAINED + """
+from pydantic import Field
+import fer_bench
+class Scaled(Mine):
+    class Options(fer_bench.Options):
+        scale: float = Field(1.0, gt=0, le=10, description="what the loss is multiplied by")
+        name: str = "plain"
+    def __init__(self, net, config, counts, n_unlabelled):
+        super().__init__(net, config, counts, n_unlabelled)
+        self.scale = config.scale
+    def forward(self, batch):
+        loss, parts = super().forward(batch)
+        return self.scale * loss, {n: self.scale * v for n, v in parts.items()}
+"""
+
+def test_options_are_checked_and_recorded_flat(own, mylab):
+    mylab(WITH_OPTIONS)
+    config = own(method="mylab.Scaled", scale=2.0)
+    assert config.scale == 2.0 and config.options == {"scale": 2.0, "name": "plain"} and config.model_dump()["scale"] == 2.0
+    assert own(method="mylab.Scaled") == own(method="mylab.Scaled", scale=1.0) != config
+    for wrong, says in ((dict(scale=20.0), "'scale' = 20.0: .*what the loss is multiplied by"), (dict(scale="2"), "'scale' = '2'"),
+                        (dict(scael=2.0), "no parameter 'scael'. Did you mean 'scale'"),
+                        (dict(floor=0.5), "'floor' is for other methods .*'mylab.Scaled' does not use it")):
+        with pytest.raises(BenchError, match=says): own(method="mylab.Scaled", **wrong)
+    with pytest.raises(BenchError, match="'scale'"): own(method="supervised", scale=2.0)
+    class Wrong(Good):
+        class Options: pass
+    with pytest.raises(BenchError, match="not derived from fer_bench.Options"): register_method("wrong", Wrong)
+    check_method(find_method("mylab.Scaled"), scale=3.0)
+
+def test_an_option_is_swept_and_shown(own, mylab, tmp_path):
+    mylab(WITH_OPTIONS)
+    grid = {"preset": "tiny", "method": "mylab.Scaled", "scale": [1.0, 2.0, 4.0], "threads": 1, "device": "cpu",
+            "results_dir": str(tmp_path/"results"), "cache_dir": str(tmp_path/"cache")}
+    records = [run(cell.config) for cell in expand(grid)]
+    assert len({r.id for r in records}) == 3 and [r.config["scale"] for r in records] == [1.0, 2.0, 4.0]
+    assert compare(records)["method"].tolist() == ["mylab.Scaled", "mylab.Scaled (scale 2.0)", "mylab.Scaled (scale 4.0)"]
+    measured = fer_bench.measured(records)
+    assert sorted(measured["method"]) == ["mylab.Scaled", "mylab.Scaled (scale 2.0)", "mylab.Scaled (scale 4.0)"]
+    with pytest.raises(BenchError, match="scael.*Did you mean 'scale'"): expand({**grid, "scael": [1.0]})
+    assert fer_bench.store.verify(tmp_path/"results")[0].outcome == "sound"
+
+def test_an_option_on_the_command_line_and_in_papermill(own, mylab, tmp_path, monkeypatch, capsys):
+    from fer_bench import cli
+    mylab(WITH_OPTIONS)
+    taken = {}
+    monkeypatch.setattr(cli, "_execute", lambda notebook, output, values: taken.update(values))
+    monkeypatch.setattr(cli, "_print_comparison", lambda runs, record: None)
+    common = ["run", "--method", "mylab.Scaled", "--preset", "tiny", "--results-dir", str(tmp_path/"results")]
+    for words in (["--scale", "2"], ["--scale=2.0"], ["--scale", "2.0", "--name", "7"]):
+        with pytest.raises(SystemExit) as done: cli.main([*common, *words])
+        assert done.value.code in (0, None) and taken["scale"] == 2
+    assert taken["name"] == "7"
+    for words, says in ((["--scael", "2"], "Did you mean 'scale'"), (["--scale"], "requires an argument"), (["more"], "extra argument")):
+        with pytest.raises(SystemExit) as done: cli.main([*common, *words])
+        said = " ".join(re.sub("[│╭╰─╮╯]", " ", capsys.readouterr().err).split())
+        assert done.value.code == 2 and says in said
+    cells = ["# The parameters\nmethod: str = 'supervised'", "# Parameters\nscale = 2.0\nmethod = 'mylab.Scaled'"]
+    found = fer_bench.config.notebook_parameters(cells, {"method": "mylab.Scaled", "scale": 2.0}, options=True)
+    assert RunConfig(**found).scale == 2.0
+
+def test_a_probe_trains_the_head_that_is_evaluated(own):
+    "An own method with an average and a probe is evaluated with the head that the probe trained."
+    class Averaged(Good):
+        views = {"unlabelled": ["ssl", "ssl"]}
+        def setup(self): self.net.head.requires_grad_(False)
+        def forward(self, batch):
+            one, two = (self.net.encode(view) for view in batch["unlabelled"])
+            loss = F.mse_loss(one, two)
+            return loss, {"apart": loss}
+    register_method("mine", Averaged)
+    record = run(own(method="mine", unlabelled="rest", mu=1, probe="linear", min_map=4, ema=0.9))
+    weights = load_model(record).head.weight
+    assert weights.abs().max() > 0.1, "a head as it was initialised: N(0, 0.01)"
+
+def test_run_puts_torch_back(own):
+    before = torch.get_num_threads(), torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    run(own(method="supervised", deterministic=True, seed=3))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert before == (torch.get_num_threads(), torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled())
+
+def test_a_number_that_is_not_finite_stops_the_run_with_a_sentence(own):
+    class Odd(Good):
+        def after_epoch(self, progress, labelled): return {"share": float("nan")}
+    register_method("mine", Odd)
+    with pytest.raises(BenchError, match="The share became nan in epoch 1"): run(own(method="mine"))
+
+def test_watched_numbers_are_no_parts_of_the_loss(own):
+    register_method("mine", Unlabelled)
+    record = run(own(method="mine", unlabelled="rest", mu=2, labels_per_class=1))
+    assert record.metrics["loss_parts"] == ["cross_entropy", "agree"] and "seen" in record.history

@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from fer_bench.config import SELF, RunConfig, baseline
+from fer_bench.catalogue import methods_of
+from fer_bench.config import RunConfig, baseline
 from fer_bench.core import BenchError
 from fer_bench.data.sources.fixtures import fake
 from fer_bench.record import load_runs
@@ -25,7 +26,7 @@ def stop_after(monkeypatch, epoch):
         if done == epoch: raise KeyboardInterrupt
     monkeypatch.setattr(loop, "save_checkpoint", save)
 
-@pytest.mark.parametrize("name", SELF)
+@pytest.mark.parametrize("name", methods_of("self-supervised"))
 def test_interrupted_pretraining_ends_with_the_same_bits(tiny, tmp_path, name, monkeypatch):
     fields = dict(method=name, epochs=3, queue=16)
     if name in ("simclr", "mae", "simsiam", "byol"): fields.pop("queue")

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from fer_bench.catalogue import known_entry
 from fer_bench.core import BenchError
 from fer_bench.report.figures import (
     DRAWN,
@@ -21,8 +22,10 @@ from fer_bench.report.figures import (
     training_curve,
 )
 from fer_bench.report.tables import comparable, compare, notes, to_markdown, to_terminal
+from fer_bench.schema import example_environment, example_metrics
 
 CLASSES = ["fear", "happiness", "contempt"]
+POOL = {"members": ["rest", "people"], "faces": [9000, 80], "dropped": [0, 0], "hash": "b" * 64}
 
 
 def record(run="a", epochs=3, config=None, environment=None, history=None, **metrics):
@@ -31,13 +34,15 @@ def record(run="a", epochs=3, config=None, environment=None, history=None, **met
             "macro_F1_ci": [0.7649, 0.8151], "n": 40, "confusion": [[10, 2, 0], [3, 25, 0], [0, 0, 0]]}
     steps = np.arange(1, epochs + 1)
     frame = pd.DataFrame({"epoch": steps, "step": 5 * steps, "loss": 1 / steps, "lr": 0.1, "train_seconds": steps})
-    return SimpleNamespace(
-        id=run, history=frame.assign(**history or {}),
-        config=dict(method="supervised", dataset="ferplus", backbone="resnet18", init="scratch", labels_per_class=50,
-                    seed=0, image_size=48, epochs=epochs, steps_per_epoch=5, batch_size=8) | (config or {}),
-        metrics=dict(classes=CLASSES, capped={}, data_hash="d", split_hash="s", drawn=False, select="last",
-                     epoch=epochs, images_seen=120, parameters=11_181_642, train_seconds=12.34, test=test) | metrics,
-        environment=dict(commit="0123456789ab", dirty=False) | (environment or {}))
+    config = dict(method="supervised", dataset="ferplus", backbone="resnet18", init="scratch", labels_per_class=50, seed=0,
+                  label_seed=0, precision="auto", image_size=48, epochs=epochs, steps_per_epoch=5, batch_size=8) | (config or {})
+    facts = dict(method=config["method"], kind=known_entry(config["method"]).kind, dataset="ferplus", classes=CLASSES, epoch=epochs,
+                 images_seen=120, labelled_seen=config["epochs"] * 5 * config["batch_size"], parameters=11_181_642,
+                 train_seconds=12.34) | metrics
+    if len(facts["classes"]) != len(test["confusion"]): del test["confusion"]
+    return SimpleNamespace(id=run, history=frame.assign(**history or {}), config=config,
+                           metrics=example_metrics(**facts | {"test": test | metrics.get("test", {})}),
+                           environment=example_environment(**{"commit": "0123456789ab"} | (environment or {})))
 
 
 # --- tables ---
@@ -56,7 +61,7 @@ def test_a_row_says_what_was_trained_and_how_sure_the_number_is():
     ("data", "drawn", dict(drawn=True)),
     ("select", "oracle", dict(select="oracle")),
     ("commit", "0123456+", dict(environment={"dirty": True})),
-    ("unlabelled", "9,000 rest + 80 people", dict(pool={"members": ["rest", "people"], "faces": [9000, 80]})),
+    ("unlabelled", "9,000 rest + 80 people", dict(pool=POOL)),
     ("method", "dtm (policy fixed)", dict(config={"method": "dtm", "policy": "fixed", "balance": "sampler"})),
     ("method", "supervised (balance sampler)", dict(config={"balance": "sampler"})),
     ("commit", "unknown", dict(environment={"commit": None, "dirty": None})),
@@ -77,7 +82,7 @@ def test_other_classes_never_share_a_table():
 
 
 @pytest.mark.parametrize("changes", [
-    dict(classes=CLASSES[:2]), dict(data_hash="e"), dict(split_hash="t"),
+    dict(classes=CLASSES[:2]), dict(data_hash="e" * 64), dict(split_hash="7" * 64),
     dict(config={"image_size": 112}), dict(config={"labels_per_class": None}), dict(images_seen=240, config={"epochs": 6}),
     dict(images_seen=240, config={"batch_size": 16})], ids=str)
 def test_comparable_leaves_out_another_task_or_budget(changes):
@@ -99,7 +104,7 @@ def test_nothing_to_note_is_no_note():
     ([record(), record(drawn=True)], "no substitute for real ones"),
     ([record(), record("b", select="oracle")], r"picked on the test split \(b\)"),
     ([record(), record(select="val")], r"chosen \(last, val\)"),
-    ([record(), record(split_hash="t"), record(split_hash="t")], "2 different data sets, splits"),
+    ([record(), record(split_hash="7" * 64), record(split_hash="7" * 64)], "2 different data sets, splits"),
     ([record(), record(images_seen=2400)], "images seen in training: from 120 to 2,400, of them labelled 120"),
     ([record(capped={"fear": 12}), record(capped={"contempt": 3})], r"\(fear 12, contempt 3\)"),
     ([record(), record(environment={"commit": "fedcba98"})], r"2 states of the code \(0123456, fedcba9\)"),

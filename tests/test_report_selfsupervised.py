@@ -1,4 +1,4 @@
-"""Figures of a self-supervised run from records made by hand: the record's own numbers, collapse, and only what applies."""
+"""Figures of a self-supervised run from records made by hand: numbers, collapse, and only figures that apply."""
 import numpy as np
 import pytest
 from figure_checks import assert_readable, assert_says_what_it_is_of, legend, made_record
@@ -10,35 +10,38 @@ from fer_bench.report.selfsupervised import FIGURES, landmark_hits, pretraining_
 
 REGIONS = ("brows", "contour", "eyes", "mouth", "nose")
 HITS = ("hit_all", *(f"hit_{region}" for region in REGIONS), "hit_chance")
-BYOL = ("reconstruction", "g", *HITS)  # what it has not
+BYOL = ("reconstruction", "g", *HITS)  # columns that it lacks
 
 
 def record(epochs=3, without=(), history=None, metrics=None, config=None):
-    "A run of SimFLE as a record gives it."
+    "A run of SimFLE."
     e = np.arange(1, epochs + 1)
     columns = {"epoch": e, "loss": 3 / e, "similarity": 2 / e, "reconstruction": 0.9 / e**0.5, "grouping": 0.1 / e,
                "feature_std": 0.6 + 0.2 * (1 - 1 / e), "g": 80 / e**2, "val_WAR": 0.5 - 0.2 / e, "score": e * 0.0}
-    columns |= {name: 0.2 + 0.06 * i * e / epochs for i, name in enumerate(HITS)} | {"hit_chance": np.full(epochs, 0.25)}
+    columns |= {name: 0.2 + 0.06 * i * e / epochs for i, name in enumerate(HITS)}
+    columns["hit_chance"] = np.full(epochs, 0.25)
     return made_record(
-        columns | (history or {}), without, dict(method="simfle", dataset="lfw", labels_per_class=None, seed=0) | (config or {}),
-        dict(drawn=False, select="last", epoch=epochs, classes=["neutral", "happiness"]) | (metrics or {}))
+        columns | (history or {}), without,
+        dict(method="simfle", dataset="lfw", labels_per_class=None, seed=0) | (config or {}),
+        dict(dataset="lfw", epoch=epochs, loss_parts=["similarity", "reconstruction", "grouping"]) | (metrics or {}))
 
 
 # --- every figure ---
 
 @pytest.mark.parametrize("epochs", [1, 100])
 @pytest.mark.parametrize("changes", [dict(g=1e-7), dict(without=BYOL), dict(feature_std=0.02, g=1.4),
-                                     dict(val_reconstruction=0.9), dict(val_reconstruction=0.9, without=("g",))], ids=str)
-def test_each_figure_is_drawn_without_a_complaint_an_overlap_or_an_empty_panel(changes, epochs):
+                                     dict(val_reconstruction=0.9), dict(val_reconstruction=0.9, without=("g",))],
+                         ids=str)
+def test_each_figure_can_be_read(changes, epochs):
     without = changes.get("without", ())
     r = record(epochs, without, {name: np.full(epochs, v) for name, v in changes.items() if name != "without"})
-    assert_readable(pretraining_figures(r))
+    for fig in pretraining_figures(r).values(): assert_readable(fig)
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_says_what_run_it_is_of_and_when_it_must_not_be_believed(name):
+def test_a_figure_names_its_run_and_warns_of_drawn_faces_and_oracle_selection(name):
     assert_says_what_it_is_of(FIGURES[name], record, "simfle on lfw, all labels, seed 0",
-                              dict(method="simfle_random", dataset="affectnet8", labels_per_class=4000))
+                              dict(method="simfle_random", labels_per_class=4000))
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -59,11 +62,13 @@ def test_figures_that_apply(without, expected):
     for r in (record(without=without), record(history={name: [None] * 3 for name in without})):
         assert list(pretraining_figures(r)) == expected
         for name in set(FIGURES) - set(expected):
-            with pytest.raises(BenchError, match=f"simfle on lfw.* no figure {name} of this run, .* no "): FIGURES[name](r)
+            with pytest.raises(BenchError, match=f"simfle on lfw.* no figure {name} of this run, .* no "):
+                FIGURES[name](r)
 
 
 def test_what_a_record_lacks_is_named():
-    with pytest.raises(BenchError, match="history has no feature_std[.]"): pretraining_curves(record(without=("feature_std",)))
+    with pytest.raises(BenchError, match="history has no feature_std[.]"):
+        pretraining_curves(record(without=("feature_std",)))
     with pytest.raises(BenchError, match="no hit_all and no hit_chance[.]"): landmark_hits(record(without=HITS))
 
 
@@ -71,7 +76,8 @@ def test_what_a_record_lacks_is_named():
 
 @pytest.mark.parametrize("epochs", [1, 7])
 @pytest.mark.parametrize("without, expected", [((), ["reconstruction", "g", "feature_std"]), (BYOL, ["feature_std"]),
-                                               (("g",), ["reconstruction", "feature_std"])], ids=["simfle", "byol", "mae"])
+                                               (("g",), ["reconstruction", "feature_std"])],
+                         ids=["simfle", "byol", "mae"])
 def test_panels_are_those_the_run_has_and_hold_its_numbers(without, expected, epochs):
     r = record(epochs, without)
     axes = pretraining_curves(r).axes
@@ -83,7 +89,7 @@ def test_panels_are_those_the_run_has_and_hold_its_numbers(without, expected, ep
 
 
 @pytest.mark.parametrize("held_out", [[0.95, 0.8, 0.85], [None, 0.8, None]], ids=["each epoch", "one epoch"])
-def test_held_out_faces_are_a_second_line_in_the_panel_of_painting(held_out):
+def test_the_reconstruction_error_on_held_out_faces_is_a_second_line(held_out):
     r = record(history=dict(val_reconstruction=held_out))
     fig = pretraining_curves(r)
     training, held = fig.axes[0].lines
@@ -95,7 +101,7 @@ def test_held_out_faces_are_a_second_line_in_the_panel_of_painting(held_out):
 
 
 @pytest.mark.parametrize("history", [{}, dict(val_reconstruction=[None] * 3)], ids=["absent", "null"])
-def test_without_held_out_faces_the_panel_of_painting_has_one_line(history):
+def test_without_held_out_faces_the_reconstruction_error_is_one_line(history):
     ax = pretraining_curves(record(history=history)).axes[0]
     assert len(ax.lines) == 1 and ax.get_legend() is None
 
@@ -105,11 +111,11 @@ def test_the_error_on_held_out_faces_is_no_part_of_the_training_loss():
     assert legend(ax) == ["loss", "similarity", "reconstruction", "grouping"]
 
 
-@pytest.mark.parametrize("g, limits", [([80, 20, 9], (1, 100)), ([1.5, 1.4, 1.4], (1, 10)), ([10, 10, 10], (10, 100)),
-                                       ([5e4, 1, 2e-3], (1e-3, 1e5)), ([None, 20, 30], (10, 100))])
-def test_the_axis_of_g_is_whole_decades_around_it(g, limits):
+@pytest.mark.parametrize("g", [[80, 20, 9], [1.5, 1.4, 1.4], [10, 10, 10], [5e4, 1, 2e-3], [None, 20, 30]])
+def test_all_of_g_lies_on_its_logarithmic_axis(g):
     ax = pretraining_curves(record(history=dict(g=g))).axes[1]
-    assert ax.get_ylim() == pytest.approx(limits)
+    (low, high), values = ax.get_ylim(), [v for v in g if v is not None]
+    assert ax.get_yscale() == "log" and low <= min(values) and max(values) <= high
 
 
 def test_a_g_of_zero_is_not_lost_on_a_logarithmic_axis():
@@ -117,8 +123,8 @@ def test_a_g_of_zero_is_not_lost_on_a_logarithmic_axis():
     assert ax.get_yscale() == "linear" and ax.get_ylim()[0] <= 0
 
 
-@pytest.mark.parametrize("std, collapsed", [([0.9, 0.5, 0.099], True), ([0.02, 0.05, 0.1], False), ([0.01, 0.02, 1.4], False),
-                                            ([0.5, 0.04, None], True)])
+@pytest.mark.parametrize("std, collapsed", [
+    ([0.9, 0.5, 0.099], True), ([0.02, 0.05, 0.1], False), ([0.01, 0.02, 1.4], False), ([0.5, 0.04, None], True)])
 def test_the_title_says_where_the_last_epoch_has_collapsed(std, collapsed):
     ax = pretraining_curves(record(history=dict(feature_std=std))).axes[-1]
     assert ("Nearly all faces have one vector" in ax.get_title()) == collapsed and "dotted" in ax.get_title()
@@ -144,7 +150,7 @@ def test_hits_are_the_shares_in_the_order_they_end_with_chance_dotted(epochs):
         assert (line.get_linestyle() == ":") == (c == "hit_chance")
         np.testing.assert_allclose(line.get_ydata(), [25, 25] if c == "hit_chance" else 100 * r.history[c])
     assert legend(ax) == [line.get_label() for line in ax.lines]
-    assert len({(line.get_color(), line.get_marker()) for line in ax.lines}) == 7 and ax.get_ylim()[0] == 0
+    assert len({(line.get_color(), line.get_marker()) for line in ax.lines}) == 7
 
 
 def test_without_a_contour_all_is_all_and_a_scheme_of_its_own_is_drawn():
@@ -154,5 +160,6 @@ def test_without_a_contour_all_is_all_and_a_scheme_of_its_own_is_drawn():
 
 def test_regions_look_the_same_whatever_they_end_at():
     def looks(r):
-        return {line.get_label().split()[0]: (line.get_color(), line.get_marker()) for line in landmark_hits(r).axes[0].lines}
+        return {line.get_label().split()[0]: (line.get_color(), line.get_marker())
+                for line in landmark_hits(r).axes[0].lines}
     assert looks(record()) == looks(record(history=dict(hit_brows=[0.3, 0.5, 0.9])))

@@ -1,4 +1,4 @@
-"""Figures of a semi-supervised run from records made by hand: the record's own numbers, gaps, and only what applies."""
+"""Figures of a semi-supervised run from records made by hand: its numbers, gaps, and only figures that apply."""
 import numpy as np
 import pytest
 from figure_checks import assert_readable, assert_says_what_it_is_of, legend, made_record
@@ -18,15 +18,16 @@ TRUTH = ("pseudo_known", "pseudo_right")
 
 
 def record(k=8, epochs=3, without=(), history=None, metrics=None, config=None):
-    "A run of `k` classes as a record gives it; in the first epoch no face was taken for the last class."
+    "A run of `k` classes; in the first epoch no face had the last class as its pseudo-label."
     rng = np.random.default_rng(0)
     used = rng.integers(50, 90, (epochs, k))
     used[0, -1] = 0
     columns = {"epoch": np.arange(1, epochs + 1), "loss": np.linspace(1, 0.5, epochs),
                "thresholds": rng.uniform(0.1, 1, (epochs, k)), "pool_seen": np.full(epochs, 900),
                "pool_used": used.sum(1), "pseudo_labels": used, "pseudo_known": used // 2, "pseudo_right": used // 3}
-    measured = dict(drawn=False, select="last", epoch=epochs, classes=NAMES[:k], labelled_counts=list(range(10, 10 + k)),
-                    pool=dict(members=["lfw"], faces=900, dropped=3, hash="h"), pool_truth=list(range(100, 100 + k)))
+    measured = dict(dataset="ferplus", epoch=epochs, classes=NAMES[:k], labelled_counts=list(range(10, 10 + k)),
+                    pool=dict(members=["lfw"], faces=[900], dropped=[3], hash="0" * 64),
+                    pool_truth=list(range(100, 100 + k)))
     return made_record(columns | (history or {}), without,
                        dict(method="dtm", dataset="ferplus", labels_per_class=50, seed=0) | (config or {}),
                        measured | (metrics or {}))
@@ -37,17 +38,15 @@ def lists(r, column): return np.array(r.history[column].tolist(), dtype=float)
 
 # --- every figure ---
 
-@pytest.mark.parametrize("epochs", [1, 2, 40])
-@pytest.mark.parametrize("k", [2, 8])
-@pytest.mark.parametrize("without", [(), (*TRUTH, "pool_truth")], ids=["truth known", "no truth"])
-def test_each_figure_is_drawn_without_a_complaint_an_overlap_or_an_empty_panel(k, epochs, without):
-    assert_readable(pseudo_label_figures(record(k, epochs, without)))
+@pytest.mark.parametrize("k, epochs, without", [(2, 1, ()), (8, 40, ()), (8, 2, (*TRUTH, "pool_truth"))])
+def test_each_figure_can_be_read(k, epochs, without):
+    for fig in pseudo_label_figures(record(k, epochs, without)).values(): assert_readable(fig)
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_says_what_run_it_is_of_and_when_it_must_not_be_believed(name):
+def test_a_figure_names_its_run_and_warns_of_drawn_faces_and_oracle_selection(name):
     assert_says_what_it_is_of(FIGURES[name], record, "dtm on ferplus, 50 labels a class, seed 0",
-                              dict(method="mean_teacher", dataset="affectnet8", labels_per_class=4000))
+                              dict(method="mean_teacher", labels_per_class=4000))
 
 
 ALL = list(FIGURES)
@@ -68,7 +67,8 @@ def test_figures_that_apply(changes, expected):
     r = record(**changes)
     assert list(pseudo_label_figures(r)) == expected
     for name in set(ALL) - set(expected):
-        with pytest.raises(BenchError, match=f"dtm on ferplus.* there is no figure {name} of this run, for it"): FIGURES[name](r)
+        with pytest.raises(BenchError, match=f"dtm on ferplus.* there is no figure {name} of this run, for it"):
+            FIGURES[name](r)
 
 
 @pytest.mark.parametrize("figure, changes, message", [
@@ -77,11 +77,14 @@ def test_figures_that_apply(changes, expected):
     (pool_share, dict(without=("pool_seen", "pool_used")), "no pool_seen and no pool_used"),
     (pseudo_label_histogram, dict(without=("labelled_counts",)), "no labelled_counts"),
     (pseudo_label_accuracy, dict(without=("pseudo_right",)), "no pseudo_right"),
-    (pseudo_label_accuracy, dict(history={c: np.zeros((3, 8), int) for c in TRUTH}), "no face whose true label is known"),
-    (threshold_curves, dict(history=dict(thresholds=[[0.9] * 7] * 3)), "thresholds of epoch 1 is .* not a list of 8 numbers"),
+    (pseudo_label_accuracy, dict(history={c: np.zeros((3, 8), int) for c in TRUTH}),
+     "no face whose true label is known"),
+    (threshold_curves, dict(history=dict(thresholds=[[0.9] * 7] * 3)),
+     "thresholds of epoch 1 is .* not a list of 8 numbers"),
     (threshold_curves, dict(history=dict(thresholds=[0.9] * 3)), "not a list of 8 numbers"),
     (pool_share, dict(history=dict(pool_used=[901] * 3)), "pool_used is more than there can be"),
-    (pseudo_label_accuracy, dict(history=dict(pseudo_right=np.full((3, 8), 99))), "pseudo_right is more than there can be"),
+    (pseudo_label_accuracy, dict(history=dict(pseudo_right=np.full((3, 8), 99))),
+     "pseudo_right is more than there can be"),
 ])
 def test_a_record_that_lacks_something_is_named(figure, changes, message):
     with pytest.raises(BenchError, match=message): figure(record(**changes))
@@ -99,14 +102,7 @@ def test_threshold_curves_are_the_thresholds_in_the_order_they_end(k, epochs):
     for line, c in zip(ax.lines, order, strict=True):
         np.testing.assert_array_equal(line.get_xdata(), r.history["epoch"])
         np.testing.assert_array_equal(line.get_ydata(), curves[:, c])
-    assert len({(line.get_color(), line.get_marker()) for line in ax.lines}) == len({ln.get_marker() for ln in ax.lines}) == k
-
-
-def test_every_line_has_a_marker_to_be_told_by():
-    for epochs in (1, 2, 7, 9, 40, 100):
-        for line in threshold_curves(record(epochs=epochs)).axes[0].lines:
-            start, every = line.get_markevery()
-            assert 1 <= len(range(epochs)[start::every]) <= 8
+    assert len({line.get_marker() for line in ax.lines}) == k
 
 
 def test_classes_with_the_same_thresholds_are_one_line():
@@ -114,7 +110,8 @@ def test_classes_with_the_same_thresholds_are_one_line():
     assert legend(threshold_curves(record(history=dict(thresholds=curves))).axes[0]) == ["all classes 0.95"]
     curves[:, 1:] = 0.8
     curves[2, 1] = 0.9
-    found = [" ".join(text.split()) for text in legend(threshold_curves(record(history=dict(thresholds=curves))).axes[0])]
+    found = [" ".join(text.split())
+             for text in legend(threshold_curves(record(history=dict(thresholds=curves))).axes[0])]
     assert found == ["neutral 0.95", "happiness 0.90", "surprise, sadness, anger, disgust, fear, contempt 0.80"]
 
 
@@ -127,22 +124,22 @@ def test_pool_share_is_used_of_seen_and_right_of_known():
 
 
 def test_pool_share_without_truth_is_one_line_and_without_faces_a_gap():
-    (line,) = pool_share(record(without=TRUTH, history=dict(pool_seen=[0, 100, 100], pool_used=[0, 1, 2]))).axes[0].lines
+    r = record(without=TRUTH, history=dict(pool_seen=[0, 100, 100], pool_used=[0, 1, 2]))
+    (line,) = pool_share(r).axes[0].lines
     np.testing.assert_allclose(line.get_ydata(), [np.nan, 1, 2])
 
 
 @pytest.mark.parametrize("k", [2, 8])
 @pytest.mark.parametrize("truth", ["known", "absent", "all zero"])
 def test_histogram_bars_are_shares_of_the_last_epoch_the_prior_and_the_pool(k, truth):
-    r = record(k, without=("pool_truth",) * (truth == "absent"), metrics={"pool_truth": [0] * k} if truth == "all zero" else {})
+    r = record(k, without=("pool_truth",) * (truth == "absent"),
+               metrics={"pool_truth": [0] * k} if truth == "all zero" else {})
     ax = pseudo_label_histogram(r).axes[0]
     expected = [lists(r, "pseudo_labels")[-1], np.arange(10, 10 + k), np.arange(100, 100 + k)][:2 + (truth == "known")]
     for bars, counts in zip(ax.containers, expected, strict=True):
         np.testing.assert_allclose([b.get_width() for b in bars], 100 * counts / counts.sum())
     assert [int(text.split("(")[1].rstrip(")").replace(",", "")) for text in legend(ax)] == [c.sum() for c in expected]
     assert [t.get_text() for t in ax.get_yticklabels()] == NAMES[:k]
-    places = [[b.get_y() for b in bars] for bars in ax.containers]
-    assert (np.diff(places, axis=0) > 0).all() and (np.diff(places, axis=1) > 0).all() and ax.yaxis_inverted()
 
 
 def test_histogram_of_an_epoch_that_used_nothing_says_so():

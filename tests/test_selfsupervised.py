@@ -12,29 +12,34 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.transforms.v2 import functional as V
 
+from fer_bench.catalogue import find_method, methods_of
 from fer_bench.core import BenchError
 from fer_bench.data.views import make_view, seeded, warp
 from fer_bench.methods.selfsupervised import collapsed, feature_std, momentum_at, projector, similarity_loss
-from fer_bench.methods.simfle import SELF, distillation_loss, face_size
+from fer_bench.methods.simfle import distillation_loss, face_size
 from fer_bench.models.backbones import create_classifier
 from fer_bench.models.facemae import create_facemae, random_mask, semantic_mask
 
-CONFIG = dict(momentum=0.9, momentum_schedule="constant", temperature=None, groups=8, mask_ratio=0.75, patch_size=None, facemae="tiny",
+SELF = methods_of("self-supervised")
+
+CONFIG = dict(momentum=0.9, momentum_schedule="constant", temperature=0.5, groups=8, mask_ratio=0.75, patch_size=None, facemae="tiny",
               masking="semantic", lambda_d=0.3, lambda_g=0.03, proj_hidden=32, proj_dim=16, grouping_init="kaiming",
               x0_statistics="frozen", joint_views=False, queue=20, ema=0.999, image_size=32, backbone="test_resnet", epochs=2,
               steps_per_epoch=5, seed=0, batch_size=8)
 
 def make(name, seed=0, min_map=4, **given):
     torch.manual_seed(seed)
-    config = SimpleNamespace(**CONFIG | {"backbone": "facemae_tiny" if name == "mae" else "test_resnet"} | given)
+    fields = CONFIG | ({"temperature": 0.2} if name == "mocov2" else {})
+    config = SimpleNamespace(**fields | {"backbone": "facemae_tiny" if name == "mae" else "test_resnet"} | given)
     min_map = 0 if config.backbone.startswith("facemae") else min_map
-    return SELF[name][0](create_classifier(config.backbone, 8, config.image_size, min_map=min_map)[0], config, np.full(8, 4), 100).train()
+    net = create_classifier(config.backbone, 8, config.image_size, min_map=min_map)[0]
+    return find_method(name)(net, config, np.full(8, 4), 100).train()
 
 def batch_for(method, step=0, n=8):
     draw = torch.Generator().manual_seed(1000 + step)
     size = method.config.image_size
     views = [torch.rand(n, 3, size, size, generator=draw) for _ in method.views["unlabelled"]]
-    return {"unlabelled": views, "index": torch.arange(n), "progress": step / 10}
+    return {"unlabelled": views, "index": torch.arange(n), "step": step, "progress": step / 10}
 
 def optimiser_of(method): return torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
 
@@ -219,7 +224,7 @@ def plain_simfle(method, batch) -> dict:
     cosines = (a @ a.transpose(1, 2)).mean(0)
     group = torch.arange(channels) // (channels // c.groups)
     g = 0.001 * (cosines - (group[:, None] == group).float()).square().sum() / (channels / 512) ** 2
-    drawn = torch.randint(c.groups, (n,), generator=method.generator(batch["progress"]))
+    drawn = torch.randint(c.groups, (n,), generator=method.generator(batch["step"]))
     ids_keep, mask = semantic_mask(activation, c.groups, drawn, c.image_size, 8, c.mask_ratio)
     reconstruction, tokens, _ = ffl.facemae(x0, ids_keep, mask)
     z = torch.stack([ffl.head_g(h1), ffl.head_g(h2), ffl.head_f(tokens.mean(1))])

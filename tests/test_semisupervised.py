@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fer_bench.config import CHOICES, SEMI, RunConfig, baseline
+from fer_bench.catalogue import methods_of
+from fer_bench.config import RunConfig, baseline
 from fer_bench.core import BenchError
 from fer_bench.data.drawn.faces import DrawnSource
 from fer_bench.data.faceset import build_faceset
@@ -149,7 +150,7 @@ def step(name, n=4, mu=2, **fields):
     return method, batch
 
 @pytest.mark.parametrize("bn", ["joint", "apart"])
-@pytest.mark.parametrize("name", SEMI)
+@pytest.mark.parametrize("name", methods_of("semi-supervised"))
 def test_every_method_of_the_family(name, bn):
     "Parts add up, gradients reach the network and not its average, no gradient goes through the teaching views."
     method, batch = step(name, unlabelled_bn=bn, threshold=0.01, floor=0.01)
@@ -160,7 +161,7 @@ def test_every_method_of_the_family(name, bn):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.net.parameters())
     *weak, learned = batch["unlabelled"]
     assert learned.grad.abs().sum() > 0
-    assert all((view.grad is not None) == (CHOICES[name]["below"] == "contrast") for view in weak)
+    assert all((view.grad is not None) == (RunConfig(method=name).below == "contrast") for view in weak)
     assert (method.last_pseudo_label >= -1).sum() == 8 and (method.last_pseudo_label[8:] == -2).all()
     before = [p.clone() for p in method.ema.parameters()]
     with torch.no_grad(): [p.add_(1) for p in method.net.parameters()]
@@ -192,7 +193,7 @@ def test_running_statistics_from_labelled_faces_only():
 
 # whole runs
 
-@pytest.mark.parametrize("name", SEMI)
+@pytest.mark.parametrize("name", methods_of("semi-supervised"))
 def test_interrupted_run_ends_with_the_same_bits(tiny, tmp_path, name, monkeypatch):
     "Thresholds, counts and weights of a run that was stopped after its second epoch are those of one that was not."
     fields = dict(method=name, epochs=4, ema=0.9, lr=0.2, threshold=0.15, floor=0.14)

@@ -21,12 +21,15 @@ from fer_bench.config import RunConfig, run_id
 from fer_bench.core import BenchError, read_json, sha256, write_json, write_text
 from fer_bench.data.splits import make_split, save_manifest
 from fer_bench.evaluate.metrics import confusion_counts, rates
-from fer_bench.record import Record, load_runs, runs_folder, write_history, write_predictions, write_status
+from fer_bench.record import Record, load_runs, runs_folder, write_history, write_metrics, write_predictions, write_status
+from fer_bench.schema import example_metrics
 from fer_bench.store import merge, pack, pack_bytes, verify
 
 CLASSES = ["fear", "happiness"]
 FACES = pd.DataFrame({"key": [f"é{i:03d}" for i in range(80)], "label": ["fear", "happiness"] * 39 + [None, "fear"], "split": None,
                       "subject": [f"s{i // 4}" for i in range(80)], "sha256": [f"p{i}" for i in range(80)], "file_sha256": None})
+
+ENVIRONMENT = {"python": "3.11", "machine": "x", "system": "y", "versions": {}, "commit": "0123", "dirty": False}
 
 
 def made(results, seed=0, metrics=None, weights=True) -> Record:
@@ -36,10 +39,10 @@ def made(results, seed=0, metrics=None, weights=True) -> Record:
     folder = runs_folder(results)/run_id(config, "d" * 64, split.hash)
     logits = np.random.default_rng(seed).standard_normal((12, 2)).astype("float32")
     counts = confusion_counts(logits.argmax(1), labels := np.arange(12) % 2, 2)
-    test = {"confusion": counts.tolist(), "n": 12, **rates(counts)}
+    test = {"confusion": counts.tolist(), "n": 12, **{n: float(v) for n, v in rates(counts).items()}}
     write_json(folder/"config.json", config.model_dump())
-    write_json(folder/"metrics.json", {"classes": CLASSES, "data_hash": "d" * 64, "split_hash": split.hash, "test": test | (metrics or {})})
-    write_json(folder/"environment.json", {"commit": "0123"})
+    write_metrics(folder, **example_metrics(classes=CLASSES, split_hash=split.hash, test=test | (metrics or {})).model_dump())
+    write_json(folder/"environment.json", ENVIRONMENT)
     write_history(folder, [{"epoch": 1, "loss": 0.5}])
     write_predictions(folder, [f"é{i}" for i in range(12)], [CLASSES[i] for i in labels], logits)
     write_status(folder, "finished")
@@ -56,6 +59,11 @@ def reseal(record, name, content: str):
     "Change a file of `record` as someone would who knows how the seal is made."
     write_text(record.folder/name, content)
     write_status(record.folder, "finished")
+
+def flattered(record, **test) -> str:
+    "The metrics.json of `record` with other results."
+    facts = record.metrics.model_dump()
+    return json.dumps(facts | {"test": facts["test"] | test})
 
 @pytest.fixture
 def two(tmp_path): return [made(tmp_path/"a", seed) for seed in (0, 1)]
@@ -90,7 +98,7 @@ def test_merging_again_changes_nothing(two, tmp_path):
 def test_another_result_of_the_same_run_is_refused_and_the_old_one_stays(two, tmp_path):
     archive = pack(two, tmp_path/"x.zip")
     mine = made(tmp_path/"b")
-    reseal(mine, "environment.json", '{"commit": "other"}')
+    reseal(mine, "environment.json", json.dumps(ENVIRONMENT | {"commit": "other"}))
     old = files(mine.folder)
     found = {f.name: f for f in merge(archive, tmp_path/"b")}
     assert found[mine.id].outcome == "refused" and "stays; they differ in config.json, environment.json" in found[mine.id].why
@@ -143,12 +151,14 @@ DAMAGE = {
     "missing": (lambda r: (r.folder/"environment.json").unlink(), "lacks environment.json"),
     "no JSON": (lambda r: (r.folder/"status.json").write_text("{"), "cannot be read"),
     "too deep": (lambda r: (r.folder/"status.json").write_text("[" * 100_000), "cannot be read"),
-    "a list": (lambda r: (r.folder/"status.json").write_text("[]"), "cannot be read"),
+    "a list": (lambda r: (r.folder/"status.json").write_text("[]"), "it is a list, and no JSON object"),
     "half sealed": (lambda r: write_json(r.folder/"status.json", {"state": "finished", "files": {}}), "does not seal"),
+    "of another type": (lambda r: reseal(r, "metrics.json", flattered(r, n="12")), "test.n = '12'"),
+    "no rate": (lambda r: reseal(r, "metrics.json", flattered(r, ECE=1.5)), "test.ECE = 1.5"),
     "another config": (lambda r: reseal(r, "config.json", json.dumps(r.config | {"lr": 0.5})), "make it 'supervised-drawn"),
     "a newer config": (lambda r: reseal(r, "config.json", json.dumps(r.config | {"novelty": 1})), "novelty"),
-    "flattered": (lambda r: reseal(r, "metrics.json", json.dumps(r.metrics | {"test": r.metrics["test"] | {"UAR": 0.99}})), "predictions"),
-    "confused": (lambda r: reseal(r, "metrics.json", json.dumps(r.metrics | {"test": r.metrics["test"] | {"confusion": [[6, 0], [0, 6]]}})),
+    "flattered": (lambda r: reseal(r, "metrics.json", flattered(r, UAR=0.99)), "predictions"),
+    "confused": (lambda r: reseal(r, "metrics.json", flattered(r, confusion=[[6, 0], [0, 6]])),
                  "predictions"),
     "no parquet": (lambda r: reseal(r, "predictions.parquet", "PAR1"), "cannot be read"),
 }

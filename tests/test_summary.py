@@ -1,4 +1,5 @@
 """Tasks, settings, means over label draws and paired differences, against hand-computed cases."""
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,10 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fer_bench.config import CHOICES, PLAIN
-from fer_bench.core import BenchError
+from fer_bench.catalogue import known_entry
+from fer_bench.config import own_values
+from fer_bench.core import BenchError, write_json
 from fer_bench.evaluate.statistics import t_interval
-from fer_bench.report.summary import budgets, chosen, gains, measured, summarise, tasks
+from fer_bench.report.names import called, method_of_id, run_names
+from fer_bench.report.summary import gains, measured, summarise
+from fer_bench.report.tables import fold_note, leaderboard_table, notes
+from fer_bench.report.tasks import budgets, chosen, tasks
+from fer_bench.schema import example_environment, example_metrics
 
 
 def test_t_interval_by_hand():
@@ -29,18 +35,19 @@ def test_t_interval_against_scipy(values, confidence):
 def test_no_interval(values):
     with pytest.raises(BenchError, match="no mean with an interval"): t_interval(values)
 
+OTHER = "e" * 64  # another hash
+
 def record(method="supervised", draw=0, WAR=0.4, seed=0, images=100, **changes):
     "A finished run, `changes` to its config or metrics."
-    test = {"WAR": WAR, "UAR": WAR / 2, "macro_F1": WAR} | {f"{m}_ci": [WAR - 0.1, WAR + 0.2] for m in ("WAR", "UAR", "macro_F1")}
+    test = {"WAR": WAR, "UAR": WAR / 2, "macro_F1": WAR}
+    test |= {f"{m}_ci": [max(0, WAR - 0.1), min(1, WAR + 0.2)] for m in ("WAR", "UAR", "macro_F1")}
     config = dict(method=method, dataset="ferplus", backbone="resnet10t", init="scratch", labels_per_class=50, seed=seed, label_seed=draw,
-                  epochs=1, steps_per_epoch=1, batch_size=8, image_size=48, lr=0.1, budget="", split="official",
-                  label_rule="majority", select="last",
-                  **{k: CHOICES.get(method, PLAIN)[k] for k in ("balance", "min_map", "optimizer")})
-    metrics = dict(classes=["a", "b"], capped={}, data_hash="d", drawn=False, select="last", images_seen=images, parameters=1,
-                   train_seconds=1.0, test=test, device="cpu", audit=[])
-    assert set(changes) <= set(config) | set(metrics)
-    return SimpleNamespace(id="a", config=config | {k: v for k, v in changes.items() if k in config}, environment={},
-                           metrics=metrics | {k: v for k, v in changes.items() if k in metrics} | dict(labelled_seen=images))
+                  epochs=1, steps_per_epoch=1, batch_size=8, image_size=48, lr=0.1, budget="", split="official", precision="auto",
+                  processes=1, track="none", device="auto", data_root="", label_rule="majority", select="last", policy=None,
+                  **{k: own_values(method)[k] for k in ("balance", "min_map", "optimizer")})
+    metrics = dict(method=method, kind=known_entry(method).kind, dataset="ferplus", images_seen=images, labelled_seen=images, test=test)
+    return SimpleNamespace(id="a", config=config | {k: v for k, v in changes.items() if k in config}, environment=example_environment(),
+                           metrics=example_metrics(**metrics | {k: v for k, v in changes.items() if k not in config or k == "select"}))
 
 def test_summary_by_hand():
     "Differences are taken draw by draw, seeds are averaged within a draw, the larger budget is a row of its own."
@@ -53,7 +60,7 @@ def test_summary_by_hand():
     assert table.loc[("supervised", 100), "WAR gain"] == "" and table.loc[("supervised", 300), "WAR gain"] == "+1.0"
     assert table.loc[("fixmatch", 100), "WAR gain"] == "no common draw"
 
-@pytest.mark.parametrize("other, says", [(record(data_hash="e"), "different data never share"),
+@pytest.mark.parametrize("other, says", [(record(data_hash=OTHER), "different data never share"),
                                          (record(labels_per_class=10), "budgets of labels"),
                                          (record(classes=["a"]), "never share a table")])
 def test_what_does_not_belong_together(other, says):
@@ -66,7 +73,7 @@ def test_no_baseline():
 
 # --- what may share a table ---
 
-APART = [("data", dict(data_hash="e")), ("data", dict(drawn=True)), ("budgets of labels", dict(labels_per_class=10)),
+APART = [("data", dict(data_hash=OTHER)), ("data", dict(drawn=True)), ("budgets of labels", dict(labels_per_class=10)),
          ("budgets of labels", dict(labels_per_class=None)), ("budgets of labels", dict(labels_per_class=None, budget="ada_cm-400")),
          ("classes", dict(classes=["a", "c"])), ("classes", dict(classes=["a", "b", "c"])), ("image sizes", dict(image_size=112)),
          ("selection", dict(select="oracle")), ("splits", dict(split="fold:1/10")), ("label rules", dict(label_rule="argmax"))]
@@ -90,11 +97,11 @@ def test_titles():
     assert set(tasks(runs)) == {"ferplus, 2 classes, all labels, 48 px", "drawn faces, 2 classes, all labels, 32 px",
                                 "ferplus, 2 classes, 50 labels a class, 48 px",
                                 "ferplus, 2 classes, 50 labels a class, 48 px, oracle: picked on the test split",
-                                "ferplus, 2 classes, labels of ada_cm-400, 48 px, fold:2/5"}
-    assert list(tasks([record(data_hash="one"), record(data_hash="two")]))[1].endswith("48 px, data two") and tasks([]) == {}
+                                "ferplus, 2 classes, labels of ada_cm-400, 48 px, 5 folds"}
+    assert list(tasks([record(data_hash="1" * 64), record(data_hash="2" * 64)]))[1].endswith("48 px, data 22222222") and tasks([]) == {}
 
 def test_budgets_are_of_one_data_set_and_honest():
-    runs = [record(), record(labels_per_class=10), record(labels_per_class=None), record(data_hash="e"), record(select="oracle"),
+    runs = [record(), record(labels_per_class=10), record(labels_per_class=None), record(data_hash=OTHER), record(select="oracle"),
             record("dtm"), record(backbone="vit")]
     ((title, group),) = budgets(runs).items()
     assert title == "ferplus, 2 classes, by labels, 48 px" and group == runs[:3] and budgets(runs[2:]) == {}
@@ -109,7 +116,7 @@ def test_chosen_by_name():
         with pytest.raises(BenchError, match=says): chosen(runs, **wrong)
 
 
-# --- rows, and what they are held against ---
+# --- rows, and what they are compared with ---
 
 def rows(records, baseline="supervised"): return measured(records, baseline).set_index(["method", "images_seen"])
 
@@ -164,8 +171,8 @@ BYOL, TIMM = dict(init="run:byol-ferplus-all-s0-0123456789"), dict(init="timm")
     (record("dtm"), [record("fixmatch")], None),
 ], ids=["fewest images", "itself with more images", "same resolution", "other backbone", "same start", "no such start", "a start is tried",
         "frozen", "frozen, no random one", "no baseline"])
-def test_what_a_row_is_held_against(mine, others, expected):
-    mine.metrics["test"]["WAR"] = 0.9
+def test_what_a_row_is_compared_with(mine, others, expected):
+    mine.metrics = mine.metrics.model_copy(update={"test": mine.metrics.test.model_copy(update={"WAR": 0.9})})
     table = measured([mine, *others])
     row = table[table["WAR"] == 0.9].iloc[0]
     if expected is None: assert row["against"] == "" and np.isnan(row["WAR_gain"])
@@ -182,3 +189,88 @@ def test_gains_are_draw_by_draw():
     runs = [record(draw=d, WAR=0.4 + d / 10) for d in range(3)] + [record("dtm", d, 0.5 + d / 20) for d in (2, 1, 7)]
     (against, table), (nothing, empty) = gains(runs)
     assert against == "supervised" and table["WAR"].to_dict() == pytest.approx({1: 0.05, 2: 0.0}) and (nothing, len(empty)) == ("", 0)
+
+
+# --- repeats: draws, seeds, folds, subjects ---
+
+@pytest.mark.parametrize("changes", [dict(processes=2), dict(track="tensorboard"), dict(device="cuda"), dict(data_root="elsewhere")])
+def test_what_changes_no_number_is_no_setting(changes):
+    runs = [record(draw=0), record(draw=1, **changes), record(draw=2)]
+    assert measured(runs)[["method", "repeats", "interval"]].to_numpy().tolist() == [["supervised", 3, "draws"]]
+
+@pytest.mark.parametrize("device, given, row", [("cpu", "fp32", "supervised"), ("cuda", "bf16", "supervised"),
+                                                ("cuda", "fp32", "supervised (precision fp32)"),
+                                                ("cpu", "bf16", "supervised (precision bf16)")])
+def test_a_precision_that_the_device_has_anyway_is_no_setting(device, given, row):
+    other = record(precision=given)
+    other.metrics = other.metrics.model_copy(update={"device": device})
+    table = measured([record(draw=1), other])
+    assert row in table["method"].tolist() and len(table) == 1 + (row != "supervised")
+
+def folds(method="supervised", wars=(0.4, 0.5, 0.6), of=3, **more):
+    return [record(method, WAR=war, split=f"fold:{i}/{of}", labels_per_class=None, **more) for i, war in enumerate(wars, 1)]
+
+def test_folds_are_one_row_with_an_interval_over_folds():
+    "Wins of 2, 5 and 8 points: 5 ± 4.302653 · 3 / √3, paired by fold; the seeds of a fold are averaged."
+    runs = folds() + folds("eac", (0.42, 0.55, 0.66)) + folds("eac", (0.42, 0.55, 0.70), seed=1)
+    ((title, group),) = tasks(runs).items()
+    assert title == "ferplus, 2 classes, all labels, 48 px, 3 folds" and group == runs
+    table = rows(group)
+    eac, base = table.loc[("eac", 100)], table.loc[("supervised", 100)]
+    assert (eac["interval"], eac["repeats"], eac["runs"], base["WAR"]) == ("folds", 3, 6, pytest.approx(0.5))
+    half = 4.302653 * 0.1 / np.sqrt(3)
+    assert base[["WAR_low", "WAR_high"]].tolist() == pytest.approx([0.5 - half, 0.5 + half], abs=1e-6)
+    assert eac[["WAR_gain", "WAR_gain_low"]].tolist() == pytest.approx([0.05, 0.05 - 4.302653 * 0.03 / np.sqrt(3)], abs=1e-6)
+    assert leaderboard_table(measured(group))["95 % over"].tolist() == ["3 folds"] * 2
+    said = " ".join(notes(group))
+    assert "Means are over folds" in said and "Not all" not in said and "different data sets" not in said
+
+def test_incomplete_folds_are_said():
+    runs = folds(of=10, wars=[0.5] * 10) + folds("eac", [0.5] * 7, of=10)
+    assert "Not all are done: eac: 7 of 10 folds." in fold_note(runs) and fold_note([record()]) == ""
+
+def test_subjects_are_one_row():
+    runs = [record(WAR=war, split=f"subject:{who}", labels_per_class=None) for who, war in {"KA": 0.4, "KL": 0.6, "KM": 0.5}.items()]
+    ((title, group),) = tasks(runs + [record("eac", split="subject:KA", labels_per_class=None)]).items()
+    table = measured(group)
+    assert title.endswith("48 px, subjects left out") and table["repeats"].tolist() == [1, 3]
+    assert table["interval"].tolist() == ["faces", "subjects"] and "eac: 1 of 3 subjects" in fold_note(group)
+
+def test_a_set_packed_before_goes_by_its_name():
+    packed = record("dtm", dataset="faceset", data_root="x/packed")
+    packed.metrics = packed.metrics.model_copy(update={"dataset": "ferplus"})
+    ((title, group),) = tasks([record(), packed]).items()
+    assert title.startswith("ferplus, ") and len(measured(group)) == 2 and set(measured(group)["data"]) == {"ferplus"}
+    assert len(chosen([record(), packed], "ferplus")) == 2 and chosen([record(), packed], "faceset") == [packed]
+    assert run_names([packed]) == ["dtm"]
+
+def test_an_option_of_an_own_method_is_shown_where_it_is_not_the_default():
+    def mine(alpha, draw):
+        r = record("lab.Mixup", draw)
+        r.config["alpha"] = alpha
+        r.metrics = r.metrics.model_copy(update={"option_defaults": {"alpha": 0.2}})
+        return r
+    table = measured([mine(alpha, draw) for alpha in (0.2, 0.4, 0.8) for draw in (0, 1)])
+    assert table["method"].tolist() == ["lab.Mixup", "lab.Mixup (alpha 0.4)", "lab.Mixup (alpha 0.8)"] and set(table["runs"]) == {2}
+
+@pytest.mark.parametrize("id, method", [
+    ("byol-ferplus-all-s0-0123456789", "byol"), ("simfle_random-raf-db-50-s12-0123456789", "simfle_random"),
+    ("my-method-raf-db-ada_cm-400-s0-0123456789", "my-method"), ("my-method-mine-50-s0-0123456789", "my-method"),
+    ("my.lab-x.Mixup-affectnet-7-all-s0-0123456789", "my.lab-x.Mixup")])
+def test_the_method_in_a_run_id(id, method):
+    assert method_of_id(id) == method and called(record(init=f"run:{id}")) == f"supervised from {method}"
+
+def test_the_method_of_a_start_is_read_from_its_record(tmp_path):
+    write_json(tmp_path/"a-b-c-d-50-s0-0123456789"/"config.json", {"method": "a-b-c"})
+    mine = record("linear_probe", init="run:a-b-c-d-50-s0-0123456789")
+    mine.folder = tmp_path/"mine"
+    assert called(mine) == "linear probe of a-b-c"
+
+def test_many_tasks_are_sorted_in_one_pass():
+    "Each record is looked at as often among 400 as among few."
+    read, runs = Counter(), [record(image_size=8 + i) for i in range(400)]
+    class Counted(SimpleNamespace):
+        @property
+        def metrics(self): return read.update([self.id]) or self.facts
+    runs = [Counted(id=str(i), config=r.config, facts=r.metrics, environment=r.environment) for i, r in enumerate(runs)]
+    assert len(tasks(runs)) == 400 and max(read.values()) < 40

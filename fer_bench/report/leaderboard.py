@@ -12,8 +12,10 @@ from ..core import BenchError
 from ..record import load_runs
 from .exports import compact, literal
 from .published import published, published_table
-from .summary import measured, tasks
+from .names import data_name
+from .summary import measured
 from .tables import leaderboard_table, notes
+from .tasks import tasks
 
 # %% ../../nbs/report/leaderboard.ipynb #7666ed3e
 HEAD = """# Leaderboard
@@ -35,12 +37,12 @@ def leaderboard(results_dir="results", place: str = "runs") -> str:
     `place`: what the page calls the folder of the records. `BenchError` for no records. Source: ours."""
     records = load_runs(results_dir)
     if not records: raise BenchError(f"There is no finished run in {str(results_dir)!r}. Begin with: fer-bench run --preset tiny")
-    sets = sorted({r.config["dataset"] for r in records if not r.metrics["drawn"]})
+    sets = sorted({data_name(r) for r in records if not r.metrics.drawn})
     groups = [rows for name in sets for _, rows in published(name).groupby("classes", dropna=False)]
     ours = sorted(tasks(records).items(), key=_drawn)
     return "\n".join([HEAD.format(runs=len(records), place=place), *(_task(*task) for task in ours), *map(_published, groups)])
 
-def _drawn(task: tuple) -> bool: return task[1][0].metrics["drawn"]  # real faces first
+def _drawn(task: tuple) -> bool: return task[1][0].metrics.drawn  # real faces first
 
 def _task(title: str, records: list) -> str:
     table = leaderboard_table(measured(records).sort_values("WAR", ascending=False, kind="stable"))

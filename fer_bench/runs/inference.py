@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..config import RunConfig
+from ..config import recorded_config
 from ..core import BenchError, atomic_folder, progress, project_path, read_json, sha256, write_json, write_text
 from ..data.drawn.faces import draw_faces
 from ..data.faceset import fit
@@ -43,8 +43,8 @@ def load_model(run, results_dir="results") -> nn.Module:
     and whose they were (licence). `BenchError` for a run that is not there, or without its weights. Source: ours."""
     if isinstance(run, (str, os.PathLike)) and (project_path(run)/FACTS).exists(): return _exported(project_path(run))
     record = _record(run, results_dir)
-    facts = dict(run_id=record.id, classes=record.metrics["classes"], image_size=record.config["image_size"], faces=_faces(record))
-    return _with_facts(load_classifier(record), facts)
+    return _with_facts(load_classifier(record), {"run_id": record.id, "classes": record.metrics["classes"],
+                                                 "image_size": record.config["image_size"], "faces": _faces(record)})
 
 FACTS = "model.json"  # beside the weights of an exported model
 
@@ -54,36 +54,40 @@ def _record(run, results_dir) -> Record:
     return Record(folder) if (folder/"metrics.json").exists() else load_run(str(run), project_path(results_dir))
 
 def _with_facts(net: nn.Module, facts: dict) -> nn.Module:
-    net.run_id, net.classes, net.image_size, net.faces = facts["run_id"], tuple(facts["classes"]), facts["image_size"], facts["faces"]
+    net.run_id, net.classes = facts["run_id"], tuple(facts["classes"])
+    net.image_size, net.faces = facts["image_size"], facts["faces"]
     return net.eval()
 
 def _faces(record) -> dict:
-    "How the faces of `record` were; one that does not say so yet is asked for its data."
-    if "faces" in record.metrics: return record.metrics["faces"]
-    try: meta = load_data(RunConfig(**record.config)).meta
+    "Size, colour and licence of the faces of `record`; where an old record does not say, of its data."
+    if "faces" in record.metrics: return record.metrics.faces.model_dump()
+    try: meta = load_data(recorded_config(record.config)).meta
     except BenchError as e:
-        raise BenchError(f"Run {record.id!r} was recorded before runs noted whether their faces were grey and how large, and its data "
-                         f"cannot be asked: {e}") from None
+        raise BenchError(f"Run {record.id!r} was recorded before runs noted the size and colour of their faces, and its data cannot be "
+                         f"read: {e}") from None
     return {name: meta[name] for name in FACE_FACTS}
 
 # %% ../../nbs/runs/inference.ipynb #0dba4b23
 def predict(model, images, batch_size: int = 256) -> pd.DataFrame:
-    """What `model` (of `load_model`) says of `images`: a row a picture, a column of probability in [0, 1] a class.
+    """Probabilities in [0, 1] that `model` (of `load_model`) gives `images`: a row a picture, a column a class.
 
     `images`: a path of a picture or of a folder of them (all below it, sorted), a PIL image, a numpy array (H, W), (H, W, C) or
-    (N, H, W, C), a tensor (H, W), (C, H, W) or (N, C, H, W), or a list of any of these; C is 1 or 3, and arrays and tensors hold uint8,
-    or floats in [0, 1], which are rounded to 8 bits. The index is the path, or the number of the picture. It computes
-    where the model lies. `BenchError` names every picture that cannot be read. Source: ours."""
-    if not hasattr(model, "faces"): raise BenchError("predict takes a model of fer_bench.load_model, which knows its classes and faces.")
+    (N, H, W, C), a tensor (H, W), (C, H, W) or (N, C, H, W), or a list of any of these; C is 1 or 3, and arrays and tensors
+    hold uint8, or floats in [0, 1], which are rounded to 8 bits. The index is the path, or the number of the picture. Computed
+    on the model's device. `BenchError` names every picture that cannot be read. Source: ours."""
+    if not hasattr(model, "faces"):
+        raise BenchError("predict takes a model of fer_bench.load_model, which knows its classes and faces.")
     pictures, shares, bad = list(_each(images)), [], []
-    if not pictures: raise BenchError("There is no picture to look at: the list or the folder is empty.")
+    if not pictures: raise BenchError("There is no picture to predict: the list or the folder is empty.")
     names = [str(p) if isinstance(p, Path) else i for i, p in enumerate(pictures)]
     with evaluating(model):
         for start in progress(range(0, len(pictures), batch_size), desc="predict", unit="batch"):
             faces = [face for i in range(start, min(start + batch_size, len(pictures)))
                      if (face := _try(pictures[i], names[i], model, bad)) is not None]
             if not bad: shares.append(_shares(model, np.stack(faces)))
-    if bad: raise BenchError(f"{len(bad)} of {len(pictures)} pictures cannot be used: {'; '.join(bad[:5])}{'; ...' * (len(bad) > 5)}")
+    if bad:
+        shown = [*bad[:5], "..."] if len(bad) > 5 else bad
+        raise BenchError(f"{len(bad)} of {len(pictures)} pictures cannot be used: {'; '.join(shown)}")
     return pd.DataFrame(np.concatenate(shares), pd.Index(names, name="image"), list(model.classes))
 
 def _shares(model, faces: np.ndarray) -> np.ndarray:
@@ -115,8 +119,8 @@ def _as_array(tensor) -> np.ndarray:
     return (tensor if tensor.ndim < 3 else tensor.movedim(-3, -1)).numpy()  # channels last
 
 def _shapeless(shape) -> BenchError:
-    return BenchError(f"Shape {tuple(shape)} is no picture. Arrays are (H, W), (H, W, C) or (N, H, W, C), tensors (H, W), (C, H, W) or "
-                      "(N, C, H, W), with 1 or 3 channels C")
+    return BenchError(f"Shape {tuple(shape)} is no picture. Arrays are (H, W), (H, W, C) or (N, H, W, C), tensors (H, W), "
+                      "(C, H, W) or (N, C, H, W), with 1 or 3 channels C")
 
 def _try(picture, name, model, bad: list):
     "`picture` as the model's faces are, uint8 (H, W, C); or None, and what is wrong goes to `bad`."
@@ -148,18 +152,18 @@ CARD, TOLERANCE = "README.md", 1e-4
 def export(run, folder, onnx: bool = False, results_dir="results") -> Path:
     """Write the network of `run` with its model card to `folder`, which must not exist yet, or be an earlier export; → `folder`.
 
-    `run`: a run id in `results_dir`, a `Record`, or its folder. `onnx`: also as ONNX. What is written is read back, and agrees with the
-    network to 1e-4. `BenchError` for a run that is not there or without weights, a folder that holds something else, a missing
-    package, and a network that cannot be exported. Source: ours."""
+    `run`: a run id in `results_dir`, a `Record`, or its folder. `onnx`: also as ONNX. What is written is read back, and its
+    logits agree with the network's to 1e-4. `BenchError` for a run that is not there or without weights, a folder that holds
+    something else, a missing package, and a network that cannot be exported. Source: ours."""
     target, record = project_path(folder), _record(run, results_dir)
     model = load_model(record)
     if target.exists() and (not target.is_dir() or any(target.iterdir()) and not (target/FACTS).exists()):
         raise BenchError(f"{str(target)!r} exists and is no exported model. Choose another folder, so that nothing is lost.")
     with atomic_folder(target) as part:
         save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, part/MODEL, {"run_id": model.run_id})
+        config = {"backbone": record.config["backbone"], "min_map": record.config.get("min_map", 0)}
         write_json(part/FACTS, {"run_id": model.run_id, "classes": list(model.classes), "image_size": model.image_size,
-                                "faces": model.faces, "backbone": record.config["backbone"], "min_map": record.config.get("min_map", 0),
-                                "sha256": sha256((part/MODEL).read_bytes())})
+                                "faces": model.faces, **config, "sha256": sha256((part/MODEL).read_bytes())})
         _need_agreement(model, _exported(part), MODEL)
         if onnx:
             _write_onnx(model, part/ONNX)
@@ -180,11 +184,12 @@ def _exported(folder: Path) -> nn.Module:
         raise BenchError(f"The exported model {str(folder)!r} is damaged ({e}). Copy it again.") from None
 
 def _need_agreement(model, exported, what: str) -> None:
-    "`BenchError` unless both answer five drawn faces alike: other faces, and another number of them, than any export was traced with."
-    faces = torch.from_numpy(draw_faces(range(5), size=max(32, min(224, model.image_size)))["images"]).permute(0, 3, 1, 2)
-    views = make_view("plain")(faces, model.image_size)
+    "`BenchError` unless both give five drawn faces the same logits: other faces, and another number of them, than in any trace."
+    drawn = draw_faces(range(5), size=max(32, min(224, model.image_size)))["images"]
+    views = make_view("plain")(torch.from_numpy(drawn).permute(0, 3, 1, 2), model.image_size)
     with torch.no_grad(): apart = float((model(views) - torch.as_tensor(exported(views))).abs().max())
-    if not apart <= TOLERANCE: raise BenchError(f"{what} answers drawn faces otherwise than the network: logits differ by {apart:.2g}.")
+    if not apart <= TOLERANCE:
+        raise BenchError(f"{what} does not predict drawn faces as the network does: logits differ by {apart:.2g}.")
 
 # %% ../../nbs/runs/inference.ipynb #ad7ccc79
 def _write_onnx(model, path: Path) -> None:
@@ -192,11 +197,12 @@ def _write_onnx(model, path: Path) -> None:
         raise BenchError(f"ONNX needs {' and '.join(lacking)}, not installed here: pip install 'fer_bench[onnx]'")
     faces = torch.rand(2, 3, model.image_size, model.image_size)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its exporter talks much
-            torch.onnx.export(model, (faces,), path, input_names=["faces"], output_names=["logits"], dynamo=True, external_data=False,
-                              dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # the exporter is verbose
+            torch.onnx.export(model, (faces,), path, input_names=["faces"], output_names=["logits"], dynamo=True,
+                              external_data=False, dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False)
     except Exception as e:
-        raise BenchError(f"torch cannot write this network as ONNX ({type(e).__name__}: {str(e).splitlines()[0]}). Leave onnx out.") from e
+        raise BenchError(f"torch cannot write this network as ONNX ({type(e).__name__}: {str(e).splitlines()[0]}). Leave onnx "
+                         "out.") from e
     _name_classes(path, model)
 
 def _name_classes(path: Path, model) -> None:
@@ -210,6 +216,7 @@ def _onnx_network(path: Path):
     "faces → logits by onnxruntime where it is installed, else by the slow reference of onnx itself."
     if find_spec("onnxruntime"):
         import onnxruntime
-        return lambda faces: onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"faces": faces.numpy()})[0]
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda faces: session.run(None, {"faces": faces.numpy()})[0]
     from onnx.reference import ReferenceEvaluator
     return lambda faces: ReferenceEvaluator(str(path)).run(None, {"faces": faces.numpy()})[0]
