@@ -25,15 +25,16 @@ def launch(n: int, *command) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory) -> list[dict]:
-    "What `shared_run` found in one process and in two."
+def steps(request, tmp_path_factory) -> list[dict]:
+    "What `shared_run` found in one process and in two, for the methods whose tests were asked for."
+    asked = [item.callspec.params["method"] for item in request.session.items if item.originalname == "test_steps_in_two_processes"]
     places = [tmp_path_factory.mktemp(f"processes{n}") for n in (1, 2)]
-    for n, place in zip((1, 2), places, strict=True): launch(n, shared_run.__file__, place)
+    for n, place in zip((1, 2), places, strict=True): launch(n, shared_run.__file__, place, *asked)
     found = [json.loads((place/"found.json").read_text()) for place in places]
     assert [f["processes"] for f in found] == [1, 2]
     return found
 
-@pytest.mark.parametrize("method", shared_run.METHODS)
+@pytest.mark.parametrize("method", [m if m in shared_run.FEW else pytest.param(m, marks=pytest.mark.nightly) for m in shared_run.METHODS])
 def test_steps_in_two_processes(steps, method):
     one, two = (s[method] for s in steps)
     np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-5)
