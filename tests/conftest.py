@@ -1,13 +1,15 @@
 """Shared by the tests: one thread each, profiles of Hypothesis, faces drawn once, a small data set, tiny runs.
 
-`make test` runs what is marked neither `nightly` nor `soak`, in two processes that share the drawn faces. `make nightly` runs all but
-`soak`, with the Hypothesis profile `nightly`: other examples each time, and ten times as many."""
+`make test` runs what is marked neither `nightly` nor `soak`, in two processes that share the drawn faces.
+`make nightly` runs all but `soak`, with the Hypothesis profile `nightly`: ten times as many examples, other ones each
+time."""
 import os
 import tarfile
 import tempfile
 from pathlib import Path
 
-for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"): os.environ.setdefault(variable, "1")  # read when torch is imported
+# before torch is imported, which reads them
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"): os.environ.setdefault(variable, "1")
 
 import numpy as np
 import pytest
@@ -28,7 +30,8 @@ def pytest_collection_modifyitems(items):
     seen = set()
     for test in (getattr(item, "function", None) for item in items):
         own = getattr(test, "_hypothesis_internal_use_settings", None)
-        if own and test not in seen: test._hypothesis_internal_use_settings = settings(own, max_examples=MORE * own.max_examples)
+        if own and test not in seen:
+            test._hypothesis_internal_use_settings = settings(own, max_examples=MORE * own.max_examples)
         seen.add(test)
 
 @pytest.fixture(scope="session")
@@ -97,4 +100,5 @@ def tree(tmp_path):
 def tiny(tmp_path):
     "tiny(**fields) → a RunConfig of the preset tiny whose results go to the test's folder."
     from fer_bench.config import RunConfig
-    return lambda **fields: RunConfig(**{"preset": "tiny", "device": "cpu", "results_dir": str(tmp_path/"results"), **fields})
+    return lambda **fields: RunConfig(**{"preset": "tiny", "device": "cpu", "results_dir": str(tmp_path/"results"),
+                                         **fields})

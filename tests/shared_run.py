@@ -1,4 +1,4 @@
-"""Run by `test_processes` in one process and in several: some steps of each method in float64; and a training that is stopped."""
+"""Run by `test_processes` in one process and in several: steps of methods in float64, and a stopped training."""
 import contextlib
 import json
 import sys
@@ -42,13 +42,15 @@ def some_steps(method: str) -> dict:
     losses = []
     for step in range(STEPS[method]):
         seed_step(0, step)
-        losses.append(float(all_reduce_mean(train_step(model, net, optimizer, accelerator, batch_of(step), config, step)["loss"].detach())))
+        parts = train_step(model, net, optimizer, accelerator, batch_of(step), config, step)
+        losses.append(float(all_reduce_mean(parts["loss"].detach())))
     with cpu_sync_batch_norm(): accelerator.backward(model(batch_of(20))[0])
-    return {"losses": losses, "gradients_apart": apart(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])),
+    return {"losses": losses, "gradients_apart": apart(torch.cat([p.grad.flatten() for p in net.parameters()
+                                                                  if p.grad is not None])),
             "state_apart": apart(torch.cat([v.double().flatten() for v in net.state_dict().values()]))}
 
 def stopped_and_taken_up(folder: Path) -> list:
-    "Losses of four epochs of five steps, stopped in the third; only the first process sees the folder of the checkpoints."
+    "Losses of four epochs of five steps, stopped in the third; only the first process sees the checkpoints' folder."
     folder = folder if is_main() else folder/"not there"
     for stops in (True, False):
         config, accelerator, net, batch_at = setup("supervised")
@@ -57,11 +59,13 @@ def stopped_and_taken_up(folder: Path) -> list:
         def after_epoch(progress, stops=stops):
             if stops and progress == 0.75: raise KeyboardInterrupt
             return {}
-        with contextlib.suppress(KeyboardInterrupt): history = fit(net, batch_of, config, folder, accelerator, after_epoch)
+        with contextlib.suppress(KeyboardInterrupt):
+            history = fit(net, batch_of, config, folder, accelerator, after_epoch)
     return [row["loss"] for row in history]
 
 if __name__ == "__main__":
     if launched() > 1: make_accelerator("cpu")
     place, methods = Path(sys.argv[1]), sys.argv[2:]
-    found = {method: some_steps(method) for method in methods} | {"stopped": stopped_and_taken_up(place), "processes": world()[1]}
+    found = {method: some_steps(method) for method in methods} | {"stopped": stopped_and_taken_up(place),
+                                                                  "processes": world()[1]}
     if is_main(): (place/"found.json").write_text(json.dumps(found))

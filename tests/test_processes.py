@@ -21,20 +21,23 @@ QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 def launch(n: int, *command) -> None:
     "Run a Python `command` in `n` processes."
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)] if n > 1 else []
-    done = subprocess.run([sys.executable, *start, *map(str, command)], env=QUIET, capture_output=True, text=True, timeout=400)
+    done = subprocess.run([sys.executable, *start, *map(str, command)], env=QUIET, capture_output=True, text=True,
+                          timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
 
 @pytest.fixture(scope="module")
 def steps(request, tmp_path_factory) -> list[dict]:
     "What `shared_run` found in one process and in two, for the methods whose tests were asked for."
-    asked = [item.callspec.params["method"] for item in request.session.items if item.originalname == "test_steps_in_two_processes"]
+    asked = [item.callspec.params["method"] for item in request.session.items
+             if item.originalname == "test_steps_in_two_processes"]
     places = [tmp_path_factory.mktemp(f"processes{n}") for n in (1, 2)]
     for n, place in zip((1, 2), places, strict=True): launch(n, shared_run.__file__, place, *asked)
     found = [json.loads((place/"found.json").read_text()) for place in places]
     assert [f["processes"] for f in found] == [1, 2]
     return found
 
-@pytest.mark.parametrize("method", [m if m in shared_run.FEW else pytest.param(m, marks=pytest.mark.nightly) for m in shared_run.METHODS])
+@pytest.mark.parametrize("method", [m if m in shared_run.FEW else pytest.param(m, marks=pytest.mark.nightly)
+                                    for m in shared_run.METHODS])
 def test_steps_in_two_processes(steps, method):
     one, two = (s[method] for s in steps)
     np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-5)
@@ -50,7 +53,8 @@ def records(tmp_path_factory):
     "The same three runs in one process and in two, which the run starts itself."
     place = tmp_path_factory.mktemp("shared")
     base = dict(preset="tiny", drawn_faces=203, threads=1, device="cpu", cache_dir=str(place/"cache"))
-    return [[run(RunConfig(**base, method=m, processes=n, results_dir=str(place/f"results{n}"))) for m in ("supervised", "dtm", "byol")]
+    return [[run(RunConfig(**base, method=m, processes=n, results_dir=str(place/f"results{n}")))
+             for m in ("supervised", "dtm", "byol")]
             for n in (1, 2)]
 
 @pytest.mark.parametrize("i", range(3), ids=["supervised", "dtm", "byol"])
@@ -61,7 +65,8 @@ def test_records_of_two_processes(records, i):
     assert two.predictions["key"].tolist() == one.predictions["key"].tolist()
     logits, others = (np.stack(r.predictions["logits"]) for r in (one, two))
     np.testing.assert_array_equal(others.argmax(1), logits.argmax(1))
-    if not one.config["probe"]: np.testing.assert_allclose(others, logits, atol=1e-3)  # a probe magnifies what rounding leaves
+    # a probe magnifies what rounding leaves
+    if not one.config["probe"]: np.testing.assert_allclose(others, logits, atol=1e-3)
     assert two.metrics["test"]["confusion"] == one.metrics["test"]["confusion"]
     np.testing.assert_allclose(two.history["loss"], one.history["loss"], rtol=1e-4)
     counts = [c for c in one.history if c.startswith(("pool_", "pseudo_"))]
@@ -69,10 +74,12 @@ def test_records_of_two_processes(records, i):
 
 def test_a_failure_is_told_in_a_sentence(tmp_path):
     with pytest.raises(BenchError, match="in 2 processes stopped: BenchError: .*Lower lr"):
-        run(RunConfig(preset="tiny", lr=1e20, clip_grad=0.0, ema=0.0, processes=2, threads=1, device="cpu", results_dir=str(tmp_path)))
+        run(RunConfig(preset="tiny", lr=1e20, clip_grad=0.0, ema=0.0, processes=2, threads=1, device="cpu",
+                      results_dir=str(tmp_path)))
 
 def test_batches_that_cannot_be_shared():
-    with pytest.raises(BenchError, match=r"batch_size \(9\) cannot be shared by 2 processes"): RunConfig(batch_size=9, processes=2)
+    with pytest.raises(BenchError, match=r"batch_size \(9\) cannot be shared by 2 processes"):
+        RunConfig(batch_size=9, processes=2)
     with pytest.raises(BenchError, match="A batch of 9 faces"): distributed.part_of(range(9), (0, 2))
 
 def test_notebook_launcher(tmp_path):
@@ -93,8 +100,10 @@ def test_one_process_is_untouched():
 
 def test_accelerate_launch(tmp_path):
     "The command of the README, on the CPU: both processes train, the first prints the table."
-    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no",
                 "--dynamo_backend", "no"]
-    launch(1, "-m", *launcher, "-m", "fer_bench.cli", "run", "--preset", "tiny", "--device", "cpu", "--results-dir", tmp_path)
+    launch(1, "-m", *launcher, "-m", "fer_bench.cli", "run", "--preset", "tiny", "--device", "cpu", "--results-dir",
+           tmp_path)
     (environment,) = Path(tmp_path).glob("runs/*/environment.json")
     assert json.loads(environment.read_text())["processes"] == 2

@@ -1,4 +1,6 @@
-"""Two hundred tiny runs in one process: memory, open files and the time of a run stay flat. FER_BENCH_SOAK gives another number."""
+"""Two hundred tiny runs in one process: memory, open files and the time of a run stay flat.
+
+FER_BENCH_SOAK gives another number of runs."""
 import gc
 import os
 import time
@@ -17,7 +19,8 @@ WARM = 2 * len(METHODS)  # runs until every method has had its buffers
 
 def measure(i: int, results) -> tuple[float, float, float]:
     "(seconds of processor, MiB held after it, open files after it) of the run number `i`."
-    config = RunConfig(preset="tiny", device="cpu", threads=1, method=METHODS[i % len(METHODS)], seed=i, results_dir=str(results))
+    config = RunConfig(preset="tiny", device="cpu", threads=1, method=METHODS[i % len(METHODS)], seed=i,
+                       results_dir=str(results))
     began = time.process_time()
     assert run(config).finished
     seconds = time.process_time() - began
@@ -32,12 +35,14 @@ def growth(values: np.ndarray) -> float:
 @pytest.mark.soak
 def test_many_runs_in_one_process(tmp_path, capsys):
     found = np.array([measure(i, tmp_path) for i in range(WARM + RUNS)])[WARM:]
-    rounds = found[:len(found) // len(METHODS) * len(METHODS)].reshape(-1, len(METHODS), 3)  # (rounds, a run of each method, 3)
+    # (rounds, a run of each method, 3)
+    rounds = found[:len(found) // len(METHODS) * len(METHODS)].reshape(-1, len(METHODS), 3)
     seconds, memory, files = rounds.mean(1).T
     slopes = [growth(values) / len(METHODS) for values in (seconds, memory, files)]
     with capsys.disabled():
-        print(f"\n{RUNS} runs: {np.median(seconds):.2f} s of processor each, {memory[0]:.0f} → {memory[-1]:.0f} MiB, {files[0]:.0f} → "
-              f"{files[-1]:.0f} files; a run more: {1000 * slopes[0]:+.2f} ms, {1024 * slopes[1]:+.0f} KiB, {slopes[2]:+.3f} files")
+        print(f"\n{RUNS} runs: {np.median(seconds):.2f} s of processor each, {memory[0]:.0f} → {memory[-1]:.0f} MiB, "
+              f"{files[0]:.0f} → {files[-1]:.0f} files; a run more: {1000 * slopes[0]:+.2f} ms, "
+              f"{1024 * slopes[1]:+.0f} KiB, {slopes[2]:+.3f} files")
     assert len(load_runs(tmp_path)) == WARM + RUNS
     assert slopes[0] * RUNS < 0.5 * np.median(seconds), "the last run takes half as long again as the first"
     assert slopes[1] < 0.25 and slopes[2] < 0.01, "MiB, files a run"
