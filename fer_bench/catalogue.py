@@ -23,7 +23,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .core import BenchError, lookup, project_path, unknown
+from .core import BenchError, lookup, unknown
 
 # %% ../nbs/catalogue.ipynb #d3c00cc1
 class Options(BaseModel):
@@ -371,7 +371,7 @@ def dataset_entry(name: str) -> DatasetEntry:
 def make_source(config):
     "The source that `config.dataset` names. `BenchError` for an unknown name, or files that are not there."
     entry = dataset_entry(config.dataset)
-    return entry.call(entry.load(), str(project_path(config.data_root)), config)
+    return entry.call(entry.load(), str(config.path("data_root")), config)
 
 def make_method(config, net, counts, n_unlabelled: int = 0):
     """The method that `config.method` names, around `net`.

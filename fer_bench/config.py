@@ -11,12 +11,13 @@ __all__ = ['PRESETS', 'USUAL', 'NUMERICS', 'PROBE', 'NO_NUMBER', 'BY_HASH', 'UNL
 import ast
 import difflib
 import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .catalogue import METHODS, MethodEntry, known_entry, method_entry
-from .core import BenchError, json_hash, unknown
+from .core import BenchError, json_hash, project_path, unknown
 
 # %% ../nbs/config.ipynb #2e220288
 PRESETS = {
@@ -142,6 +143,10 @@ class RunConfig(BaseModel):
     def options(self) -> dict:
         "The options of the method, name → value."
         return dict(self.__pydantic_extra__)
+
+    def path(self, name: str) -> Path:
+        "The field `name` as an absolute path; relative ones start at the project, or at the working folder."
+        return project_path(getattr(self, name))
 
     def __init__(self, **values):
         try: super().__init__(**values)

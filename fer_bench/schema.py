@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rate', 'Interval', 'Count', 'Text', 'Hash', 'Classes', 'PerClass', 'Seconds', 'Kind', 'SEALED', 'Facts', 'Scores',
            'Pool', 'FaceFacts', 'ProbeFacts', 'Loaded', 'Metrics', 'Environment', 'Status', 'checked', 'not_a_record',
-           'completed', 'example_environment', 'example_metrics']
+           'completed', 'kind_of', 'example_environment', 'example_metrics']
 
 # %% ../nbs/schema.ipynb #c7f30a25
 from typing import Annotated, Any, Literal
@@ -172,12 +172,13 @@ def not_a_record(path, why: str) -> BenchError:
 def completed(facts: dict, config: dict) -> dict:
     "`facts` of a metrics.json with those that early records lack and that follow from the run's `config`."
     if not isinstance(facts, dict): return facts
-    added = {"kind": _kind(config)}
+    added = {"kind": kind_of(config)}
     if {"epochs", "steps_per_epoch", "batch_size"} <= config.keys():
         added["labelled_seen"] = config["epochs"] * config["steps_per_epoch"] * config["batch_size"]
     return {**added, **{name: value for name, value in facts.items() if value is not None}}
 
-def _kind(config: dict) -> str:
+def kind_of(config: dict) -> str:
+    "The kind of the method of a run's `config`; of an own method by what it asks for, because its class need not say."
     if not (entry := known_entry(str(config.get("method")))).own: return entry.kind
     if config.get("probe"): return "self-supervised"
     return "semi-supervised" if config.get("unlabelled") else "supervised"

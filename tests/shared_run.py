@@ -1,4 +1,4 @@
-"""Run by `test_processes` in one process and in several: steps of methods in float64, and a stopped training."""
+"""Run by `test_processes` in one process and in several: steps of each method in float64, and a stopped training."""
 import contextlib
 import json
 import sys
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 
-from fer_bench.catalogue import METHODS as CATALOGUE
+from fer_bench.catalogue import methods_of
 from fer_bench.config import RunConfig
-from fer_bench.distributed import all_gather, all_reduce_mean, cpu_sync_batch_norm, is_main, launched, world
+from fer_bench.distributed import all_gather, all_reduce_mean, is_main, launched_processes, patched_batch_norm, world
 from fer_bench.runs.experiment import build
 from fer_bench.runs.task import load_data, make_pool, split_data
 from fer_bench.train.batches import make_batches
 from fer_bench.train.loop import fit, make_accelerator, prepare, seed_step, train_step
 
-METHODS = [name for name, entry in CATALOGUE.items() if entry.kind != "probe"]
+METHODS = methods_of("supervised", "semi-supervised", "self-supervised")
 FEW = ("supervised", "dtm", "byol", "simfle")  # those that `make test` runs, and that run longer
 STEPS = dict.fromkeys(METHODS, 6) | dict.fromkeys(FEW, 20)
 
@@ -42,15 +42,15 @@ def some_steps(method: str) -> dict:
     losses = []
     for step in range(STEPS[method]):
         seed_step(0, step)
-        parts = train_step(model, net, optimizer, accelerator, batch_of(step), config, step)
-        losses.append(float(all_reduce_mean(parts["loss"].detach())))
-    with cpu_sync_batch_norm(): accelerator.backward(model(batch_of(20))[0])
-    return {"losses": losses, "gradients_apart": apart(torch.cat([p.grad.flatten() for p in net.parameters()
-                                                                  if p.grad is not None])),
-            "state_apart": apart(torch.cat([v.double().flatten() for v in net.state_dict().values()]))}
+        row = train_step(model, net, optimizer, accelerator, batch_of(step), config, step)
+        losses.append(float(all_reduce_mean(row["loss"].detach())))
+    with patched_batch_norm(): accelerator.backward(model(batch_of(20))[0])
+    gradients = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+    state = torch.cat([v.double().flatten() for v in net.state_dict().values()])
+    return {"losses": losses, "gradients_apart": apart(gradients), "state_apart": apart(state)}
 
 def stopped_and_taken_up(folder: Path) -> list:
-    "Losses of four epochs of five steps, stopped in the third; only the first process sees the checkpoints' folder."
+    "Losses of four epochs of five steps, stopped in the third; only the first process sees the checkpoints."
     folder = folder if is_main() else folder/"not there"
     for stops in (True, False):
         config, accelerator, net, batch_at = setup("supervised")
@@ -64,8 +64,8 @@ def stopped_and_taken_up(folder: Path) -> list:
     return [row["loss"] for row in history]
 
 if __name__ == "__main__":
-    if launched() > 1: make_accelerator("cpu")
+    if launched_processes() > 1: make_accelerator("cpu")
     place, methods = Path(sys.argv[1]), sys.argv[2:]
-    found = {method: some_steps(method) for method in methods} | {"stopped": stopped_and_taken_up(place),
-                                                                  "processes": world()[1]}
+    found = {method: some_steps(method) for method in methods}
+    found |= {"stopped": stopped_and_taken_up(place), "processes": world()[1]}
     if is_main(): (place/"found.json").write_text(json.dumps(found))

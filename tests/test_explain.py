@@ -1,4 +1,4 @@
-"""Maps against hooks and backward passes written out and against the package, and what explaining leaves behind: nothing."""
+"""Maps against plain hooks and backward passes, and against the package; explaining leaves nothing behind."""
 import copy
 from types import SimpleNamespace
 
@@ -11,7 +11,15 @@ from torch import nn
 
 from fer_bench.catalogue import find_method
 from fer_bench.core import BenchError
-from fer_bench.evaluate.explain import KINDS, activation_maps, attention_rollout, class_maps, grad_cam, group_maps, target_layer
+from fer_bench.evaluate.explain import (
+    KINDS,
+    activation_maps,
+    attention_rollout,
+    class_maps,
+    grad_cam,
+    group_maps,
+    target_layer,
+)
 from fer_bench.models.backbones import create_classifier
 from fer_bench.models.facemae import FaceEncoder
 
@@ -32,7 +40,9 @@ class Classifier(nn.Module):
 def faces(n=3, size=32): return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0))
 def squares(tokens, first=1): return tokens[:, first:].transpose(1, 2).unflatten(-1, (2, 2) if first else (4, 4))
 def larger(maps, size=32): return F.interpolate(maps, (size, size), mode="bilinear", align_corners=False)
-def close(found, expected, atol=1e-5): torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), atol=atol, rtol=0)
+
+def close(found, expected, atol=1e-5):
+    torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), atol=atol, rtol=0)
 
 def stretch(x):
     low, high = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
@@ -42,13 +52,14 @@ NETWORKS = {  # name: (classifier, the layer looked at, its output as maps)
     "resnet": (lambda: Classifier("test_resnet"), lambda b: b.layer2, lambda x: x),
     "convnext": (lambda: Classifier("test_convnext"), lambda b: b.stages[1], lambda x: x),
     "vit, class token": (lambda: Classifier("test_vit", img_size=32), lambda b: b.blocks[-1].norm1, squares),
-    "vit, mean": (lambda: Classifier("test_vit", img_size=32, global_pool="avg"), lambda b: b.blocks[-1].norm1, squares),
+    "vit, mean": (lambda: Classifier("test_vit", img_size=32, global_pool="avg"), lambda b: b.blocks[-1].norm1,
+                  squares),
     "facemae": (lambda: Classifier("facemae"), lambda b: b.blocks[-2].norm1, lambda x: squares(x, 0)),
 }
 
 
 def plain_grad_cam(model, layer, images, targets, lay_out=lambda x: x):
-    "One face at a time: hook the layer, backward through everything from one logit, weigh, sum, clip, bring to the image's size."
+    "One face at a time: hook the layer, backward through everything from one logit, weigh, sum, clip, resize."
     model.eval()
     maps = []
     for image, target in zip(images, targets, strict=True):
@@ -94,7 +105,7 @@ def test_equals_the_package_one_face_at_a_time(kind, name):
     raw, some = torch.stack(raw), torch.stack(raw).amax((1, 2)) > 0.01
     assert some.sum() >= 2, "the case must have something to compare"
     close(class_maps(model, images, targets, kind, scaled=False), raw, atol=1e-5 * raw.max().clamp(min=1).item())
-    if kind != "eigencam":  # its sign is not theirs to compare; and faint maps show the 1e-7 that the package adds to a maximum
+    if kind != "eigencam":  # its sign is ours; and faint maps show the 1e-7 that the package adds to a maximum
         close(class_maps(model, images, targets, kind)[some], np.stack(scaled)[some], atol=1e-4)
 
 
@@ -132,7 +143,9 @@ def test_without_targets_explains_the_class_that_is_given():
     model = Classifier().eval()
     with torch.no_grad(): given = model(faces()).argmax(1)
     assert (class_maps(model, faces()) == class_maps(model, faces(), given)).all()
-    with torch.no_grad(): model.head.weight[1:] = model.head.weight[0]; model.head.bias.zero_()  # all classes tie: the first is given
+    with torch.no_grad():
+        model.head.weight[1:] = model.head.weight[0]
+        model.head.bias.zero_()  # all classes tie: the first is predicted
     assert (class_maps(model, faces(), scaled=False) == class_maps(model, faces(), [0, 0, 0], scaled=False)).all()
 
 
@@ -177,8 +190,10 @@ def test_activation_maps_are_sums_of_squares():
 
 def test_activation_maps_of_tokens():
     model = Classifier("facemae").eval()
-    with torch.no_grad(): tokens = model.backbone.blocks[:-1](model.backbone.embed((faces() - 0.5) / 0.25) + model.backbone.positions)
-    close(activation_maps(model, faces(), scaled=False), larger(tokens.square().sum(2).view(3, 1, 4, 4))[:, 0], atol=1e-4)
+    vit = model.backbone
+    with torch.no_grad(): tokens = vit.blocks[:-1](vit.embed((faces() - 0.5) / 0.25) + vit.positions)
+    expected = larger(tokens.square().sum(2).view(3, 1, 4, 4))[:, 0]
+    close(activation_maps(model, faces(), scaled=False), expected, atol=1e-4)
 
 
 def plain_rollout(backbone, tokens, first_token: bool, first: int):
@@ -220,9 +235,10 @@ def test_rollout_equals_a_plain_one(name, first_token, first):
 def simfle(name="simfle", seed=0):
     torch.manual_seed(seed)
     config = SimpleNamespace(
-        momentum=0.9, momentum_schedule="constant", groups=8, mask_ratio=0.75, patch_size=None, facemae="tiny", masking="semantic",
-        lambda_d=0.3, lambda_g=0.03, proj_hidden=16, proj_dim=8, grouping_init="kaiming", x0_statistics="frozen", joint_views=False,
-        image_size=32, backbone="test_resnet", epochs=1, steps_per_epoch=1, seed=0, batch_size=8)
+        momentum=0.9, momentum_schedule="constant", groups=8, mask_ratio=0.75, patch_size=None, facemae="tiny",
+        masking="semantic", lambda_d=0.3, lambda_g=0.03, proj_hidden=16, proj_dim=8, grouping_init="kaiming",
+        x0_statistics="frozen", joint_views=False, image_size=32, backbone="test_resnet", epochs=1,
+        steps_per_epoch=1, seed=0, batch_size=8)
     return find_method(name)(create_classifier("test_resnet", 8, 32, min_map=4)[0], config, None, 0)
 
 
@@ -264,7 +280,8 @@ def state_of(model):
     "All that explaining might leave changed."
     hooks = [(m._forward_hooks, m._forward_pre_hooks, m._backward_hooks) for m in model.modules()]
     return dict(modes=[m.training for m in model.modules()], frozen=[p.requires_grad for p in model.parameters()],
-                hooks=sum(len(h) for three in hooks for h in three), fused=[getattr(m, "fused_attn", None) for m in model.modules()],
+                hooks=sum(len(h) for three in hooks for h in three),
+                fused=[getattr(m, "fused_attn", None) for m in model.modules()],
                 grads=[None if p.grad is None else p.grad.sum().item() for p in model.parameters()],
                 values=[v.double().sum().item() for v in model.state_dict().values()],
                 formats=[p.stride() for p in model.parameters()], grad=torch.is_grad_enabled())
@@ -320,18 +337,20 @@ class Several(nn.Module):
 
 
 @pytest.mark.parametrize("model, targets, message", [
-    (nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)), None, "no feature stages in a Sequential"),
-    (Several(), None, "stage of a Several returns cannot be laid out"),
-    (Classifier("test_vit", img_size=(32, 64)), None, "square grid of patches, and 8"),
-    (Classifier(), [-1], "Target -1 is no class: the model has 4"),
-    (Classifier(), [4], "Target 4 is no class: the model has 4"),
+    (nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)), None, "A Sequential names no feature stages"),
+    (Several(), None, "output of a stage of Several cannot be arranged"),
+    (Classifier("test_vit", img_size=(32, 64)), None, "8 patches do not form a square grid"),
+    (Classifier(), [-1], "Target -1 is not a class: the model has 4"),
+    (Classifier(), [4], "Target 4 is not a class: the model has 4"),
     (Classifier(), [0, 1], "2 targets for 1 images"),
     (timm.create_model("test_resnet", num_classes=0), None, "This ResNet has no classes"),
-], ids=["no stages", "several maps", "oblong grid", "negative target", "target too high", "too many targets", "no classes"])
+], ids=["no stages", "several maps", "oblong grid", "negative target", "target too high", "too many targets",
+        "no classes"])
 def test_bad_input_is_named(model, targets, message):
     images = torch.rand(1, 3, 32, 64) if "square" in message else faces(1)
     with pytest.raises(BenchError, match=message): class_maps(model, images, targets)
-    if hasattr(model, "head"): assert not any(m._forward_hooks for m in model.modules()) and model.head.weight.requires_grad
+    if hasattr(model, "head"):
+        assert not any(m._forward_hooks for m in model.modules()) and model.head.weight.requires_grad
 
 
 @pytest.mark.parametrize("call, message", [
@@ -340,11 +359,12 @@ def test_bad_input_is_named(model, targets, message):
     (lambda: activation_maps(Classifier(), (255 * faces()).to(torch.uint8)), "these are torch.uint8 .3, 3, 32, 32."),
     (lambda: attention_rollout(Classifier("facemae"), faces()[0]), "these are torch.float32 .3, 32, 32."),
     (lambda: attention_rollout(Classifier(), faces()), "needs a plain transformer"),
-    (lambda: activation_maps(nn.Linear(2, 2), faces()), "no feature stages in a Linear"),
-    (lambda: group_maps(simfle("byol"), faces()), "without FFL has no groups"),
-    (lambda: group_maps(Classifier(), faces()), "A Classifier without FFL has no groups"),
+    (lambda: activation_maps(nn.Linear(2, 2), faces()), "A Linear names no feature stages"),
+    (lambda: group_maps(simfle("byol"), faces()), "has no groups of channels"),
+    (lambda: group_maps(Classifier(), faces()), "This Classifier has no groups"),
     (lambda: activation_maps(Classifier(), faces(), batch_size=0), "batch_size=0"),
     (lambda: class_maps(m := Classifier(), faces(), layer=copy.deepcopy(m.backbone.layer2)), "was not run"),
-], ids=["kind", "array", "uint8", "one face", "rollout of a CNN", "no stages", "byol", "no method", "batch size", "foreign layer"])
+], ids=["kind", "array", "uint8", "one face", "rollout of a CNN", "no stages", "byol", "no method", "batch size",
+        "foreign layer"])
 def test_bad_calls_are_named(call, message):
     with pytest.raises(BenchError, match=message): call()

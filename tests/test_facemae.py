@@ -11,13 +11,7 @@ from fer_bench.core import BenchError
 from fer_bench.models.backbones import create_backbone, create_classifier, create_cnn, map_size
 from fer_bench.models.facemae import (
     SIZES,
-    Grouping,
-    block_loss,
-    channel_cosines,
-    channel_grouping_loss,
-    check_groups,
     create_facemae,
-    group_scores,
     keep_highest,
     n_kept,
     patch_targets,
@@ -25,8 +19,16 @@ from fer_bench.models.facemae import (
     random_mask,
     reconstruct,
     reconstruction_loss,
-    semantic_mask,
     unpatchify,
+)
+from fer_bench.models.grouping import (
+    Grouping,
+    block_loss,
+    channel_cosines,
+    channel_grouping_loss,
+    check_groups,
+    group_scores,
+    semantic_mask,
 )
 
 many = settings(max_examples=30, deadline=None)
@@ -64,7 +66,8 @@ def test_cosines_and_g_against_plain_loops(batch, n_groups, per_group, height, w
     a = relu_maps(seed, batch, n_groups * per_group, height, width)
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         activation = torch.from_numpy(a).to(dtype)
-        torch.testing.assert_close(channel_cosines(activation).double().numpy(), slow_cosines(a), rtol=0, atol=tolerance)
+        got = channel_cosines(activation).double().numpy()
+        torch.testing.assert_close(got, slow_cosines(a), rtol=0, atol=tolerance)
         g = channel_grouping_loss(activation, n_groups).item()
         assert g == pytest.approx(slow_grouping_loss(a, n_groups), rel=1e-5, abs=1e-9)
 
@@ -101,7 +104,7 @@ def test_kaiming_falls_to_a_quarter():
     assert curve[-1] < curve[0] / 4
 
 def test_perfect_groups_cost_nothing_but_the_thousandth():
-    activation = torch.eye(4).repeat_interleave(3, 0).view(1, 12, 2, 2).double() * 1e6  # four groups of three, at one cell each
+    activation = torch.eye(4).repeat_interleave(3, 0).view(1, 12, 2, 2).double() * 1e6  # four groups, at a cell each
     assert channel_grouping_loss(activation, 4).item() == pytest.approx(0, abs=1e-9)
 
 def test_cosines_of_faces_can_be_averaged_in_parts():
@@ -112,7 +115,8 @@ def test_cosines_of_faces_can_be_averaged_in_parts():
 def test_cosines_keep_float32_under_autocast():
     activation = torch.from_numpy(relu_maps(5, 4, 16, 4, 4)).float()
     with torch.autocast("cpu", torch.bfloat16): got = channel_cosines(activation)
-    assert torch.equal(got, channel_cosines(activation)) and channel_cosines(activation.bfloat16()).dtype == torch.float32
+    assert torch.equal(got, channel_cosines(activation))
+    assert channel_cosines(activation.bfloat16()).dtype == torch.float32
 
 def test_grouping_module():
     maps = torch.randn(4, 6, 5, 5)
@@ -290,7 +294,7 @@ def test_the_encoder_is_a_backbone(size, patch_size):
     net, _ = create_classifier("facemae_tiny", 8, size)
     images = torch.rand(2, 3, size, size)
     assert net.backbone.patch_size == patch_size and net(images).shape == (2, 8)
-    torch.testing.assert_close(net.encode(images), net.backbone.tokens(images * 2 - 1).mean(1))  # it wants faces from -1 to 1
+    torch.testing.assert_close(net.encode(images), net.backbone.tokens(images * 2 - 1).mean(1))  # from -1 to 1
     twin = create_backbone("facemae_tiny", size)
     twin.load_state_dict(net.backbone.state_dict())
     assert torch.equal(twin(images), net.backbone(images))
@@ -320,7 +324,7 @@ def test_shapes_and_gradients_over_the_sizes(size, image_size, patch_size):
 def test_base_has_the_parameters_of_the_paper():
     with torch.device("meta"): net = create_facemae("base", 112, 16)
     vit = 12 * (12 * 768**2 + 13 * 768) + 2 * 768 + 768 * 769  # blocks, last norm, patch embedding
-    decoder = 769 * 512 + 8 * (12 * 512**2 + 13 * 512) + 2 * 512 + 512 + 513 * 768  # embedding, blocks, norm, mask token, pixels
+    decoder = 769 * 512 + 8 * (12 * 512**2 + 13 * 512) + 2 * 512 + 512 + 513 * 768  # embedding, blocks, ...
     assert sum(p.numel() for p in net.parameters()) == vit + decoder and 111e6 < vit + decoder < 112e6
 
 def test_bf16_autocast():
@@ -348,7 +352,7 @@ def test_positions_are_fixed_sines_and_cosines():
 def test_training_learns_a_pattern_that_all_patches_share():
     torch.manual_seed(0)
     net, levels = create_facemae("tiny", 32, 8), torch.rand(4, 1, 4, 4).expand(-1, 3, -1, -1)
-    images = levels.repeat_interleave(8, 2).repeat_interleave(8, 3) * torch.linspace(0.5, 1, 8).repeat(4)  # brighter to the right
+    images = levels.repeat_interleave(8, 2).repeat_interleave(8, 3) * torch.linspace(0.5, 1, 8).repeat(4)  # a ramp
     optimiser, (ids_keep, mask), losses = torch.optim.AdamW(net.parameters(), lr=1e-3), random_mask(4, 16, 0.75), []
     for _ in range(30):
         loss, _, _ = net(images, ids_keep, mask)
@@ -377,10 +381,13 @@ def test_the_coarsest_map_of_at_least_4_by_4(name, size, cells):
     assert backbone.pretrained_cfg["mean"]
 
 def test_a_classifier_with_a_map_of_a_size():
-    shape = lambda **given: create_classifier("test_resnet", 8, 64, **given)[0].backbone.forward_features(torch.rand(1, 3, 64, 64)).shape
+    def shape(**given):
+        net, _ = create_classifier("test_resnet", 8, 64, **given)
+        return net.backbone.forward_features(torch.rand(1, 3, 64, 64)).shape
     assert shape()[2:] == (2, 2) and shape(min_map=4)[2:] == (4, 4)
 
-def test_a_finer_map_on_request(): assert map_size(create_cnn("test_resnet", 64, min_map=8), "test_resnet", 64) == (8, 8)
+def test_a_finer_map_on_request():
+    assert map_size(create_cnn("test_resnet", 64, min_map=8), "test_resnet", 64) == (8, 8)
 
 # ---- errors
 
@@ -390,22 +397,26 @@ def test_a_finer_map_on_request(): assert map_size(create_cnn("test_resnet", 64,
     ("10 px cannot be cut into patches of 4", lambda: patchify(torch.rand(1, 3, 8, 10), 4)),
     ("10 px cannot be cut", lambda: semantic_mask(torch.rand(1, 4, 4, 4), 2, torch.tensor([0]), 10, 4, 0.5)),
     ("no FaceMAE size 'bas'.*'base'", lambda: create_facemae("bas")),
-    ("12 channels cannot be cut into 5 groups.*4", lambda: channel_grouping_loss(torch.rand(1, 12, 4, 4), 5)),
-    ("12 channels cannot be cut into 0 groups", lambda: check_groups(12, 0)),
-    ("4 channels cannot be cut into 8 groups", lambda: semantic_mask(torch.rand(1, 4, 4, 4), 8, torch.tensor([0]), 16, 4, 0.5)),
+    ("12 channels cannot be divided into 5 groups.*4", lambda: channel_grouping_loss(torch.rand(1, 12, 4, 4), 5)),
+    ("12 channels cannot be divided into 0 groups", lambda: check_groups(12, 0)),
+    ("4 channels cannot be divided into 8 groups",
+     lambda: semantic_mask(torch.rand(1, 4, 4, 4), 8, torch.tensor([0]), 16, 4, 0.5)),
     ("mask_ratio=0.99 keeps none of the 36", lambda: n_kept(36, 0.99)),
     ("mask_ratio=1.0 keeps none", lambda: random_mask(1, 36, 1.0)),
     ("mask_ratio=0 keeps all", lambda: keep_highest(torch.rand(1, 36), 0)),
     ("mask_ratio=-0.5 keeps all", lambda: n_kept(36, -0.5)),
     ("mask_ratio=nan", lambda: n_kept(36, math.nan)),
-    ("map of 3 × 4 cells is too coarse", lambda: semantic_mask(torch.rand(1, 4, 3, 4), 2, torch.tensor([0]), 16, 4, 0.5)),
+    ("map of 3 × 4 cells is too coarse",
+     lambda: semantic_mask(torch.rand(1, 4, 3, 4), 2, torch.tensor([0]), 16, 4, 0.5)),
     ("no start of the grouping convolution 'kaimin'.*'kaiming'", lambda: Grouping(8, "kaimin")),
     ("'test_vit' makes no map of channels", lambda: create_cnn("test_vit", 32)),
     ("'swin_tiny_patch4_window7_224' makes no map of channels", lambda: create_cnn("swin_tiny_patch4_window7_224", 64)),
     ("no backbone 'resnet81'.*'resnet18'", lambda: create_cnn("resnet81", 48)),
-    ("'mobilenetv3_small_050' makes a map of 2 × 2 cells from a face of 48 px", lambda: create_cnn("mobilenetv3_small_050", 48)),
-    ("no FaceMAE size 'bas'.*'base'", lambda: create_backbone("facemae_bas", 48)),
+    ("'mobilenetv3_small_050' makes a map of 2 × 2 cells from a face of 48 px",
+     lambda: create_cnn("mobilenetv3_small_050", 48)),
+    ("no backbone 'facemae_bas'.*'facemae_base'", lambda: create_backbone("facemae_bas", 48)),
     ("50 px cannot be cut into patches of 8", lambda: create_backbone("facemae_tiny", 50)),
+    ("'facemae_tiny' makes no map of channels", lambda: create_cnn("facemae_tiny", 48)),
     ("no pretrained weights for 'facemae_tiny'", lambda: create_backbone("facemae_tiny", 48, pretrained=True)),
     ("'test_vit' makes no map of channels", lambda: create_classifier("test_vit", 8, 32, min_map=4)),
     ("'vgg11' makes a map of 1 × 1 cells", lambda: create_cnn("vgg11", 48)),

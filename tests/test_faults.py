@@ -316,7 +316,7 @@ def test_gpu_memory_that_runs_out(tiny, monkeypatch):
 
 @pytest.mark.parametrize("needed, available", [(20, 16), (50, 16), (400, 16), (18, 17)])
 def test_the_batch_that_fits_is_the_linear_one(needed, available):
-    "A step holds 4 + needed · faces / 256 units: the suggested batch fits with a tenth to spare, a larger one does not."
+    "A step holds 4 + needed · faces / 256 units: the suggested batch fits with a tenth to spare, a larger one not."
     fits, need = fitting_batch(256, 4, 4 + needed, available), lambda faces: 4 + needed * faces / 256
     assert need(fits) <= 0.9 * available and (fits == 128 or need(fits + 1) > 0.9 * available)
     assert fitting_batch(256, 4, 4 + needed, 4) == 0

@@ -33,7 +33,8 @@ def test_shares_by_region_over_all_faces_and_all_without_the_contour():
     mask = np.concatenate([mask_of((0, 0), (1, 1)), mask_of((3, 3))])
     points = [[[.1, .1], [.3, .3], [.4, .4]], [[.9, .9], [.1, .1], [.1, .1]]]
     found = patch_hits(mask, points, EYES | {"nose": (1,)})
-    assert found == {"eyes": 3 / 4, "contour": 1 / 2, "nose": 1 / 2, "all": 3 / 4, "chance": 3 / 32}, "a point twice counts once"
+    expected = {"eyes": 3 / 4, "contour": 1 / 2, "nose": 1 / 2, "all": 3 / 4, "chance": 3 / 32}
+    assert found == expected, "a point twice counts once"
     assert list(found) == ["eyes", "contour", "nose", "all", "chance"] and {type(v) for v in found.values()} == {float}
 
 
@@ -76,7 +77,8 @@ def cases(draw):
     mask = draw(st.lists(st.lists(st.integers(0, 1), min_size=side**2, max_size=side**2), min_size=b, max_size=b))
     points = [[[draw(share), draw(share)] for _ in range(p)] for _ in range(b)]
     numbers = st.lists(st.integers(0, p - 1), min_size=1, unique=True)
-    return mask, points, draw(st.dictionaries(st.sampled_from(["eyes", "nose", "contour"]), numbers)) | {"mouth": draw(numbers)}
+    regions = draw(st.dictionaries(st.sampled_from(["eyes", "nose", "contour"]), numbers))
+    return mask, points, regions | {"mouth": draw(numbers)}
 
 
 @settings(deadline=None, max_examples=150)
@@ -102,18 +104,18 @@ MASK, POINTS = np.zeros((2, 16)), np.full((2, 3, 2), 0.5)
     (np.zeros((2, 12)), POINTS, EYES, r"side² patches .* this one is \(2, 12\)"),
     (np.zeros(16), POINTS, EYES, r"this one is \(16,\)"),
     (np.zeros((2, 4, 4)), POINTS, EYES, r"this one is \(2, 4, 4\)"),
-    (np.zeros((0, 16)), POINTS[:0], EYES, "at least one face"),
+    (np.zeros((0, 16)), POINTS[:0], EYES, r"this one is \(0, 16\)"),
     (np.zeros((2, 0)), POINTS, EYES, r"this one is \(2, 0\)"),
     (MASK, POINTS[:1], EYES, r"the B = 2 faces of the mask; these are \(1, 3, 2\)"),
     (MASK, POINTS[..., :1], EYES, r"these are \(2, 3, 1\)"),
     (MASK, POINTS[0], EYES, r"these are \(3, 2\)"),
     (MASK, POINTS, {"eyes": (0, 3)}, "'eyes' wants point 3, and there are 3"),
-    (MASK, POINTS, {}, "one at least beside the contour"),
-    (MASK, POINTS, {"contour": (0,)}, "one at least beside the contour"),
-    (MASK, POINTS, {"eyes": (0,), "nose": ()}, "Regions with points"),
-    (MASK, POINTS, {"all": (0,)}, "may not be called 'all'"),
-    (MASK, POINTS, {"eyes": (0,), "chance": (1,)}, "may not be called 'chance'"),
-    (MASK, np.where(np.arange(2)[:, None, None] == 1, np.nan, POINTS), EYES, "face 1 are not known"),
+    (MASK, POINTS, {}, "At least one region besides the contour"),
+    (MASK, POINTS, {"contour": (0,)}, "At least one region besides the contour"),
+    (MASK, POINTS, {"eyes": (0,), "nose": ()}, "points in every region"),
+    (MASK, POINTS, {"all": (0,)}, "'all' is the name of a result"),
+    (MASK, POINTS, {"eyes": (0,), "chance": (1,)}, "'chance' is the name of a result"),
+    (MASK, np.where(np.arange(2)[:, None, None] == 1, np.nan, POINTS), EYES, "face 1 are unknown"),
 ])
 def test_what_does_not_fit_is_said(mask, points, regions, message):
     with pytest.raises(BenchError, match=message): patch_hits(mask, points, regions)

@@ -1,4 +1,4 @@
-"""Scores of maps against landmarks: by hand, against plain loops, what must not change them; intervals; baselines; ROAD."""
+"""Landmark scores of maps: by hand, against plain loops, what must not change them; intervals, baselines, ROAD."""
 import math
 
 import numpy as np
@@ -51,7 +51,7 @@ def test_a_point_on_an_eye():
     scores = map_scores(one([(40, 30)]), FACE[None], THREE)
     eyes, mouth, everything = (of(scores, name) for name in ("eyes", "mouth", "all"))
     disc = sum(x * x + y * y <= 36 for x in range(-6, 7) for y in range(-6, 7)) / 100**2  # radius 0.15 · 40 pixels
-    assert eyes.area == pytest.approx(2 * disc) and mouth.area == pytest.approx(disc) and everything.area == pytest.approx(3 * disc)
+    assert [r.area for r in (eyes, mouth, everything)] == pytest.approx([2 * disc, disc, 3 * disc])
     assert (eyes.share, eyes.hit, mouth.share, mouth.hit, mouth.lift) == (1, 1, 0, 0, 0) and everything.share == 1
     assert eyes.lift == pytest.approx(1 / (2 * disc))
     assert eyes.distance == pytest.approx(0, abs=1e-9) and mouth.distance == pytest.approx(math.hypot(.2, .35) / .4)
@@ -110,7 +110,8 @@ def test_rows_and_columns_and_what_goes_in(faces):
     pd.testing.assert_frame_equal(scores, map_scores(torch.from_numpy(maps), torch.from_numpy(faces[:9]), REGIONS))
     for i in (0, 5, 8):  # a face does not depend on its neighbours
         single = map_scores(maps[[i]], faces[[i]], REGIONS)
-        pd.testing.assert_frame_equal(single.drop(columns="face"), scores[scores.face == i].drop(columns="face").reset_index(drop=True))
+        expected = scores[scores.face == i].reset_index(drop=True)
+        pd.testing.assert_frame_equal(single.drop(columns="face"), expected.drop(columns="face"))
 
 
 def test_a_picture_that_is_wider_than_high():
@@ -205,12 +206,13 @@ BESIDE = np.stack([FACE, FACE * (0, 1) + (.5, 0)])
     (np.where(np.eye(50) == 1, np.inf, MAPS), POINTS, THREE, RADIUS, "not finite"),
     (MAPS, POINTS[:1], THREE, RADIUS, r"the B = 2 faces of the maps; these are \(1, 4, 2\)"),
     (MAPS, POINTS[..., :1], THREE, RADIUS, r"these are \(2, 4, 1\)"),
-    (MAPS, np.where(np.arange(2)[:, None, None] == 1, np.nan, POINTS), THREE, RADIUS, "face 1 are not known .* of the maps as well"),
-    (MAPS, np.where(np.arange(2)[:, None, None] == 1, np.inf, POINTS), THREE, RADIUS, "face 1 are not known"),
+    (MAPS, np.where(np.arange(2)[:, None, None] == 1, np.nan, POINTS), THREE, RADIUS,
+     "face 1 are unknown .* of the maps too"),
+    (MAPS, np.where(np.arange(2)[:, None, None] == 1, np.inf, POINTS), THREE, RADIUS, "face 1 are unknown"),
     (MAPS, POINTS, {"mouth": (2,)}, RADIUS, "region 'eyes'"),
     (MAPS, POINTS, {"eyes": (0, 4)}, RADIUS, "wants point 4, and there are 4"),
-    (MAPS, POINTS, {"eyes": (0, 1), "all": (2,)}, RADIUS, "may not be called 'all'"),
-    (MAPS, POINTS, {"contour": (3,)}, RADIUS, "one at least beside the contour"),
+    (MAPS, POINTS, {"eyes": (0, 1), "all": (2,)}, RADIUS, "'all' is the name of a result"),
+    (MAPS, POINTS, {"contour": (3,)}, RADIUS, "At least one region besides the contour"),
     (MAPS, POINTS, {"eyes": (0,)}, RADIUS, "Face 0 has no left and right eye"),
     (MAPS, BESIDE, THREE, RADIUS, "Face 1 has no left and right eye"),
     (MAPS[:, :7, :7], POINTS, THREE, RADIUS, "less than a pixel of maps 7 × 7, for face 0"),
@@ -243,8 +245,10 @@ def test_means_counts_and_order_by_hand():
                         table([4., np.nan, 4, np.nan], "brows", empty=False, area=.1)])
     found = score_intervals(scores)
     assert list(found) == ["region", "score", "mean", "low", "high", "faces", "empty"]
-    assert found[["region", "score", "mean", "faces", "empty"]].values.tolist() == [["eyes", "lift", 3, 4, 2], ["brows", "lift", 4, 2, 0]]
-    assert 1 <= found.low[0] < 3 < found.high[0] <= 6 and found[["low", "high"]].iloc[1].isna().all(), "0.5⁴ of the draws know none"
+    expected = [["eyes", "lift", 3, 4, 2], ["brows", "lift", 4, 2, 0]]
+    assert found[["region", "score", "mean", "faces", "empty"]].values.tolist() == expected
+    assert 1 <= found.low[0] < 3 < found.high[0] <= 6
+    assert found[["low", "high"]].iloc[1].isna().all(), "0.5⁴ of the draws know none"
     mixed = scores.sample(frac=1, random_state=0)
     assert score_intervals(mixed).set_index("region")["low"]["eyes"] == found.low[0]
 
@@ -290,22 +294,25 @@ def test_paired_is_tighter_where_faces_are_hard_for_both():
 
 def test_pairs_are_found_by_face_and_region_not_by_row():
     a = pd.concat([table([1., 5, 9], empty=False), table([2., 2, 2], "mouth", empty=[True, False, False])])
-    b = a.assign(lift=a.lift - [1, 1, 1, 4, 4, 4], empty=[False, True, True, True, False, False]).sample(frac=1, random_state=1)
+    b = a.assign(lift=a.lift - [1, 1, 1, 4, 4, 4], empty=[False, True, True, True, False, False])
+    b = b.sample(frac=1, random_state=1)
     found = paired_difference(a, b)
-    assert found[["region", "mean", "low", "high", "empty"]].values.tolist() == [["eyes", 1, 1, 1, 2], ["mouth", 4, 4, 4, 1]]
+    expected = [["eyes", 1, 1, 1, 2], ["mouth", 4, 4, 4, 1]]
+    assert found[["region", "mean", "low", "high", "empty"]].values.tolist() == expected
 
 
 def test_scores_that_cannot_be_averaged_or_compared_are_said():
     good = table([1., 2])
     for wrong in (good[:0], good[["face", "region"]], good.drop(columns="face"), good.drop(columns="region")):
-        with pytest.raises(BenchError, match="Scores need rows"): score_intervals(wrong)
-    with pytest.raises(BenchError, match="Face 1 has two rows for one region"): score_intervals(pd.concat([good, good[1:]]))
+        with pytest.raises(BenchError, match="A table of scores needs rows"): score_intervals(wrong)
+    with pytest.raises(BenchError, match="Face 1 has two rows for one region"):
+        score_intervals(pd.concat([good, good[1:]]))
     with pytest.raises(BenchError, match="n_resamples = 0"): score_intervals(good, n_resamples=0)
     for confidence in (0, 1, 95):
         with pytest.raises(BenchError, match=f"confidence = {confidence}"): score_intervals(good, confidence=confidence)
-    for other in (table([1., 2, 3]), table([1.]), table([1., 2], "mouth"), good.assign(face=[1, 2]), good.assign(hit=1.),
-                  good.rename(columns={"lift": "hit"})):
-        with pytest.raises(BenchError, match="do not hold the same"): paired_difference(good, other)
+    for other in (table([1., 2, 3]), table([1.]), table([1., 2], "mouth"), good.assign(face=[1, 2]),
+                  good.assign(hit=1.), good.rename(columns={"lift": "hit"})):
+        with pytest.raises(BenchError, match="differ in their faces"): paired_difference(good, other)
 
 
 # Baselines
@@ -314,7 +321,7 @@ def test_baseline_maps_by_hand():
     assert uniform_maps(5, 7).shape == (5, 7, 7) and (uniform_maps(5, 7) == 1).all()
     centre = centre_maps(2, 101, sigma=.1)
     assert centre.shape == (2, 101, 101) and centre[0, 50, 50] == 1 and centre.dtype == np.float32
-    assert centre[1, 50, 60] == pytest.approx(math.exp(-(10 / 101 / .1) ** 2 / 2)), "a standard deviation from the middle"
+    assert centre[1, 50, 60] == pytest.approx(math.exp(-(10 / 101 / .1) ** 2 / 2)), "a standard deviation away"
     assert np.array_equal(centre, centre[:, ::-1]) and np.array_equal(centre, centre.swapaxes(1, 2))
     maps = np.array([[[0, 8.]], [[1, 1]], [[0, 0]], [[3, 0]]])
     np.testing.assert_allclose(mean_map(maps), np.repeat([[[(0 + .5 + .5 + 1) / 4, .5]]], 4, axis=0))
@@ -342,7 +349,8 @@ def trained(name):
     return model
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_mambaout", "convnextv2_atto"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_mambaout",
+                                  "convnextv2_atto"])
 def test_every_weight_is_drawn_anew_and_the_network_itself_stays(name):
     model = trained(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -350,7 +358,8 @@ def test_every_weight_is_drawn_anew_and_the_network_itself_stays(name):
     copy, again, other = randomised(model, 1), randomised(model, 1), randomised(model, 2)
     assert torch.equal(torch.get_rng_state(), state) and model.training == mode == copy.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    for (key, value), same, another in zip(copy.named_parameters(), again.parameters(), other.parameters(), strict=True):
+    parameters = copy.named_parameters(), again.parameters(), other.parameters()
+    for (key, value), same, another in zip(*parameters, strict=True):
         assert not torch.isclose(value, before[key]).any() or value.ndim > 1, key
         assert not torch.allclose(value, before[key]) and torch.equal(value, same), key
         assert value.ndim < 2 or not torch.equal(value, another), key
@@ -358,7 +367,7 @@ def test_every_weight_is_drawn_anew_and_the_network_itself_stays(name):
         if key.endswith("running_mean"): assert not value.any()
         if key.endswith("running_var"): assert (value == 1).all()
     logits = copy.eval()(torch.rand(3, 3, 32, 32))
-    assert logits.isfinite().all() and logits.std(0).max() > 1e-4, "the signal reaches the end and depends on the picture"
+    assert logits.isfinite().all() and logits.std(0).max() > 1e-4, "the signal reaches the end"
 
 
 def test_own_buffers_and_frozen_weights():
@@ -449,12 +458,13 @@ def test_road_is_fixed_by_its_seed_and_takes_targets(corners):
     (dict(maps=np.ones((8, 16, 15))), r"these are \(8, 16, 15\) for images \(8, 3, 16, 16\)"),
     (dict(maps=np.full((8, 16, 16), np.nan)), "finite map"),
     (dict(targets=[0]), "1 targets for 8 images"),
-    (dict(targets=[2] * 8), "Target 2 is no class: the model has 2"),
-    (dict(targets=[-1] * 8), "Target -1 is no class"),
+    (dict(targets=[2] * 8), "Target 2 is not a class: the model has 2"),
+    (dict(targets=[-1] * 8), "Target -1 is not a class"),
     (dict(removed=()), "removed = "),
     (dict(removed=(.5, 1.)), "removed = "),
     (dict(removed=(0,)), "removed = "),
     (dict(removed=(20,)), "removed = "),
 ])
 def test_what_road_cannot_use_is_said(corners, change, message):
-    with pytest.raises(BenchError, match=message): road(**{"model": Corner(), "images": corners[0], "maps": corners[1]} | change)
+    arguments = {"model": Corner(), "images": corners[0], "maps": corners[1]} | change
+    with pytest.raises(BenchError, match=message): road(**arguments)

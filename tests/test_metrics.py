@@ -103,8 +103,8 @@ def test_rates_of_many_matrices_at_once():
     ([[0.0, 1.0]], [2], "ab", r"integers in \[0, 2\)"),
     ([[0.0, 1.0]], [-1], "ab", "from -1"),
     ([[0.0, 1.0]], [0.5], "ab", "float64"),
-    ([[0.0, 1.0]], [0, 1], "ab", "do not belong together"),
-    ([0.0, 1.0], [0, 1], "ab", "do not belong together"),
+    ([[0.0, 1.0]], [0, 1], "ab", "do not match"),
+    ([0.0, 1.0], [0, 1], "ab", "do not match"),
     ([[0.0, 1.0]], [0], "abc", "3 class names"),
 ])
 def test_bad_input_is_named(logits, labels, classes, message):

@@ -21,8 +21,8 @@ QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 def launch(n: int, *command) -> None:
     "Run a Python `command` in `n` processes."
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)] if n > 1 else []
-    done = subprocess.run([sys.executable, *start, *map(str, command)], env=QUIET, capture_output=True, text=True,
-                          timeout=400)
+    command = [sys.executable, *start, *map(str, command)]
+    done = subprocess.run(command, env=QUIET, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,9 @@ def steps(request, tmp_path_factory) -> list[dict]:
     assert [f["processes"] for f in found] == [1, 2]
     return found
 
-@pytest.mark.parametrize("method", [m if m in shared_run.FEW else pytest.param(m, marks=pytest.mark.nightly)
-                                    for m in shared_run.METHODS])
+NIGHTLY = [pytest.param(m, marks=pytest.mark.nightly) for m in shared_run.METHODS if m not in shared_run.FEW]
+
+@pytest.mark.parametrize("method", [*shared_run.FEW, *NIGHTLY])
 def test_steps_in_two_processes(steps, method):
     one, two = (s[method] for s in steps)
     np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-5)
@@ -53,9 +54,8 @@ def records(tmp_path_factory):
     "The same three runs in one process and in two, which the run starts itself."
     place = tmp_path_factory.mktemp("shared")
     base = dict(preset="tiny", drawn_faces=203, threads=1, device="cpu", cache_dir=str(place/"cache"))
-    return [[run(RunConfig(**base, method=m, processes=n, results_dir=str(place/f"results{n}")))
-             for m in ("supervised", "dtm", "byol")]
-            for n in (1, 2)]
+    config = lambda m, n: RunConfig(**base, method=m, processes=n, results_dir=str(place/f"results{n}"))
+    return [[run(config(m, n)) for m in ("supervised", "dtm", "byol")] for n in (1, 2)]
 
 @pytest.mark.parametrize("i", range(3), ids=["supervised", "dtm", "byol"])
 def test_records_of_two_processes(records, i):
@@ -65,8 +65,7 @@ def test_records_of_two_processes(records, i):
     assert two.predictions["key"].tolist() == one.predictions["key"].tolist()
     logits, others = (np.stack(r.predictions["logits"]) for r in (one, two))
     np.testing.assert_array_equal(others.argmax(1), logits.argmax(1))
-    # a probe magnifies what rounding leaves
-    if not one.config["probe"]: np.testing.assert_allclose(others, logits, atol=1e-3)
+    if not one.config["probe"]: np.testing.assert_allclose(others, logits, atol=1e-3)  # a probe magnifies rounding
     assert two.metrics["test"]["confusion"] == one.metrics["test"]["confusion"]
     np.testing.assert_allclose(two.history["loss"], one.history["loss"], rtol=1e-4)
     counts = [c for c in one.history if c.startswith(("pool_", "pseudo_"))]
@@ -96,14 +95,13 @@ def test_notebook_launcher(tmp_path):
 def test_one_process_is_untouched():
     x = torch.randn(4, 3, requires_grad=True)
     assert distributed.all_gather(x) is x and distributed.all_reduce(x) is x and distributed.broadcast(x) is x
-    with distributed.cpu_sync_batch_norm(): assert torch.nn.functional.batch_norm is not distributed.sync_batch_norm
+    with distributed.patched_batch_norm(): assert torch.nn.functional.batch_norm is not distributed.sync_batch_norm
 
 def test_accelerate_launch(tmp_path):
     "The command of the README, on the CPU: both processes train, the first prints the table."
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-                "--mixed_precision", "no",
-                "--dynamo_backend", "no"]
-    launch(1, "-m", *launcher, "-m", "fer_bench.cli", "run", "--preset", "tiny", "--device", "cpu", "--results-dir",
-           tmp_path)
+                "--mixed_precision", "no", "--dynamo_backend", "no"]
+    run_tiny = ["fer_bench.cli", "run", "--preset", "tiny", "--device", "cpu", "--results-dir", tmp_path]
+    launch(1, "-m", *launcher, "-m", *run_tiny)
     (environment,) = Path(tmp_path).glob("runs/*/environment.json")
     assert json.loads(environment.read_text())["processes"] == 2

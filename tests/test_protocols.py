@@ -1,4 +1,4 @@
-"""The probes against scikit-learn and plain loops, what chooses the penalty, and that a frozen backbone keeps every bit."""
+"""The probes against scikit-learn and plain loops, the choice of the penalty, and that a frozen backbone stays so."""
 import numpy as np
 import pytest
 import torch
@@ -11,9 +11,10 @@ from fer_bench.core import BenchError
 from fer_bench.data.feed import Feed, Order, batch_rows
 from fer_bench.data.views import apply_view, seeded
 from fer_bench.evaluate import protocols
+from fer_bench.evaluate.features import extract, fingerprint, frozen
 from fer_bench.evaluate.metrics import classification_metrics
 from fer_bench.evaluate.predict import predict
-from fer_bench.evaluate.protocols import extract, fingerprint, frozen, knn_logits, linear_probe, probe_head, sgd_probe
+from fer_bench.evaluate.protocols import knn_logits, linear_probe, probe_head, sgd_probe
 from fer_bench.methods.base import Method
 from fer_bench.models.backbones import create_classifier
 from fer_bench.train.batches import ORDER, VIEW
@@ -85,13 +86,14 @@ def test_features_that_do_not_vary_get_no_weight():
     assert (with_them.weight[:, -2:] == 0).all()
     np.testing.assert_allclose(with_them.logits(constant), without.logits(x), atol=1e-3)
     dead = linear_probe(np.ones((8, 3)), np.repeat([0, 1], (6, 2)), np.ones((2, 3)), np.array([0, 1]), 2, (1.0,))
-    np.testing.assert_allclose(softmax(dead.logits(np.ones((1, 3)))), [[0.75, 0.25]], atol=1e-4)  # only the bias is left
+    np.testing.assert_allclose(softmax(dead.logits(np.ones((1, 3)))), [[0.75, 0.25]], atol=1e-4)  # the bias is left
 
 
 def test_balance_lifts_a_rare_class():
     x, y = blobs(counts=(200, 200, 200, 12), spread=3)
     new, new_y = blobs(n=400, seed=1, spread=3)
-    recall = {b: classification_metrics(linear_probe(x, y, new, new_y, 4, (0.01,), b).logits(new), new_y, "abcd")["recall"]["d"]
+    logits = lambda balance: linear_probe(x, y, new, new_y, 4, (0.01,), balance).logits(new)
+    recall = {b: classification_metrics(logits(b), new_y, "abcd")["recall"]["d"]
               for b in ("none", "weights")}
     assert recall["weights"] > recall["none"] + 0.1
 
@@ -117,15 +119,16 @@ def test_ties_go_to_the_stronger():
 
 
 def test_a_probe_that_stops_short_says_so(monkeypatch):
-    monkeypatch.setattr(protocols, "MOST_STEPS", 1)
+    monkeypatch.setattr(protocols, "MAX_STEPS", 1)
     x, y = blobs()
-    with pytest.warns(UserWarning, match="short of its minimum"): linear_probe(x, y, x, y, 4, (0.001,))
+    with pytest.warns(UserWarning, match="before its minimum"): linear_probe(x, y, x, y, 4, (0.001,))
 
 
 def plain_vote(features, labels, query, n_classes, k, temperature):
     cosine = [float(f @ query / np.linalg.norm(f) / np.linalg.norm(query)) for f in features]
     votes = np.zeros(n_classes)
-    for i in sorted(range(len(features)), key=lambda i: -cosine[i])[:k]: votes[labels[i]] += np.exp(cosine[i] / temperature)
+    nearest = sorted(range(len(features)), key=lambda i: -cosine[i])[:k]
+    for i in nearest: votes[labels[i]] += np.exp(cosine[i] / temperature)
     return votes / votes.sum()
 
 
@@ -200,7 +203,7 @@ def test_frozen_sees_one_bit_of_a_weight_or_a_buffer():
     net = make_method().net
     for tensor in (net.backbone.conv1[0].weight, net.backbone.bn1.running_var, net.backbone.bn1.num_batches_tracked):
         before = fingerprint(net)
-        with pytest.raises(BenchError, match="moved while it was judged"), frozen(net):
+        with pytest.raises(BenchError, match="changed while evaluated"), frozen(net):
             tensor.detach().flatten().view(torch.uint8)[0] ^= 1
         assert fingerprint(net) != before and net.training
 
@@ -250,7 +253,8 @@ def test_sgd_probe_is_the_published_step():
     bias, order = torch.zeros(2), Order(np.arange(40), 5, ORDER)
     for step in range(3):
         places = batch_rows(order, step, 40)
-        with torch.no_grad(): features = method.net.eval().encode(apply_view(protocols.Crop(), feed(places), 32, 5, step, VIEW))
+        crops = apply_view(protocols.Crop(), feed(places), 32, 5, step, VIEW)
+        with torch.no_grad(): features = method.net.eval().encode(crops)
         slope = (features @ weight.T + bias).softmax(1) - torch.eye(2)[labels[places]]  # (40, 2)
         weight, bias = weight - rate * slope.T @ features / 40, bias - rate * slope.mean(0)
     assert [row["lr"] for row in history] == [rate] * 3
@@ -259,8 +263,9 @@ def test_sgd_probe_is_the_published_step():
 
 # --- what is wrong is said
 
-def good(): return {"features": np.eye(4), "labels": np.arange(4) % 2, "val_features": np.eye(4), "val_labels": np.arange(4) % 2,
-                    "n_classes": 2}
+def good():
+    return {"features": np.eye(4), "labels": np.arange(4) % 2, "val_features": np.eye(4),
+            "val_labels": np.arange(4) % 2, "n_classes": 2}
 
 
 @pytest.mark.parametrize("change, words", [
@@ -270,21 +275,21 @@ def good(): return {"features": np.eye(4), "labels": np.arange(4) % 2, "val_feat
     ({"features": np.where(np.eye(4) > 0, np.nan, 0)}, "4 of the 4 labelled faces .* NaN or infinite"),
     ({"val_features": np.where(np.eye(4) > 0, np.inf, 0)}, "validation faces .* NaN or infinite"),
     ({"val_features": np.eye(3)}, r"\(faces, 4\)"),
-    ({"labels": np.arange(3)}, "one whole number from 0 to 1"),
-    ({"labels": np.array([0, 1, 0, -1])}, "one whole number"),
-    ({"labels": np.array([0, 1, 0, 1.0])}, "one whole number"),
-    ({"val_labels": np.array([0, 1, 0, 2])}, "one whole number"),
+    ({"labels": np.arange(3)}, "an integer from 0 to 1"),
+    ({"labels": np.array([0, 1, 0, -1])}, "an integer"),
+    ({"labels": np.array([0, 1, 0, 1.0])}, "an integer"),
+    ({"val_labels": np.array([0, 1, 0, 2])}, "an integer"),
     ({"strengths": ()}, "at least one L2 strength"),
     ({"strengths": (0.1, 0.0)}, "above 0"),
-    ({"balance": "sampler"}, "none or weights"),
+    ({"balance": "sampler"}, "'none' or 'weights'"),
 ])
 def test_linear_probe_says_what_is_wrong(change, words):
     with pytest.raises(BenchError, match=words): linear_probe(**good() | change)
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"k": 5}, "choose k from 1 to 4"), ({"k": 0}, "choose k"), ({"temperature": 0}, "above 0"),
-    ({"features": np.full((4, 4), np.nan)}, "NaN"), ({"queries": np.full((1, 4), np.inf)}, "faces to be named"),
+    ({"k": 5}, "k = 5 must be from 1 to 4"), ({"k": 0}, "k = 0 must be"), ({"temperature": 0}, "above 0"),
+    ({"features": np.full((4, 4), np.nan)}, "NaN"), ({"queries": np.full((1, 4), np.inf)}, "faces to classify"),
     ({"queries": np.ones((1, 3))}, r"\(faces, 4\)"), ({"n_classes": 3}, "class 2"),
 ])
 def test_neighbours_say_what_is_wrong(change, words):
@@ -296,10 +301,10 @@ def test_neighbours_say_what_is_wrong(change, words):
 def test_the_rest_says_what_is_wrong():
     method, (images, labels) = make_method(), pictures(8)
     feed = Feed(images)
-    with pytest.raises(BenchError, match="no face to take features of"): extract(method, feed, [], 32)
-    with pytest.raises(BenchError, match="no labelled face"): sgd_probe(method.net, feed, [], [], 32)
+    with pytest.raises(BenchError, match="no faces to compute features of"): extract(method, feed, [], 32)
+    with pytest.raises(BenchError, match="no labelled faces"): sgd_probe(method.net, feed, [], [], 32)
     with pytest.raises(BenchError, match="class 1"): sgd_probe(method.net, feed, [0, 2], labels[[0, 2]], 32)
-    with pytest.raises(BenchError, match="none or weights"): trained(method, balance="sampler")
+    with pytest.raises(BenchError, match="'none' or 'weights'"): trained(method, balance="sampler")
     with pytest.raises(BenchError, match="does not fit a head"): probe_head(method.net, linear_probe(**good()))
     method.net.backbone.conv1[0].weight.data.fill_(float("nan"))
     with pytest.raises(BenchError, match="became nan in epoch 1"): sgd_probe(method.net, feed, np.arange(8), labels, 32)

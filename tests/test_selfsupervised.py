@@ -18,7 +18,8 @@ from fer_bench.data.views import make_view, seeded, warp
 from fer_bench.methods.selfsupervised import collapsed, feature_std, momentum_at, projector, similarity_loss
 from fer_bench.methods.simfle import distillation_loss, face_size
 from fer_bench.models.backbones import create_classifier
-from fer_bench.models.facemae import create_facemae, random_mask, semantic_mask
+from fer_bench.models.facemae import create_facemae, random_mask
+from fer_bench.models.grouping import semantic_mask
 
 SELF = methods_of("self-supervised")
 

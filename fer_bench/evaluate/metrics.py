@@ -13,11 +13,11 @@ from ..core import BenchError
 
 # %% ../../nbs/evaluate/metrics.ipynb #1b4c926b
 def confusion_counts(predictions: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
-    "Counts (K, K), rows truth, columns prediction, of `predictions` and `labels`, both (N,) integers in [0, K)."
+    "Counts (K, K), rows: truth, columns: prediction; `predictions`, `labels` (N,) integers in [0, K), K = `n_classes`."
     return np.bincount(labels * n_classes + predictions, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 def rates(confusion: np.ndarray) -> dict:
-    """WAR, UAR and macro-F1, fractions of shape (...), from confusion counts (..., K, K), rows truth.
+    """WAR, UAR and macro-F1, fractions of shape (...), of confusion counts (..., K, K), rows: truth.
 
     UAR: mean recall over the classes that occur. macro-F1: mean F1 over the classes that occur or were predicted.
     The definitions of scikit-learn's `accuracy_score`, `balanced_accuracy_score` and `f1_score(average="macro")`."""
@@ -30,23 +30,23 @@ def rates(confusion: np.ndarray) -> dict:
             "macro_F1": f1.sum(-1) / (occur + predicted > 0).sum(-1)}
 
 # %% ../../nbs/evaluate/metrics.ipynb #f49720fd
-def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over `bins` equal bins (low, high], weighted by their faces; a fraction.
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy over `bins` equal bins (low, high], weighted by faces; a fraction.
 
-    `confidence` (N,) in (0, 1]: probability of the predicted class; `right` (N,) bool: was it the truth.
+    `confidence` (N,) in (0, 1]: probability of the predicted class; `correct` (N,) bool: whether it is the true class.
     Source: Guo et al., ICML 2017, equation 3."""
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(bin_of, weights=right - confidence, minlength=bins)   # bin's faces × (accuracy − confidence)
+    gap = np.bincount(bin_of, weights=correct - confidence, minlength=bins)   # bin's faces × (accuracy − confidence)
     return float(np.abs(gap).sum() / len(confidence))
 
 # %% ../../nbs/evaluate/metrics.ipynb #4533e758
 def check_predictions(logits, labels) -> tuple[np.ndarray, np.ndarray]:
-    "`logits` (N, K) as float64 and `labels` (N,) as int64, or a `BenchError` that says what is wrong with them."
+    "`logits` (N, K) as float64 and `labels` (N,) as int64; `BenchError` where they do not fit or are not finite."
     logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise BenchError(f"Logits of shape {logits.shape} and labels of shape {labels.shape} do not belong together: "
-                         "give (N, K) and (N,).")
-    if not logits.size: raise BenchError("There is no test face to measure on; give at least one.")
+        raise BenchError(f"Logits of shape {logits.shape} and labels of shape {labels.shape} do not match: give (N, K) "
+                         "and (N,).")
+    if not logits.size: raise BenchError("There is no test face to evaluate. Give at least one.")
     if bad := int((~np.isfinite(logits)).any(1).sum()):
         raise BenchError(f"{bad} of {len(logits)} faces have logits that are NaN or infinite: the training diverged. "
                          "Lower lr, or set clip_grad.")
@@ -56,12 +56,12 @@ def check_predictions(logits, labels) -> tuple[np.ndarray, np.ndarray]:
     return logits, labels.astype(np.int64)
 
 def classification_metrics(logits, labels, classes) -> dict:
-    """Everything we report of a classifier, as plain floats, ints and lists that JSON takes.
+    """All metrics of a classifier, as plain floats, ints and lists, ready for JSON.
 
     `logits` (N, K) finite floats, `labels` (N,) integers in [0, K), `classes`: the K class names in the order of the
-    columns. Returns `WAR`, `UAR`, `macro_F1`, `ECE` (fractions in [0, 1]), `NLL` (nats), `n` (faces), `recall` {class:
-    fraction, or None without a test face} and `confusion` (K lists of K counts, rows truth). `BenchError` for no faces,
-    logits that are not finite, labels out of range, or a number of classes that does not fit. Source: see `rates`."""
+    columns. Returns `WAR`, `UAR`, `macro_F1`, `ECE` (fractions in [0, 1]), `NLL` (nats), `n` (faces), `recall`
+    {class: fraction, or None without a test face} and `confusion` (K lists of K counts, rows: truth). `BenchError`
+    for no faces, logits that are not finite, labels out of range, or a wrong number of classes. Source: see `rates`."""
     logits, labels = check_predictions(logits, labels)
     if len(classes) != logits.shape[1]:
         raise BenchError(f"{len(classes)} class names for logits with {logits.shape[1]} columns; give one for each.")
@@ -78,14 +78,17 @@ def classification_metrics(logits, labels, classes) -> dict:
             "n": len(labels)}
 
 # %% ../../nbs/evaluate/metrics.ipynb #6542bdf5
-def pseudo_label_counts(decided, truth, n_classes: int) -> dict:
-    """Counts of what a method decided on its unlabelled faces, as ints and lists of `n_classes` ints, by pseudo-label.
+def pseudo_label_counts(pseudo_labels, truth, n_classes: int) -> dict:
+    """Counts of the last pseudo-labels of a method on its unlabelled faces, as ints and lists of `n_classes` ints.
 
-    `last_pseudo_label` (N,) ints: pseudo-label of each face, −1: seen, not used, −2: not seen. `truth` (N,) ints: its class, −1: not known.
-    Returns `pool_seen`, `pool_used`, `pseudo_labels` (faces used), and where a truth is known `pseudo_known` (those of
-    them whose truth is known) and `pseudo_right` (those that are right). Source: ours."""
-    decided, truth = np.asarray(decided), np.asarray(truth)
-    used, known = decided >= 0, (decided >= 0) & (truth >= 0)
-    count = lambda mask: np.bincount(decided[mask], minlength=n_classes).tolist()
-    facts = {"pool_seen": int((decided > -2).sum()), "pool_used": int(used.sum()), "pseudo_labels": count(used)}
-    return facts | ({"pseudo_known": count(known), "pseudo_right": count(known & (decided == truth))} if (truth >= 0).any() else {})
+    `pseudo_labels` (N,) ints: the pseudo-label of each face, −1: seen but not used, −2: not seen. `truth` (N,) ints:
+    the class of each face, −1: unknown. Returns `pool_seen`, `pool_used`, `pseudo_labels` (used faces by
+    pseudo-label), and where a truth is known `pseudo_known` (those with a known truth) and `pseudo_right` (the
+    correct ones of them). Source: ours."""
+    pseudo_labels, truth = np.asarray(pseudo_labels), np.asarray(truth)
+    used = pseudo_labels >= 0
+    known = used & (truth >= 0)
+    count = lambda mask: np.bincount(pseudo_labels[mask], minlength=n_classes).tolist()
+    facts = {"pool_seen": int((pseudo_labels > -2).sum()), "pool_used": int(used.sum()), "pseudo_labels": count(used)}
+    if not (truth >= 0).any(): return facts
+    return facts | {"pseudo_known": count(known), "pseudo_right": count(known & (pseudo_labels == truth))}

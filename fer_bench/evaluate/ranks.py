@@ -14,28 +14,31 @@ from ..core import BenchError
 # %% ../../nbs/evaluate/ranks.ipynb #5ce8d98d
 def _checked(scores: pd.DataFrame, methods: int = 2) -> pd.DataFrame:
     if scores.shape[0] < 2 or scores.shape[1] < methods:
-        raise BenchError(f"Ranks want at least 2 tasks and {methods} methods; here are {scores.shape[0]} tasks and "
+        raise BenchError(f"Ranks need at least 2 tasks and {methods} methods; these are {scores.shape[0]} tasks and "
                          f"{scores.shape[1]} methods.")
-    for task, method in np.argwhere(~np.isfinite(scores.to_numpy(dtype=float))):
-        raise BenchError(f"Method {scores.columns[method]!r} has no score on task {scores.index[task]!r}, so its rank there is not "
-                         "known. Run it, or leave out that task or that method.")
+    missing = np.argwhere(~np.isfinite(scores.to_numpy(dtype=float)))
+    if len(missing):
+        task, method = missing[0]
+        raise BenchError(f"Method {scores.columns[method]!r} has no score on task {scores.index[task]!r}, so its rank "
+                         "there is unknown. Run it, or leave out that task or that method.")
     return scores
 
 def average_ranks(scores: pd.DataFrame) -> pd.Series:
-    """Method → its mean rank over the tasks, 1 the best, best first; equal scores share their places.
+    """Method → its mean rank over the tasks (1 is best), best first; equal scores share their ranks.
 
-    `scores`: a row a task, a column a method, higher is better, at least two of each. `BenchError` for fewer, and for a score that
-    is missing. Source: Demšar, JMLR 2006, section 3.2.2."""
+    `scores`: a row for each task, a column for each method, higher is better, at least two of each. `BenchError` for
+    fewer, and for missing scores. Source: Demšar, JMLR 2006, section 3.2.2."""
     return _checked(scores).rank(axis=1, ascending=False).mean().sort_values()
 
 # %% ../../nbs/evaluate/ranks.ipynb #b6c033cb
 def friedman(scores: pd.DataFrame) -> tuple[float, float]:
-    """(F, p): whether the methods' ranks differ by more than luck; F is Iman and Davenport's, of k − 1 and (k − 1)(N − 1) degrees.
+    """(F, p): do the ranks of the k methods on N tasks differ by more than chance?
 
-    `scores` as `average_ranks`, at least three methods. Methods that rank alike in all tasks give (inf, 0), and equal scores
-    throughout (nan, 1). `BenchError` as there. Source: Friedman 1937 by `scipy`; Iman and Davenport 1980."""
+    F is Iman and Davenport's, with k − 1 and (k − 1)(N − 1) degrees of freedom. `scores` as in `average_ranks`, at
+    least three methods. The same ranks in all tasks give (inf, 0), equal scores everywhere (nan, 1). `BenchError` as
+    `average_ranks`. Source: Friedman 1937 by `scipy`; Iman and Davenport 1980."""
     n, k = _checked(scores, 3).shape
-    from scipy import stats  # half a second
+    from scipy import stats  # takes half a second to import
     if (scores.nunique(axis=1) == 1).all(): return float("nan"), 1.0
     chi = stats.friedmanchisquare(*scores.to_numpy(dtype=float).T).statistic
     if np.isclose(chi, n * (k - 1)): return float("inf"), 0.0
@@ -46,19 +49,20 @@ def friedman(scores: pd.DataFrame) -> tuple[float, float]:
 def nemenyi(scores: pd.DataFrame) -> pd.DataFrame:
     """p of each pair of methods (k, k), corrected for all pairs: Nemenyi's test after Friedman's.
 
-    `scores` as `average_ranks`. `BenchError` as there. Source: Nemenyi 1963, by `scikit_posthocs`."""
+    `scores` and `BenchError` as in `average_ranks`. Source: Nemenyi 1963, by `scikit_posthocs`."""
     _checked(scores)
-    from scikit_posthocs import posthoc_nemenyi_friedman  # it brings matplotlib and seaborn
+    from scikit_posthocs import posthoc_nemenyi_friedman  # imports matplotlib and seaborn
     found = posthoc_nemenyi_friedman(-scores.to_numpy(dtype=float))
     return pd.DataFrame(found.to_numpy(), scores.columns, scores.columns)
 
 def critical_difference(methods: int, tasks: int, confidence: float = 0.95) -> float:
-    """How far two average ranks must lie apart to differ, where `methods` ≥ 2 are compared on `tasks` ≥ 2.
+    """Smallest significant difference of two average ranks of `methods` ≥ 2 on `tasks` ≥ 2.
 
-    `BenchError` for fewer, or a `confidence` outside (0, 1). Source: Demšar, JMLR 2006, section 3.2.2: q √(k (k + 1) / 6N)."""
+    `BenchError` for fewer, or a `confidence` outside (0, 1). Source: Demšar, JMLR 2006, section 3.2.2: q √(k (k + 1)
+    / 6N)."""
     if methods < 2 or tasks < 2 or not 0 < confidence < 1:
-        raise BenchError(f"There is no critical difference of {methods} methods on {tasks} tasks with confidence {confidence!r}: give at "
-                         "least two of each, and a confidence between 0 and 1.")
+        raise BenchError(f"There is no critical difference of {methods} methods on {tasks} tasks with confidence "
+                         f"{confidence!r}: give at least two of each, and a confidence between 0 and 1.")
     from scipy.stats import studentized_range
     q = studentized_range.ppf(confidence, methods, np.inf) / np.sqrt(2)
     return float(q * np.sqrt(methods * (methods + 1) / (6 * tasks)))

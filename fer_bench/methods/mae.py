@@ -12,7 +12,16 @@ from torch import nn
 from ..core import BenchError
 from ..data.views import seeded
 from .selfsupervised import SelfSupervised, feature_std
-from ..models.facemae import FaceEncoder, create_face_decoder, n_kept, autoencode, patchify, random_mask, reconstruct, unpatchify
+from fer_bench.models.facemae import (
+    FaceEncoder,
+    create_face_decoder,
+    mae_forward,
+    n_kept,
+    patchify,
+    random_mask,
+    reconstruct,
+    unpatchify,
+)
 from ..distributed import all_gather, part_of, world
 
 # %% ../../nbs/methods/mae.ipynb #965bc01f
@@ -22,7 +31,7 @@ def reconstruct_faces(net, encoder, decoder, images, ids_keep, mask) -> dict:
     error "reconstruction" (a scalar, as in training), and as pictures (B, 3, S, S) in [0, 1] the "face", the patches "kept" (grey
     where they are not), and what is "reconstructed", as `reconstruct` does; `net` knows what normalised is."""
     p = encoder.patch_size
-    error, _, predicted = autoencode(encoder, decoder, images, ids_keep, mask)
+    error, _, predicted = mae_forward(encoder, decoder, images, ids_keep, mask)
     face, painted = ((x * net.std + net.mean).clamp(0, 1) for x in (images, reconstruct(images, predicted, mask, p)))
     kept = unpatchify(torch.where(mask[..., None].bool(), 0.5, patchify(face, p)), p)
     return {"ids_keep": ids_keep, "mask": mask, "reconstruction": error, "face": face, "kept": kept, "reconstructed": painted}
@@ -45,7 +54,7 @@ class MAE(SelfSupervised):
         part, generator = world(), self.generator(batch["step"])
         masks = random_mask(len(images) * part[1], encoder.n_patches, self.config.mask_ratio, generator)
         masks = (part_of(m, part).to(images.device, non_blocking=True) for m in masks)
-        loss, tokens, _ = autoencode(encoder, self.decoder, self.net.normalise(images), *masks)
+        loss, tokens, _ = mae_forward(encoder, self.decoder, self.net.normalise(images), *masks)
         self.watch(feature_std=feature_std(all_gather(tokens.mean(1))))
         return loss, {"reconstruction": loss}
 

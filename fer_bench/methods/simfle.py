@@ -25,17 +25,8 @@ from fer_bench.methods.selfsupervised import (
     similarity_loss,
 )
 from ..models.backbones import feature_width, map_size
-from fer_bench.models.facemae import (
-    MIN_MAP,
-    Grouping,
-    channel_grouping_loss,
-    check_groups,
-    create_facemae,
-    n_kept,
-    random_mask,
-    semantic_mask,
-    usual_patch,
-)
+from ..models.facemae import create_facemae, default_patch_size, n_kept, random_mask
+from ..models.grouping import MIN_MAP, Grouping, channel_grouping_loss, check_groups, semantic_mask
 from ..distributed import all_gather, part_of, world
 
 # %% ../../nbs/methods/simfle.ipynb #259f63e9
@@ -63,7 +54,7 @@ class FFL(nn.Module):
         super().__init__()
         check_groups(channels, config.groups)
         self.config, self.masking, self.size = config, masking, face_size(config.image_size)
-        self.patch_size = usual_patch(self.size) if config.patch_size is None else config.patch_size
+        self.patch_size = default_patch_size(self.size) if config.patch_size is None else config.patch_size
         self.facemae = create_facemae(config.facemae, self.size, self.patch_size)
         n_kept(self.facemae.encoder.n_patches, config.mask_ratio)  # now, and not in the first step
         self.grouping = Grouping(channels, config.grouping_init)

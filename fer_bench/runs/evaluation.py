@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from ..catalogue import method_entry
 from ..data.landmarks import landmarks_of, regions_of
 from ..data.views import make_view
+from ..evaluate.features import extract
 from ..evaluate.landmarks import patch_hits
 from ..evaluate.metrics import classification_metrics, pseudo_label_counts
 from ..evaluate.predict import evaluating, predict
-from ..evaluate.protocols import extract, knn_logits, linear_probe, probe_head, sgd_probe
+from ..evaluate.protocols import knn_logits, linear_probe, probe_head, sgd_probe
 from ..evaluate.statistics import bootstrap_intervals, wilson
 from .task import pool_truth
 

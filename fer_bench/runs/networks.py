@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from ..catalogue import make_method
 from ..config import recorded_config
-from ..core import BenchError, atomic_file, json_hash, project_path, sha256
+from ..core import BenchError, atomic_file, json_hash, sha256
 from ..data.feed import Feed
 from ..data.labels import label_map
 from ..evaluate.predict import predict
@@ -36,7 +36,7 @@ def init_of(config) -> str:
 
     `BenchError` for a run that is not there, has no weights, or has another backbone or `min_map`."""
     if not config.init.startswith("run:"): return config.init
-    record = load_run(config.init.removeprefix("run:"), project_path(config.results_dir))
+    record = load_run(config.init.removeprefix("run:"), config.path("results_dir"))
     for name in ("backbone", "min_map"):
         if (theirs := record.config.get(name, 0)) != (ours := getattr(config, name)):
             raise BenchError(f"init = {config.init!r} was trained with {name} = {theirs!r}, and this run has {ours!r}. "

@@ -9,7 +9,7 @@ __all__ = ['load_data', 'already_built', 'split_data', 'make_pool', 'pool_truth'
 import numpy as np
 
 from ..catalogue import dataset_entry, make_source
-from ..core import BenchError, project_path
+from ..core import BenchError
 from ..data.drawn.faces import DrawnSource
 from ..data.faceset import FaceSet, cached_faceset, open_faceset
 from ..data.pools import Pool, held_out_hashes
@@ -18,7 +18,7 @@ from ..data.splits import Split, make_split
 # %% ../../nbs/runs/task.ipynb #8e98224e
 def load_data(config):
     "The FaceSet of `config`, built into the cache where it is not there yet. `BenchError` for what cannot be read."
-    entry, root = dataset_entry(config.dataset), project_path(config.data_root)
+    entry, root = dataset_entry(config.dataset), config.path("data_root")
     if config.data_root and (root/"meta.json").exists(): return open_faceset(root)
     size = None if "native_size" in entry.flags else config.image_size
     return cached_faceset(make_source(config), config.cache_dir, size)
@@ -30,7 +30,7 @@ def already_built(root: str):
 
 def split_data(config, faceset):
     "The `Split` of `faceset` under the budget of `config`."
-    how = str(project_path(config.split)) if config.split.endswith(".csv") else config.split
+    how = str(config.path("split")) if config.split.endswith(".csv") else config.split
     return make_split(faceset.index, faceset.meta["classes"], config.budget or config.labels_per_class, config.label_seed,
                       config.cap, how, config.dedupe)
 
@@ -51,7 +51,7 @@ def make_pool(config, faceset, split) -> Pool | None:
     return pool
 
 def _load_pool(config, faceset):
-    root, size = project_path(config.pool_root), faceset.images.shape[1]
+    root, size = config.path("pool_root"), faceset.images.shape[1]
     if config.pool_root and (root/"meta.json").exists(): return open_faceset(root)
     if config.pool_dataset == "drawn": source = DrawnSource(config.drawn_faces, size, seed=1)  # other people
     else: source = make_source(config.model_copy(update={"dataset": config.pool_dataset, "data_root": config.pool_root}))

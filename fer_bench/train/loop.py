@@ -24,7 +24,7 @@ from timm.optim import create_optimizer_v2
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..core import BenchError, progress
-from ..distributed import broadcast, all_reduce_mean, is_main, leave, cpu_sync_batch_norm, world
+from ..distributed import broadcast, all_reduce_mean, is_main, destroy_process_group, patched_batch_norm, world
 from .checkpoint import load_checkpoint, save_checkpoint
 
 # %% ../../nbs/train/loop.ipynb #ff3b3487
@@ -40,7 +40,7 @@ def make_accelerator(device: str = "auto", precision: str = "auto", track: str =
     accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no", log_with=None if track == "none" else _tracker(track),
                               project_dir=folder, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     if track != "none": accelerator.init_trackers(track)
-    if world()[1] > 1: atexit.register(leave)
+    if world()[1] > 1: atexit.register(destroy_process_group)
     return accelerator
 
 def uses_bf16(device: str, precision: str) -> bool:
@@ -101,7 +101,7 @@ def clip_gradients(parameters, most: float) -> None:
 
 def train_step(model, method, optimizer, accelerator: Accelerator, batch: dict, config, step: int) -> dict:
     "One step on `batch` by `model`, the prepared `method`: gradients, clipping, weights, averages; → the loss and its parts."
-    with cpu_sync_batch_norm(): loss, parts = model(batch)
+    with patched_batch_norm(): loss, parts = model(batch)
     accelerator.backward(loss)
     if config.clip_grad: clip_gradients(method.parameters(), config.clip_grad)
     optimizer.step(); optimizer.zero_grad(set_to_none=True)
