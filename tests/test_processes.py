@@ -51,15 +51,15 @@ def test_a_stopped_training_is_taken_up_by_all(steps):
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    "The same three runs in one process and in two, which the run starts itself."
+    "records(method) → the same run in one process and in two, which the run starts itself."
     place = tmp_path_factory.mktemp("shared")
     base = dict(preset="tiny", drawn_faces=203, threads=1, device="cpu", cache_dir=str(place/"cache"))
     config = lambda m, n: RunConfig(**base, method=m, processes=n, results_dir=str(place/f"results{n}"))
-    return [[run(config(m, n)) for m in ("supervised", "dtm", "byol")] for n in (1, 2)]
+    return lambda m: [run(config(m, n)) for n in (1, 2)]
 
-@pytest.mark.parametrize("i", range(3), ids=["supervised", "dtm", "byol"])
-def test_records_of_two_processes(records, i):
-    one, two = (r[i] for r in records)
+@pytest.mark.parametrize("method", ["dtm", *(pytest.param(m, marks=pytest.mark.nightly) for m in ("supervised", "byol"))])
+def test_records_of_two_processes(records, method):
+    one, two = records(method)
     assert one.id == two.id and two.environment["processes"] == 2
     assert len(one.predictions) % 2  # so that one face is there to fill up, and must not be counted
     assert two.predictions["key"].tolist() == one.predictions["key"].tolist()
@@ -81,6 +81,7 @@ def test_batches_that_cannot_be_shared():
         RunConfig(batch_size=9, processes=2)
     with pytest.raises(BenchError, match="A batch of 9 faces"): distributed.part_of(range(9), (0, 2))
 
+@pytest.mark.nightly
 def test_notebook_launcher(tmp_path):
     "As in a notebook, whose cell forks; `run` itself is the function."
     config = dict(preset="tiny", threads=1, device="cpu", results_dir=str(tmp_path))
