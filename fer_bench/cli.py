@@ -414,7 +414,7 @@ def audit_(folder: Annotated[str, typer.Argument(help="a FaceSet folder")],
            markdown: Annotated[str, typer.Option(help="also write the report to this Markdown file")] = "") -> None:
     "Look for what is wrong with a FaceSet: copies across splits, conflicting labels, counts, odd pictures."
     from fer_bench.data.audit.audit import audit, to_markdown, to_terminal
-    from fer_bench.data.audit.checks import read_fer2013new
+    from fer_bench.data.sources.ferplus import read_fer2013new
     from fer_bench.data.faceset import open_faceset
     second = read_fer2013new(project_path(second_labels)) if second_labels else None
     found = audit(open_faceset(project_path(folder)), labels=second)

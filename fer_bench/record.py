@@ -21,10 +21,11 @@ from .schema import SEALED, Environment, Facts, Metrics, Status, checked, comple
 
 # %% ../nbs/record.ipynb #cb63b4f6
 class Record:
-    """A run's folder, read lazily. `BenchError` for a missing or damaged file, and for one that changed after the run was finished.
+    """A run's folder, read lazily. `BenchError` for a missing or damaged file, and for one that changed after the run
+    was finished.
 
-    Attributes: `id`; `config`, a dict; `status`, `metrics` and `environment` (`Status`, `Metrics`, `Environment`); `history`
-    (DataFrame, a row an epoch); `predictions` (DataFrame of key, label, logits). Source: ours."""
+    Attributes: `id`; `config`, a dict; `status`, `metrics` and `environment` (`Status`, `Metrics`, `Environment`);
+    `history` (DataFrame, a row an epoch); `predictions` (DataFrame of key, label, logits). Source: ours."""
     def __init__(self, folder): self.folder = Path(folder)
     def __repr__(self): return f"Record({self.id}, {self.status.state})"
 
@@ -42,8 +43,8 @@ class Record:
         path, expected = self.folder/name, self.status.files.get(name)
         if not path.is_file(): raise BenchError(f"Run {self.id!r} has no {name} in {str(self.folder)!r}. Run it again.")
         if expected and sha256(path.read_bytes()) != expected:
-            raise BenchError(f"{str(path)!r} is not what the run wrote: it was changed afterwards. Restore it, or delete "
-                             "the folder and run again.")
+            raise BenchError(f"{str(path)!r} is not what the run wrote: it was changed afterwards. Restore it, or "
+                             "delete the folder and run again.")
         return path
 
     @cached_property
@@ -65,7 +66,7 @@ class Record:
     def predictions(self) -> pd.DataFrame: return _table(pd.read_parquet, self.path("predictions.parquet"))
     @property
     def loss_parts(self) -> list[str] | None:
-        "Columns of `history` that are parts of the loss, not numbers that are only watched; None where the record does not say."
+        "Columns of `history` that are parts of the loss, and not only watched; None where the record does not say."
         parts = self.metrics.loss_parts
         return None if parts is None else [name for name in parts if name in self.history]
 
@@ -75,9 +76,9 @@ def _table(read, path: Path, **how) -> pd.DataFrame:
 
 # %% ../nbs/record.ipynb #d1cf90ec
 def _write(folder, name: str, model: type[Facts], facts: dict) -> None:
-    "Write `facts` to the file `name`; `BenchError` for what `model` does not declare or refuses, and nothing is written."
-    path = Path(folder)/name
-    for fact in facts.keys() - model.model_fields.keys(): raise unknown(f"fact of {name} called", fact, model.model_fields)
+    "Write `facts` to the file `name`; `BenchError`, and nothing is written, for what `model` lacks or refuses."
+    path, known = Path(folder)/name, model.model_fields
+    for fact in facts.keys() - known.keys(): raise unknown(f"fact of {name} called", fact, known)
     checked(model, facts, path)
     write_json(path, facts)
 
@@ -94,7 +95,7 @@ def write_history(folder, rows: list[dict]) -> None:
     write_text(Path(folder)/"history.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in rows))
 
 def write_status(folder, state: str, **facts) -> None:
-    "Write `status.json`; `facts`: other fields of `Status`. The state `finished` seals the hash of every file of the record."
+    "Write `status.json`; `facts`: other fields of `Status`. The state `finished` seals the hash of every file."
     if state == "finished": facts["files"] = {n: sha256((Path(folder)/n).read_bytes()) for n in SEALED}
     _write(folder, "status.json", Status, {"state": state, **facts})
 
@@ -116,7 +117,8 @@ def load_run(name: str, results_dir="results") -> Record:
     "The finished record with run id `name`; no other is read. `BenchError` offers the nearest ids."
     record = Record(runs_folder(results_dir)/name)
     if Path(name).name == name and record.finished: return record
-    raise unknown(f"finished run in {str(results_dir)!r} called", name, [r.id for r in load_runs(results_dir)] or ["none yet"])
+    known = [r.id for r in load_runs(results_dir)] or ["none yet"]
+    raise unknown(f"finished run in {str(results_dir)!r} called", name, known)
 
 # %% ../nbs/record.ipynb #bb378731
 PACKAGES = ("fer_bench", "torch", "torchvision", "timm", "accelerate", "numpy", "scikit-learn", "pandas")

@@ -51,7 +51,7 @@ class Scores(Facts):
     NLL: float = Field(ge=-1e-9, description="mean negative log-likelihood, nats")
     n: Count = Field(description="test faces")
     recall: dict[Text, Rate | None] = Field(max_length=1000, description="class → recall; None without a test face")
-    confusion: Annotated[list[PerClass], Field(max_length=1000)] = Field(description="counts (K, K), rows truth, columns prediction")
+    confusion: list[PerClass] = Field(max_length=1000, description="counts (K, K), rows truth, columns prediction")
 
 class Pool(Facts):
     "The unlabelled faces of a run."
@@ -62,7 +62,7 @@ class Pool(Facts):
 
 class FaceFacts(Facts):
     "How the faces of the data set were prepared."
-    size: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(description="[height, width] in the data set, pixels")
+    size: list[Count] = Field(min_length=2, max_length=2, description="[height, width] in the data set, pixels")
     resize: Text = Field(description="filter they were resized with")
     colour: Literal["rgb", "grey"] = Field(description="channels")
     alignment: Text = Field(description="how they were aligned")
@@ -87,19 +87,19 @@ class Metrics(Facts):
     kind: Kind | None = Field(None, description="kind of the method")
     dataset: Text = Field(description="name of the FaceSet")
     drawn: bool = Field(description="whether its faces are drawn")
-    audit: list[Text] = Field([], max_length=1000, description="failures that the audit of the data found, as sentences")
+    audit: list[Text] = Field([], max_length=1000, description="failures that the audit of the data found")
     classes: Classes = Field(description="names, in the order of the logits")
-    n: dict[Literal["labelled", "unlabelled", "val", "test"], Count] = Field(description="faces of each part of the split")
-    origin: dict[Literal["val", "test"], Text] = Field({}, description="where each part comes from: official, carved, ...")
-    capped: dict[Text, Count] = Field({}, description="class → labelled faces, where it has fewer than labels_per_class")
+    n: dict[Literal["labelled", "unlabelled", "val", "test"], Count] = Field(description="faces of each part")
+    origin: dict[Literal["val", "test"], Text] = Field({}, description="source of each part: official, carved, ...")
+    capped: dict[Text, Count] = Field({}, description="class → labelled faces, where fewer than labels_per_class")
     faces: FaceFacts | None = Field(None, description="how the faces were prepared")
     data_hash: Hash = Field(description="of the FaceSet's content")
     split_hash: Hash = Field(description="of the split's manifest")
-    init_hash: Hash | Literal[""] = Field("", description="of the start weights and of an own method's code; empty for neither")
+    init_hash: Hash | Literal[""] = Field("", description="of the start weights and of an own method's code")
     select: Literal["last", "val", "oracle"] = Field(description="how the reported epoch was chosen")
     epoch: Count = Field(description="the reported epoch")
-    labelled_seen: Count | None = Field(None, description="labelled faces seen in training, repeats counted; 0 for a probe")
-    images_seen: Count = Field(description="faces seen in training, repeats counted")
+    labelled_seen: Count | None = Field(None, description="labelled faces seen in training; 0 for a probe")
+    images_seen: Count = Field(description="faces seen in training, each time counted")
     labelled_counts: PerClass | None = Field(None, description="labelled faces of each class (K,)")
     pool: Pool | None = Field(None, description="the unlabelled faces, where the method takes any")
     pool_truth: PerClass | None = Field(None, description="faces of the pool whose class is known, by class (K,)")
@@ -111,7 +111,7 @@ class Metrics(Facts):
     peak_memory_mb: Count | None = Field(None, description="MiB: allocated by torch on a GPU; by the process on a CPU")
     train_seconds: Seconds = Field(description="seconds of training")
     test: Scores = Field(description="results on the test faces")
-    loss_parts: list[Text] | None = Field(None, max_length=1000, description="columns of the history that are parts of the loss")
+    loss_parts: list[Text] | None = Field(None, max_length=1000, description="columns that are parts of the loss")
     option_defaults: dict[Text, Any] = Field({}, max_length=1000, description="the method's options → their defaults")
 
     @model_validator(mode="after")
@@ -120,7 +120,7 @@ class Metrics(Facts):
         if len(self.test.confusion) != k or any(len(row) != k for row in self.test.confusion):
             raise ValueError(f"test.confusion must be {k} lists of {k} counts, one for each class")
         for name in ("labelled_counts", "pool_truth"):
-            if self.get(name) is not None and len(self[name]) != k: raise ValueError(f"{name} must have {k} counts, one for each class")
+            if name in self and len(self[name]) != k: raise ValueError(f"{name} must have {k} counts, one a class")
         return self
 
 class Environment(Facts):
@@ -137,7 +137,7 @@ class Environment(Facts):
 
 class Status(Facts):
     "`status.json`: how far the run is. A finished one has the SHA-256 of every file of the record."
-    state: Literal["missing", "running", "failed", "interrupted", "finished"] = Field(description="missing: there is no run")
+    state: Literal["missing", "running", "failed", "interrupted", "finished"] = Field(description="missing: no run")
     error: Annotated[str, Field(max_length=1_000_000)] = Field("", description="what stopped the run")
     pid: Count | None = Field(None, description="process that does the run")
     files: dict[Text, Hash] = Field({}, max_length=100, description="file → SHA-256")
@@ -166,8 +166,8 @@ def _sentence(error) -> str:
 
 def not_a_record(path, why: str) -> BenchError:
     "The error for a file `path` that no run wrote like this."
-    return BenchError(f"{str(path)!r} is not what a run writes ({why}). Was it edited by hand? Restore it, or delete its folder and "
-                      "run again.")
+    return BenchError(f"{str(path)!r} is not what a run writes ({why}). Was it edited by hand? Restore it, or delete "
+                      "its folder and run again.")
 
 def completed(facts: dict, config: dict) -> dict:
     "`facts` of a metrics.json with those that early records lack and that follow from the run's `config`."
@@ -185,18 +185,20 @@ def kind_of(config: dict) -> str:
 
 def example_environment(**changes) -> Environment:
     "A valid `Environment` for examples and tests."
-    facts = {"python": "3.11.7", "machine": "x86_64", "system": "Linux", "versions": {}, "commit": "8a1c0ffee1", "dirty": False}
+    facts = {"python": "3.11.7", "machine": "x86_64", "system": "Linux", "versions": {}, "commit": "8a1c0ffee1",
+             "dirty": False}
     return checked(Environment, facts | changes, "environment.json")
 
 def example_metrics(**changes) -> Metrics:
-    "A valid `Metrics` for examples and tests: 3 of 4 test faces of each class are classified correctly. `test` may be given in part."
+    "A valid `Metrics` for examples and tests: WAR and UAR are 3/4. `test` may be given in part."
     classes = list(changes.get("classes", ["fear", "happiness"]))
     k = len(classes)
     confusion = [[3 if j == i else int(j == (i + 1) % k) for j in range(k)] for i in range(k)]
-    test = {"WAR": 0.75, "UAR": 0.75, "macro_F1": 0.75, "ECE": 0.1, "NLL": 0.7, "n": 4 * k, "recall": dict.fromkeys(classes, 0.75),
-            "confusion": confusion, **{f"{name}_ci": [0.6, 0.9] for name in ("WAR", "UAR", "macro_F1")}}
-    facts = {"run_id": "example", "method": "supervised", "kind": "supervised", "dataset": "drawn", "drawn": False, "classes": classes,
-             "n": {"labelled": 25 * k, "unlabelled": 0, "val": 0, "test": 4 * k}, "data_hash": "d" * 64, "split_hash": "5" * 64,
-             "select": "last", "epoch": 1, "labelled_seen": 100, "images_seen": 100, "labelled_counts": [25] * k, "parameters": 1000,
-             "loaded": {}, "device": "cpu", "train_seconds": 1.0}
+    test = {"WAR": 0.75, "UAR": 0.75, "macro_F1": 0.75, "WAR_ci": [0.6, 0.9], "UAR_ci": [0.6, 0.9],
+            "macro_F1_ci": [0.6, 0.9], "ECE": 0.1, "NLL": 0.7, "n": 4 * k, "recall": dict.fromkeys(classes, 0.75),
+            "confusion": confusion}
+    facts = {"run_id": "example", "method": "supervised", "kind": "supervised", "dataset": "drawn", "drawn": False,
+             "classes": classes, "n": {"labelled": 25 * k, "unlabelled": 0, "val": 0, "test": 4 * k},
+             "data_hash": "d" * 64, "split_hash": "5" * 64, "select": "last", "epoch": 1, "labelled_seen": 100,
+             "images_seen": 100, "labelled_counts": [25] * k, "parameters": 1000, "device": "cpu", "train_seconds": 1.0}
     return checked(Metrics, facts | changes | {"test": test | dict(changes.get("test", {}))}, "metrics.json")

@@ -20,10 +20,11 @@ from fer_bench.core import BenchError
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.sources import archives
 from fer_bench.data.sources.archives import open_files
-from fer_bench.data.sources.base import CsvSource, FolderSource
+from fer_bench.data.sources.folders import CsvSource, FolderSource
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
-FILES = {f"set/{('train', 'test')[i % 2]}/{('sad', 'happy')[i // 2 % 2]}/{9 - i % 10}{i}.png": face for i, face in enumerate(NOISE)}
+FILES = {f"set/{('train', 'test')[i % 2]}/{('sad', 'happy')[i // 2 % 2]}/{9 - i % 10}{i}.png": face
+         for i, face in enumerate(NOISE)}
 MODES = {"tar": "w:", "tar.gz": "w:gz", "tar.bz2": "w:bz2", "tar.xz": "w:xz"}
 
 
@@ -92,7 +93,8 @@ def test_reading(kind, put, monkeypatch):
     for name, data in [*members, *reversed(members)]:
         assert files.read(name) == data and files.size(name) == len(data)
         with files.open(name) as file: assert file.read() == data
-        if "zip" not in kind: assert files.read_at(name, 1, 300) == data[1:301] and files.read_at(name, len(data) + 5, 9) == b""
+        if "zip" not in kind:
+            assert files.read_at(name, 1, 300) == data[1:301] and files.read_at(name, len(data) + 5, 9) == b""
     with pytest.raises(KeyError): files.read("none")
     if "zip" in kind:
         with pytest.raises(BenchError, match="pack it as a .tar"): files.read_at("a/1", 0, 1)
@@ -100,9 +102,12 @@ def test_reading(kind, put, monkeypatch):
     with pytest.raises(BenchError, match="larger than"): files.read("a/b/2")
 
 
-def test_many_threads_read_one_spool(put):
+@pytest.mark.parametrize("mode, pread", [("w:gz", True), ("w", True), ("w", False)])
+def test_many_threads_read_one_archive(put, mode, pread, monkeypatch):
+    "Decompressed or plain; also where the system has no `os.pread` (Windows)."
+    if not pread: monkeypatch.delattr(os, "pread")
     data = {f"{i}": os.urandom(3000) for i in range(400)}
-    files, wrong = open_files(put(tar_of(data.items(), "w:gz"))), []
+    files, wrong = open_files(put(tar_of(data.items(), mode))), []
     def read(k):
         for i in np.random.default_rng(k).permutation(400): wrong.extend([i] * (files.read(str(i)) != data[str(i)]))
     threads = [threading.Thread(target=read, args=(k,)) for k in range(6)]
@@ -125,7 +130,8 @@ def test_the_sole_folder(put):
     assert keys("top/a/1", "top/b/1") == ["a/1", "b/1"]
     assert keys("./top/a/1", "__MACOSX/top/a/1", ".DS_Store") == ["a/1"]
     assert keys("Train/a/1", "Train/b/1") == ["Train/a/1", "Train/b/1"]
-    assert keys("a/1", "b/1") == ["a/1", "b/1"] and keys("1", "2") == ["1", "2"] and keys("a/1", "x.csv") == ["a/1", "x.csv"]
+    assert keys("a/1", "b/1") == ["a/1", "b/1"] and keys("1", "2") == ["1", "2"]
+    assert keys("a/1", "x.csv") == ["a/1", "x.csv"]
     assert open_files(put(tar_of([("top/a/1", b""), ("other/1", b"")]))/"top").keys == ["a/1"]
     with pytest.raises(BenchError, match="no folder 'none'"): open_files(put(tar_of([("a/1", b"")]))/"none")
 
@@ -135,7 +141,8 @@ def test_csv_inside_an_archive(put, tmp_path):
     members = [("all/sad/1.png", png(NOISE[0])), ("all/happy/1.png", png(NOISE[1])), ("all/faces.csv", listing)]
     for kind in ("zip", "tar.xz"):
         faces = build_faceset(CsvSource(put(KINDS[kind](members))/"all"/"faces.csv"), tmp_path/"faces")
-        assert faces.index.label.tolist() == ["happy", "sad"] and [r["key"] for r in faces.meta["rejected"]] == ["gone.png"]
+        assert faces.index.label.tolist() == ["happy", "sad"]
+        assert [r["key"] for r in faces.meta["rejected"]] == ["gone.png"]
         with pytest.raises(BenchError, match="no such file"): CsvSource(tmp_path/"x"/"all"/"none.csv")
 
 
@@ -174,7 +181,8 @@ def test_evil_names(kind, put, tmp_path):
 
 def test_evil_kinds_in_a_tar(put):
     devices = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
-    evil = [special("set/sad/l.png", tarfile.SYMTYPE, "/etc/passwd"), special("set/sad/h.png", tarfile.LNKTYPE, "set/train/sad/90.png"),
+    evil = [special("set/sad/l.png", tarfile.SYMTYPE, "/etc/passwd"),
+            special("set/sad/h.png", tarfile.LNKTYPE, "set/train/sad/90.png"),
             *(special(f"set/sad/{i}.png", kind) for i, kind in enumerate(devices))]
     for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         files = open_files(put(tar_of([*all_files(), *((info, None) for info in evil)], format=form)))
@@ -184,17 +192,20 @@ def test_evil_kinds_in_a_tar(put):
 def test_names_of_other_encodings(put):
     info = tarfile.TarInfo("sad/caf\udce9.png")
     folder = tarfile.TarInfo("caf\udce9/1.png")
-    path = put(tar_of([(info, png(NOISE[0])), ("happy/ü.png", png(NOISE[1])), ("sad/a.png", png(NOISE[2])), (folder, b"")],
+    path = put(tar_of([(info, png(NOISE[0])), ("happy/ü.png", png(NOISE[1])), ("sad/a.png", png(NOISE[2])),
+                       (folder, b"")],
                       format=tarfile.GNU_FORMAT))
     source = FolderSource(path)
     assert source.rows().key.tolist() == ["happy/ü.png", "sad/a.png"] and source.classes == ("happy", "sad")
-    assert source.rejected == [(name, "its name is not UTF-8: rename it") for name in ("sad/caf\\udce9.png", "caf\\udce9/1.png")]
+    assert source.rejected == [(name, "its name is not UTF-8: rename it")
+                               for name in ("sad/caf\\udce9.png", "caf\\udce9/1.png")]
 
 
 def test_nul_bytes_in_names(put):
     data = zip_of([("sad/abc.png", b"1"), ("happy/a.png", b"2")]).replace(b"abc.png", b"a\0c.png")
     assert open_files(put(data)).rejected == [("sad/a\\0c.png", "its name holds a NUL byte")]
-    tar = tar_of([("x", b""), ("sad/" + "y" * 150, b"1")], format=tarfile.PAX_FORMAT).replace(b"path=sad/yyy", b"path=sad/\0yy")
+    tar = tar_of([("x", b""), ("sad/" + "y" * 150, b"1")], format=tarfile.PAX_FORMAT)
+    tar = tar.replace(b"path=sad/yyy", b"path=sad/\0yy")
     files = open_files(put(tar))
     assert files.keys == ["x"] and files.rejected[0][1] == "its name holds a NUL byte"
 
@@ -213,7 +224,8 @@ def test_encrypted_and_linked_in_a_zip(put, tmp_path):
 def patched(data: bytes, size: int) -> bytes:
     "The zip `data` of one file with another declared size in both places."
     data = bytearray(data)
-    for magic, at in ((b"PK\3\4", 22), (b"PK\1\2", 24)): data[(i := data.index(magic) + at):i + 4] = struct.pack("<I", size)
+    for magic, at in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
+        data[(i := data.index(magic) + at):i + 4] = struct.pack("<I", size)
     return bytes(data)
 
 
@@ -257,7 +269,8 @@ def test_headers_that_lie(put):
 def test_cut_short(kind, put):
     whole = KINDS[kind](all_files())
     for share in (0.1, 0.5, 0.9):
-        with pytest.raises(BenchError, match="Copy or download it again"): open_files(put(whole[:int(len(whole.rstrip(b"\0")) * share)]))
+        with pytest.raises(BenchError, match="Copy or download it again"):
+            open_files(put(whole[:int(len(whole.rstrip(b"\0")) * share)]))
 
 
 @pytest.mark.parametrize("mode", MODES.values())
@@ -276,7 +289,8 @@ def test_a_damaged_header_does_not_end_the_archive_quietly(put):
     with pytest.raises(BenchError, match="neither a file nor the mark|damaged"): open_files(put(bytes(whole)))
 
 
-@pytest.mark.parametrize("data", [b"", b"no archive", b"PK\3\4", b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh", b"PK\5\6" + bytes(18), bytes(10240),
+@pytest.mark.parametrize("data", [b"", b"no archive", b"PK\3\4", b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh",
+                                  b"PK\5\6" + bytes(18), bytes(10240),
                                   lzma.compress(b"no tar"), b"\x89PNG\r\n\x1a\n" + bytes(600)])
 def test_what_is_no_archive(data, put):
     try: assert open_files(put(data)).keys == []
@@ -313,8 +327,10 @@ def test_any_bytes_give_files_or_an_error(kind, tmp_path, data):
     assert os.listdir(tmp_path) == ["x"]
 
 
-PATHS = st.lists(st.sampled_from(["..", ".", "", "a", "b.png", "/", "\\", "C:", "\n", "é", "~"]), max_size=5).map("/".join)
-TYPES = st.sampled_from([tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, b"S", b"V"])
+PARTS = st.sampled_from(["..", ".", "", "a", "b.png", "/", "\\", "C:", "\n", "é", "~"])
+PATHS = st.lists(PARTS, max_size=5).map("/".join)
+TYPES = st.sampled_from([tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, b"S",
+                         b"V"])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -57,17 +57,20 @@ def test_budgets_are_nested_and_draws_differ():
     draws = {(k, s): set(make_split(plain_index(), CLASSES, k, s).labelled) for k in (1, 4, 10, 25) for s in (0, 1)}
     for s in (0, 1): assert draws[1, s] < draws[4, s] < draws[10, s] < draws[25, s]
     assert draws[10, 0] != draws[10, 1]
-    assert np.array_equal(make_split(plain_index(), CLASSES, 4, 0).test, make_split(plain_index(), CLASSES, None, 7).test)
+    assert np.array_equal(make_split(plain_index(), CLASSES, 4, 0).test,
+                          make_split(plain_index(), CLASSES, None, 7).test)
 
 def test_split_hash_follows_labels_and_files():
     index, before = plain_index(), make_split(plain_index(), CLASSES).hash
     index.loc[5, "label"] = "fear" if index.loc[5, "label"] != "fear" else "anger"
     assert make_split(index, CLASSES).hash != before
-    index = plain_index(); index["file_sha256"] = [f"f{i}" for i in range(300)]
+    index = plain_index()
+    index["file_sha256"] = [f"f{i}" for i in range(300)]
     assert make_split(index, CLASSES).hash != before
 
 @pytest.mark.parametrize("change, says", [
-    (lambda i: i.assign(label="fear"), "no labelled face"), (lambda i: i[(i.split == "train") | (i.label != "fear")], "no test face"),
+    (lambda i: i.assign(label="fear"), "no labelled face"),
+    (lambda i: i[(i.split == "train") | (i.label != "fear")], "no test face"),
     (lambda i: i[(i.split == "test") | (i.label != "fear")], "no training face")])
 def test_split_refuses(change, says):
     with pytest.raises(BenchError, match=says): make_split(change(plain_index()).reset_index(drop=True), CLASSES)
@@ -149,7 +152,8 @@ def slow_warp(image, theta, size):
 def test_warp_against_plain_loops():
     theta = torch.tensor([[[0.6, 0.1, 0.1], [-0.1, 0.7, -0.05]]], dtype=torch.float64)
     image = torch.rand(1, 1, 12, 12, generator=seeded(3), dtype=torch.float64)
-    np.testing.assert_allclose(warp(image, theta, 9)[0, 0], slow_warp(image[0, 0].numpy(), theta[0].numpy(), 9), atol=1e-9)
+    np.testing.assert_allclose(warp(image, theta, 9)[0, 0], slow_warp(image[0, 0].numpy(), theta[0].numpy(), 9),
+                               atol=1e-9)
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.1, 0.9), st.floats(0.5, 1.0))
@@ -194,11 +198,13 @@ def test_leave_one_subject_out():
     split = make_split(index, CLASSES, how="subject:s3")
     assert set(index["subject"].iloc[split.test]) == {"s3"} and split.origin["test"] == "subject:s3"
     assert "s3" not in set(index["subject"].iloc[np.concatenate([split.labelled, split.unlabelled, split.val])])
-    with pytest.raises(BenchError, match="no subject with labelled faces 's99'"): make_split(index, CLASSES, how="subject:s99")
+    with pytest.raises(BenchError, match="no subject with labelled faces 's99'"):
+        make_split(index, CLASSES, how="subject:s99")
 
 def test_cross_split_copies_are_dropped_on_request():
     index = plain_index()
-    index.loc[0, "sha256"], index.loc[1, "sha256"] = index.loc[2, "sha256"], index.loc[5, "sha256"]  # 2 and 5 are test faces
+    # 2 and 5 are test faces
+    index.loc[0, "sha256"], index.loc[1, "sha256"] = index.loc[2, "sha256"], index.loc[5, "sha256"]
     kept, dropped = (make_split(index, CLASSES, dedupe=d) for d in ("none", "cross_split"))
     use = lambda s: set(s.labelled) | set(s.val)
     assert {0, 1} <= use(kept) and not {0, 1} & (use(dropped) | set(dropped.unlabelled))
@@ -206,8 +212,9 @@ def test_cross_split_copies_are_dropped_on_request():
 
 def test_published_budget():
     classes = ["anger", "fear"]
-    index = pd.DataFrame({"key": [f"{i:04d}" for i in range(400)], "split": ["train"] * 350 + ["test"] * 50, "subject": None,
-                          "label": [classes[i % 2] for i in range(400)], "sha256": [f"p{i}" for i in range(400)], "file_sha256": None})
+    index = pd.DataFrame({"key": [f"{i:04d}" for i in range(400)], "split": ["train"] * 350 + ["test"] * 50,
+                          "subject": None, "label": [classes[i % 2] for i in range(400)],
+                          "sha256": [f"p{i}" for i in range(400)], "file_sha256": None})
     split = make_split(index, classes, "ada_cm-400")
     labels = index["label"].iloc[split.labelled]
     assert ((labels == "fear").sum(), (labels == "anger").sum()) == (40, 60)

@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import tarfile
 import time
 import tracemalloc
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,13 @@ import pytest
 from PIL import Image
 
 from fer_bench.core import BenchError
-from fer_bench.data.faceset import build_faceset, cached_faceset, fit, open_faceset, verify_faceset
-from fer_bench.data.sources.base import COLUMNS, CsvSource, FerplusSource, FolderSource, Source, decode
+from fer_bench.data import faceset
+from fer_bench.data.faceset import build_faceset, cached_faceset, check_unchanged, fit, open_faceset, verify_faceset
+from fer_bench.data.sources.base import COLUMNS, Source
+from fer_bench.data.sources.ferplus import FerplusSource
+from fer_bench.data.sources.folders import CsvSource, FolderSource
+from fer_bench.data.sources.pictures import decode
+from fer_bench.data.stamps import NOTE
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (100, 12, 12, 3), dtype=np.uint8)
@@ -39,7 +46,8 @@ def photos(tmp_path):
 
 class Arrays:
     "A source of arrays that knows nothing of `Source`, as the drawn faces do."
-    name, classes, colour, licence, facts, rejected = "drawn", ("a", "b"), "rgb", "ours", {"alignment": "exact"}, ()
+    name, classes, colour, licence, rejected = "drawn", ("a", "b"), "rgb", "ours", ()
+    facts = {"alignment": "exact", "drawing": 1}
 
     def __init__(self, images, labels=None, order=None, stop=None, **more):
         self.images, self.stop, self.more = images, stop, more
@@ -132,7 +140,7 @@ def test_sizes_that_differ(photos, tmp_path):
 
 @pytest.mark.parametrize("source, message", [
     (Arrays(NOISE[:0]), "has no face that can be read"), (Arrays(NOISE[:3], labels=["a"] * 3), "labels of 1 class"),
-    (Arrays([ValueError("burnt")] * 3), "3 were put aside, the first: '00000', burnt"),
+    (Arrays([ValueError("burnt")] * 3), "3 were rejected, the first: '00000', burnt"),
     (Arrays([NOISE[0], ValueError("burnt")]), "labels of 1 class.*burnt"),
     (Arrays(NOISE[:2], labels=["a", "c"]), r"none of its classes: \['c'\]"),
     (Arrays(NOISE[:2], order=[0, 1, 1]), "gives a key twice")])
@@ -218,7 +226,7 @@ def test_an_interrupted_build_leaves_nothing(error, tmp_path):
 
 KILLED = """
 import sys, time
-from fer_bench.data.sources.base import FolderSource
+from fer_bench.data.sources.folders import FolderSource
 from fer_bench.data.faceset import cached_faceset
 class Slow(FolderSource):
     def read(self, key):
@@ -291,6 +299,75 @@ def test_a_cut_file_and_a_lost_row(built):
     (built/"images.npy").write_bytes(whole)
     pd.read_parquet(built/"index.parquet").iloc[1:].to_parquet(built/"index.parquet")
     with pytest.raises(BenchError, match="100 images, 99 rows"): open_faceset(built)
+
+
+@pytest.fixture
+def unwritable(built):
+    "A FaceSet beside whose files no note can be written, by any user: a folder has the note's name."
+    (built/NOTE).unlink()
+    (built/NOTE).mkdir()
+    return open_faceset(built)
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    "How many times a FaceSet was verified."
+    calls = []
+    monkeypatch.setattr(faceset, "verify_faceset", lambda folder: calls.append(folder) or verify_faceset(folder))
+    return calls
+
+
+OTHER_PROCESS = """
+import sys
+from fer_bench.data import faceset
+def refuse(folder): raise SystemExit("verified again")
+faceset.verify_faceset = refuse
+faceset.check_unchanged(faceset.open_faceset(sys.argv[1]))
+"""
+
+
+def test_a_faceset_that_cannot_be_written_to_is_verified_once(unwritable, hashed, tmp_path, monkeypatch):
+    "By this process and the next, and again as soon as a file changes."
+    monkeypatch.setenv("FER_BENCH_CACHE", str(tmp_path/"cache"))
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", OTHER_PROCESS, str(unwritable.folder)]
+    check_unchanged(unwritable)
+    check_unchanged(unwritable)
+    assert len(hashed) == 1 and subprocess.run(command, env=env).returncode == 0
+    os.utime(unwritable.folder/"images.npy", ns=(1, 1))
+    assert subprocess.run(command, env=env, capture_output=True, text=True).stderr.strip() == "verified again"
+    check_unchanged(unwritable)
+    assert len(hashed) == 2
+    flip(unwritable.folder/"images.npy", 500)
+    with pytest.raises(BenchError, match="pixels of 1 of its faces differ"): check_unchanged(unwritable)
+    with pytest.raises(BenchError, match="pixels of 1 of its faces differ"): check_unchanged(unwritable)
+
+
+def test_where_no_note_can_be_written_the_process_remembers(unwritable, hashed, tmp_path, monkeypatch):
+    (tmp_path/"file").write_text("")
+    monkeypatch.setenv("FER_BENCH_CACHE", str(tmp_path/"file"))
+    for _ in range(2): check_unchanged(unwritable)
+    assert len(hashed) == 1
+
+
+def test_one_of_many_verifies(unwritable, hashed, tmp_path, monkeypatch):
+    monkeypatch.setenv("FER_BENCH_CACHE", str(tmp_path/"cache"))
+    with ThreadPoolExecutor(4) as threads: list(threads.map(check_unchanged, [unwritable] * 4))
+    assert len(hashed) == 1
+
+
+def test_built_verified_and_copied_facesets_are_not_hashed_again(built, hashed, tmp_path):
+    check_unchanged(open_faceset(built))
+    shutil.copytree(built, tmp_path/"copy")  # keeps times
+    check_unchanged(open_faceset(tmp_path/"copy"))
+    assert hashed == []
+    for path in (tmp_path/"copy").iterdir(): path.touch()
+    for _ in range(2): check_unchanged(open_faceset(tmp_path/"copy"))
+    assert hashed == [tmp_path/"copy"]
+    for wrong in ("", "[]", "{"):
+        (tmp_path/"copy"/NOTE).write_text(wrong)
+        check_unchanged(open_faceset(tmp_path/"copy"))
+    assert len(hashed) == 4
 
 
 def test_open_nowhere(tmp_path):
@@ -395,8 +472,9 @@ def test_ferplus_every_face_comes_through(ferplus, tmp_path):
         assert np.array_equal(faces.images[i, ..., 0], Image.open(ferplus/faces.index.key[i]))
     verify_faceset(faces.folder)
 
+
 def test_shards_are_the_same_data(photos, tmp_path):
-    "Cut into shards, the set has the same hash, reads alike, and its damage is found; another build may take its place."
+    "Shards have the same hash and read alike, their damage is found, and another build may replace them."
     whole = build_faceset(FolderSource(photos), tmp_path/"whole")
     cut = build_faceset(FolderSource(photos), tmp_path/"cut", shard_bytes=30 * 12 * 12 * 3)
     assert sorted(p.name for p in cut.folder.glob("images*")) == [f"images-{i:05d}.npy" for i in range(4)]
@@ -410,4 +488,4 @@ def test_shards_are_the_same_data(photos, tmp_path):
     (tmp_path/"cut"/"images-00001.npy").unlink()
     with pytest.raises(BenchError, match="lacks images-00001.npy"): open_faceset(tmp_path/"cut")
     assert build_faceset(FolderSource(photos), tmp_path/"cut").meta == whole.meta
-    assert sorted(os.listdir(tmp_path/"cut")) == ["images.npy", "index.parquet", "meta.json"]
+    assert sorted(os.listdir(tmp_path/"cut")) == ["images.npy", "index.parquet", "meta.json", "verified.json"]

@@ -21,7 +21,7 @@ from fer_bench.catalogue import DATASETS, METHODS
 from fer_bench.config import PRESETS, RunConfig, baseline, notebook_parameters, run_id
 from fer_bench.core import BenchError
 from fer_bench.data.faceset import build_faceset
-from fer_bench.data.sources.base import FolderSource
+from fer_bench.data.sources.folders import FolderSource
 from fer_bench.record import SEALED, load_runs
 from fer_bench.report.tables import comparable, compare, notes
 from fer_bench.runs.experiment import find_record, run

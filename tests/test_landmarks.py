@@ -1,4 +1,4 @@
-"Landmarks: a bright dot at the point is found where `follow` says, files give what was written, and nothing evil gets through."
+"Landmarks: a bright dot is found where `follow` says, files give what was written, and malicious ones are refused."
 import io
 import json
 import os
@@ -29,7 +29,8 @@ from fer_bench.data.landmarks import (
     regions_of,
     with_landmarks,
 )
-from fer_bench.data.sources.base import FileSource, FolderSource
+from fer_bench.data.sources.base import FileSource
+from fer_bench.data.sources.folders import FolderSource
 from fer_bench.data.views import affine, make_view, seeded, warp
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +66,8 @@ def test_follow_is_the_exact_inverse(seed, count, size_in, size_out):
     theta = affine(seeded(seed), count, scale=(0.1, 1.0), ratio=(0.5, 2), degrees=180, flip=0.5).double()
     points = np.random.default_rng(seed).uniform(-10, size_in + 10, (count, 68, 2))
     there = follow(points, theta, size_in, size_out)
-    back = torch.linalg.inv(torch.cat([theta, torch.tensor([[[0.0, 0, 1]]], dtype=torch.float64).expand(count, 1, 3)], 1))[:, :2]
+    last = torch.tensor([[[0.0, 0, 1]]], dtype=torch.float64).expand(count, 1, 3)
+    back = torch.linalg.inv(torch.cat([theta, last], 1))[:, :2]
     np.testing.assert_allclose(follow(there, back, size_out, size_in), points, atol=1e-6 * max(size_in, size_out))
 
 def test_a_flip_swaps_left_and_right():
@@ -78,11 +80,12 @@ def test_a_flip_swaps_left_and_right():
     assert left_eye(points[0]) < 32 and left_eye(flipped) < 32, "the left eye stays the one on the left"
     five = np.array([[[10, 20], [40, 20], [25, 30], [15, 50], [35, 50.0]]])
     assert follow(five, mirror, 64, 64)[0, 0].tolist() == [24, 20]
-    with pytest.raises(BenchError, match="no order of points for a flip '7'"): follow(np.zeros((1, 7, 2)), mirror, 64, 64)
+    with pytest.raises(BenchError, match="no order of points for a flip '7'"):
+        follow(np.zeros((1, 7, 2)), mirror, 64, 64)
     assert follow(np.full((1, 7, 2), np.nan), mirror, 64, 64, np.arange(7)).shape == (1, 7, 2)
 
 def test_the_views_own_theta_moves_drawn_landmarks():
-    "A dot on the nose's tip, a point that a flip keeps, goes where the followed landmark does, each face by its own draw."
+    "A dot on the tip of the nose, which a flip keeps, moves as the landmark does, for each face by its own parameters."
     faces = draw_faces(range(6), size=96)
     params = make_view("weak").sample(seeded(1, 2), 6)
     followed = follow(faces["landmarks"], params["theta"], 96, 96)
@@ -145,7 +148,8 @@ def each(path, ending, text):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text(points))
 
-def pts(path): each(path, ".pts", lambda p: "version: 1\nn_points:  4\n{\n" + "".join(f"{x} {y}\n" for x, y in p) + "}\n")
+def pts(path):
+    each(path, ".pts", lambda p: "version: 1\nn_points:  4\n{\n" + "".join(f"{x} {y}\n" for x, y in p) + "}\n")
 def tem(path): each(path, ".tem", lambda p: "4\n" + "".join(f"{x}\t{y}\n" for x, y in p) + "1\n0\n3\n0 1 2\n")
 
 @pytest.mark.parametrize("write, name", [(npz, "l.npz"), (csv, "l.csv"), (pts, "points"), (tem, "points")])
@@ -155,7 +159,9 @@ def test_readers(tmp_path, write, name, packed):
     write(tmp_path/"in")
     path = tmp_path/"in"/name
     if packed:
-        with tarfile.open(tmp_path/"in.tar.gz", "w:gz") as tar: tar.add(tmp_path/"in", "in"); tar.add(tmp_path/"in", "second")
+        with tarfile.open(tmp_path/"in.tar.gz", "w:gz") as tar:
+            tar.add(tmp_path/"in", "in")
+            tar.add(tmp_path/"in", "second")
         path = tmp_path/"in.tar.gz"/"in"/name
     found = read_landmarks(path, first_pixel=1)
     keys = KEYS if name != "points" else [os.path.splitext(key)[0] for key in KEYS]
@@ -184,13 +190,18 @@ TWO = np.zeros((2, 3, 2))
 BAD = {
     "text.npz": b"no zip", "empty.npz": b"", "pickle.npz": raw_npz(names=["a", "b"], points=TWO.astype(object)),
     "names.npz": raw_npz(names=np.array(["a", "b"], object), points=TWO), "lacks.npz": raw_npz(names=["a", "b"]),
-    "few.npz": raw_npz(names=["a"], points=TWO), "flat.npz": raw_npz(names=["a", "b"], points=TWO[..., 0]), "huge.npz": huge_npz(),
+    "few.npz": raw_npz(names=["a"], points=TWO), "flat.npz": raw_npz(names=["a", "b"], points=TWO[..., 0]),
+    "huge.npz": huge_npz(),
     "twice.npz": raw_npz(names=["a", "a"], points=TWO), "nan.npz": raw_npz(names=["a", "b"], points=TWO * np.nan),
-    "complex.npz": raw_npz(names=["a", "b"], points=TWO * 1j), "none.npz": raw_npz(names=np.zeros(0, "U1"), points=TWO[:0]),
-    "empty.csv": b"", "header.csv": b"key,x0,y1\na,1,2\n", "keyless.csv": b"x0,y0\n1,2\n", "text.csv": b"key,x0,y0\na,1,b\n",
-    "short.csv": b"key,x0,y0\na,1\n", "twice.csv": b"key,x0,y0\na,1,2\na,1,2\n", "columns.csv": b"key,x0,y0,x0\na,1,2,3\n",
+    "complex.npz": raw_npz(names=["a", "b"], points=TWO * 1j),
+    "none.npz": raw_npz(names=np.zeros(0, "U1"), points=TWO[:0]),
+    "empty.csv": b"", "header.csv": b"key,x0,y1\na,1,2\n", "keyless.csv": b"x0,y0\n1,2\n",
+    "text.csv": b"key,x0,y0\na,1,b\n",
+    "short.csv": b"key,x0,y0\na,1\n", "twice.csv": b"key,x0,y0\na,1,2\na,1,2\n",
+    "columns.csv": b"key,x0,y0,x0\na,1,2,3\n",
     "bytes.csv": b"key,x0,y0\n\xff,1,2\n", "inf.csv": b"key,x0,y0\na,inf,2\n",
-    "few.pts": b"version: 1\nn_points: 3\n{\n1 2\n}\n", "many.pts": b"n_points: 1\n{\n1 2\n3 4\n}", "none.pts": b"n_points: 0\n{\n}",
+    "few.pts": b"version: 1\nn_points: 3\n{\n1 2\n}\n", "many.pts": b"n_points: 1\n{\n1 2\n3 4\n}",
+    "none.pts": b"n_points: 0\n{\n}",
     "brace.pts": b"n_points: 1\n{\n1 2\n", "word.pts": b"n_points: 1\n{\n1 b\n}", "bytes.pts": b"\xff\xfe{",
     "three.pts": b"n_points: 1\n{\n1 2 3\n}",
     "few.tem": b"3\n1\t2\n", "minus.tem": b"-1\n1\t2\n", "huge.tem": b"9" * 5000 + b"\n1 2\n", "empty.tem": b"",
@@ -231,8 +242,10 @@ def test_missing_and_mismatched(tmp_path):
 def test_wrapper_is_the_source_and_more(tmp_path):
     plain = DrawnSource(80, 32)
     points = {f"drawn-{i:06d}": np.full((5, 2), i, np.float32) for i in range(79)}
-    first, again, other = (with_landmarks(plain, p) for p in (points, dict(points), {k: v + 1 for k, v in points.items()}))
-    assert first.classes == plain.classes and first.load("drawn-000003").shape == (32, 32, 3) and "landmarks" not in plain.facts
+    moved = {key: value + 1 for key, value in points.items()}
+    first, again, other = (with_landmarks(plain, p) for p in (points, dict(points), moved))
+    assert first.classes == plain.classes and first.load("drawn-000003").shape == (32, 32, 3)
+    assert "landmarks" not in plain.facts
     assert first.fingerprint() == again.fingerprint() != other.fingerprint()
     faces = build_faceset(first, tmp_path/"faces")
     assert landmarks_of(faces, [5, 79])[0].tolist() == [[5, 5]] * 5 and np.isnan(landmarks_of(faces, [5, 79])[1]).all()
@@ -248,7 +261,8 @@ def webmorph(tmp_path_factory):
     source = FileSource(archive, [], ())
     rows = [(key, None, "no label", None, None, None) for key in source.files.keys if key.endswith(".jpg")]
     source = with_landmarks(FileSource(source.files, rows, ()), points, regions)
-    return build_faceset(source, tmp_path_factory.mktemp("webmorph")/"faces", 160, require_labels=False), points, regions
+    faces = build_faceset(source, tmp_path_factory.mktemp("webmorph")/"faces", 160, require_labels=False)
+    return faces, points, regions
 
 def pixels_at(images: torch.Tensor, points) -> np.ndarray:
     "Brightness (B, n) of images (B, C, H, W), square, at points (B, n, 2) in pixels, bilinear."

@@ -12,8 +12,8 @@ from fer_bench.data.drawn.expressions import moved_regions
 from fer_bench.data.drawn.faces import DrawnSource
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.landmarks import landmarks_of, regions_of, with_landmarks
-from fer_bench.data.sources.base import FolderSource
 from fer_bench.data.sources.crops import cropped
+from fer_bench.data.sources.folders import FolderSource
 from fer_bench.evaluate.explain import class_maps
 from fer_bench.evaluate.landmarks import map_scores, paired_difference
 from fer_bench.record import load_runs
@@ -23,7 +23,6 @@ from fer_bench.runs.networks import load_classifier
 from fer_bench.runs.task import load_data, split_data
 from fer_bench.show.gallery import (
     FIGURES,
-    choose,
     figure_attention,
     figure_features,
     figure_landmarks,
@@ -149,7 +148,7 @@ def test_a_face_whose_landmarks_lie_beside_it_is_put_aside(tree, tmp_path):
     points = {k: [[10, 10], [10, 20]] for k in keys} | {keys[0]: [[90, 90], [90, 95]]}
     faces = build_faceset(cropped(with_landmarks(FolderSource(str(tree)), points, {"eyes": [0], "mouth": [1]})),
                           tmp_path/"set", 24)
-    assert faces.meta["rejected"] == [{"key": keys[0], "reason": "its landmarks lie beside the picture"}]
+    assert faces.meta["rejected"] == [{"key": keys[0], "reason": "its landmarks lie outside of the picture"}]
     assert len(faces.images) == len(keys) - 1 and faces.images.shape[1:3] == (24, 24)
 
 def test_crops_need_landmarks(tree):
@@ -195,28 +194,6 @@ def test_figures_refuse_what_they_cannot_show(results, tmp_path):
         figure_mean_maps(runs, build_faceset(DrawnSource(40, 32, seed=5), tmp_path/"few"))
     with pytest.raises(BenchError, match="no finished run to draw"): figure_attention([])
     with pytest.raises(BenchError, match="plane"): figure_features(runs, by="umap")
-
-def test_choice_of_runs(results):
-    "One run of each method by draw and seed, whatever the order; lacking kinds are named; oracle runs stay out."
-    _, runs = results
-    later = run(dict(preset="tiny", device="cpu", results_dir=results[0], drawn_faces=400, seed=1))
-    chosen, lacking = choose([later, *runs], "attention")
-    assert [r.config["method"] for r in chosen] == ["supervised", "dtm", "simfle", "byol"]
-    assert later not in chosen and not lacking
-    assert choose(runs[1:], "attention")[1] == ["--method supervised"]
-    assert choose(runs[:3], "budget")[1] == ["--method pseudo_label"]
-    by_name = {name: [r.config["method"] for r in choose(runs, name)[0]]
-               for name in ("masks", "thresholds", "pretraining")}
-    assert by_name == {"masks": ["simfle"], "thresholds": ["dtm"], "pretraining": ["simfle", "byol"]}
-    lacking = [choose(runs[:1], name)[1] for name in by_name]
-    assert lacking == [["--method simfle"], ["--method pseudo_label"], ["--method simfle"]]
-    with pytest.raises(BenchError, match="Did you mean 'attention'"): choose(runs, "atention")
-    assert choose(runs, "ablation_groups") == ([], ["--method simfle --groups 16"])
-    other = run(dict(preset="tiny", device="cpu", results_dir=results[0], drawn_faces=400, method="simfle", groups=16))
-    chosen, lacking = choose([*runs, later, other], "ablation_groups")
-    assert {r.config["groups"] for r in chosen} == {16, 32} and not lacking
-    oracle = run(dict(preset="tiny", device="cpu", results_dir=results[0], drawn_faces=400, select="oracle"))
-    assert oracle not in choose([*runs, oracle], "budget")[0]
 
 def printed(notebook) -> str:
     outputs = [o for cell in nbformat.read(notebook, 4).cells for o in cell.get("outputs", [])]

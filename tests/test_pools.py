@@ -13,8 +13,8 @@ from fer_bench.data.drawn.faces import DrawnSource
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.feed import BlockOrder, Feed, batch_rows
 from fer_bench.data.pools import Pool, held_out_hashes
-from fer_bench.data.sources.base import FolderSource
 from fer_bench.data.sources.face_recognition import IdentitySource
+from fer_bench.data.sources.folders import FolderSource
 from fer_bench.data.splits import make_split
 
 RNG = np.random.default_rng(0)
@@ -25,10 +25,11 @@ def save(path, pixels):
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    "A labelled set of 60 grey faces with an official test split, and a flat folder of 30, two of which are among its test faces."
+    "A labelled set of 60 grey faces with a test split, and a flat folder of 30, two of which are among its test faces."
     root = tmp_path_factory.mktemp("sets")
     pixels = RNG.integers(0, 256, (60, 16, 16), np.uint8)
-    for i, face in enumerate(pixels): save(root/"tree"/("train", "train", "test")[i % 3]/("sad", "happy")[i // 3 % 2]/f"{i:02d}.png", face)
+    for i, face in enumerate(pixels):
+        save(root/"tree"/("train", "train", "test")[i % 3]/("sad", "happy")[i // 3 % 2]/f"{i:02d}.png", face)
     for i in range(30): save(root/"flat"/f"Ann_B{i // 3}_{i % 3 + 1:04d}.jpg", RNG.integers(0, 256, (16, 16), np.uint8))
     labelled = build_faceset(FolderSource(root/"tree", "grey"), root/"labelled")
     return root, labelled, build_faceset(IdentitySource(root/"flat", "grey"), root/"flat_set", require_labels=False)
@@ -38,8 +39,10 @@ def test_pixels_by_one_number(sets):
     taken = np.array([5, 3, 11])
     pool = Pool([flat, (labelled, taken), flat])
     whole = np.concatenate([flat.images, labelled.images[taken], flat.images])
-    assert len(pool) == 63 and pool.images.shape == (63, 16, 16, 1) and pool.images.nbytes == 63 * 256 and pool.dropped == [0, 0, 0]
-    for rows in (np.arange(63), [62, 0, 31, 31, -1], 30, slice(28, 40), []): assert np.array_equal(pool.images[rows], whole[rows])
+    assert len(pool) == 63 and pool.images.shape == (63, 16, 16, 1) and pool.images.nbytes == 63 * 256
+    assert pool.dropped == [0, 0, 0]
+    for rows in (np.arange(63), [62, 0, 31, 31, -1], 30, slice(28, 40), []):
+        assert np.array_equal(pool.images[rows], whole[rows])
     batch = Feed(pool.images)(batch_rows(BlockOrder(range(63), 0, block=4, buffer=3), 2, 16))
     assert batch.shape == (16, 1, 16, 16)
     with pytest.raises(IndexError): pool.images[63]
@@ -51,7 +54,8 @@ def test_subjects(sets):
     assert len(set(pool.subjects) - {None}) == 20
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 4), st.sampled_from([None, 2]), st.lists(st.integers(0, 59), min_size=1, max_size=30, unique=True))
+@given(st.integers(0, 4), st.sampled_from([None, 2]),
+       st.lists(st.integers(0, 59), min_size=1, max_size=30, unique=True))
 def test_no_face_of_the_exam(sets, seed, k, rows):
     _, labelled, flat = sets
     split = make_split(labelled.index, labelled.classes, k, seed)
@@ -85,7 +89,8 @@ def test_labels_are_never_looked_at(sets):
         folder, images, meta, __len__ = labelled.folder, labelled.images, labelled.meta, lambda self: 60
         index = labelled.index.drop(columns=["label", "note", "votes"])
     blind = Pool([Blind(), flat], exam)
-    assert blind.facts == pool.facts and np.array_equal(blind.images[:], pool.images[:]) and len(blind.subjects) == len(pool)
+    assert blind.facts == pool.facts and np.array_equal(blind.images[:], pool.images[:])
+    assert len(blind.subjects) == len(pool)
 
 def test_grey_and_colour_together(sets, tmp_path):
     root, _, flat = sets
@@ -102,13 +107,15 @@ def test_hash_tells_pools_apart(sets):
     _, labelled, flat = sets
     members = [[labelled, flat], [flat, labelled], [flat], [(flat, np.arange(29))], [(flat, np.arange(30)[::-1])]]
     pools = [Pool(m) for m in members]
-    assert len({pool.hash for pool in pools}) == 5 and Pool([labelled, flat]).hash == pools[0].hash == pools[0].facts["hash"]
+    assert len({pool.hash for pool in pools}) == 5
+    assert Pool([labelled, flat]).hash == pools[0].hash == pools[0].facts["hash"]
 
 def test_real_faces(tmp_path):
-    "The face recognition crops straight from their archive: 12 758 faces of 5 606 people, one of them an exam face of another set."
+    "Face recognition crops from an archive: 12 758 faces of 5 606 people, one of them held out of another set."
     archive = Path(os.environ.get("FER_BENCH_DATA", Path(__file__).parents[2]/"shared/data"))/"lfw_crops_112.tar.xz"
     if not archive.exists(): pytest.skip(f"no {archive}; FER_BENCH_DATA names the folder of the real faces")
     flat = build_faceset(IdentitySource(archive, "grey"), tmp_path/"faces", require_labels=False)
     whole, pool = Pool([flat]), Pool([flat], {flat.index.sha256[7]})
     assert len(whole) == 12_758 and whole.images.shape[1:] == (112, 112, 1) and len(set(whole.subjects)) == 5_606
-    assert pool.dropped == [(flat.index.sha256 == flat.index.sha256[7]).sum()] and len(pool) + pool.dropped[0] == len(whole)
+    assert pool.dropped == [(flat.index.sha256 == flat.index.sha256[7]).sum()]
+    assert len(pool) + pool.dropped[0] == len(whole)

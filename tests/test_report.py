@@ -34,9 +34,11 @@ def record(run="a", epochs=3, config=None, environment=None, history=None, **met
             "macro_F1_ci": [0.7649, 0.8151], "n": 40, "confusion": [[10, 2, 0], [3, 25, 0], [0, 0, 0]]}
     steps = np.arange(1, epochs + 1)
     frame = pd.DataFrame({"epoch": steps, "step": 5 * steps, "loss": 1 / steps, "lr": 0.1, "train_seconds": steps})
-    config = dict(method="supervised", dataset="ferplus", backbone="resnet18", init="scratch", labels_per_class=50, seed=0,
-                  label_seed=0, precision="auto", image_size=48, epochs=epochs, steps_per_epoch=5, batch_size=8) | (config or {})
-    facts = dict(method=config["method"], kind=known_entry(config["method"]).kind, dataset="ferplus", classes=CLASSES, epoch=epochs,
+    config = dict(method="supervised", dataset="ferplus", backbone="resnet18", init="scratch", labels_per_class=50,
+                  seed=0, label_seed=0, precision="auto", image_size=48, epochs=epochs, steps_per_epoch=5,
+                  batch_size=8) | (config or {})
+    facts = dict(method=config["method"], kind=known_entry(config["method"]).kind, dataset="ferplus", classes=CLASSES,
+                 epoch=epochs,
                  images_seen=120, labelled_seen=config["epochs"] * 5 * config["batch_size"], parameters=11_181_642,
                  train_seconds=12.34) | metrics
     if len(facts["classes"]) != len(test["confusion"]): del test["confusion"]
@@ -49,7 +51,8 @@ def record(run="a", epochs=3, config=None, environment=None, history=None, **met
 
 def test_a_row_says_what_was_trained_and_how_sure_the_number_is():
     assert compare([record()]).iloc[0].to_dict() == {
-        "method": "supervised", "backbone": "resnet18", "init": "scratch", "labels": "50", "unlabelled": "none", "seed": 0,
+        "method": "supervised", "backbone": "resnet18", "init": "scratch", "labels": "50", "unlabelled": "none",
+        "seed": 0,
         "labelled seen": 120, "images seen": 120, "params (M)": 11.18, "seconds": 12.3,
         "WAR": "87.4 [86.1, 88.6]", "UAR": "80.0 [77.0, 83.0]",
         "macro-F1": "79.0 [76.5, 81.5]", "select": "last", "data": "ferplus", "commit": "0123456"}
@@ -83,14 +86,16 @@ def test_other_classes_never_share_a_table():
 
 @pytest.mark.parametrize("changes", [
     dict(classes=CLASSES[:2]), dict(data_hash="e" * 64), dict(split_hash="7" * 64),
-    dict(config={"image_size": 112}), dict(config={"labels_per_class": None}), dict(images_seen=240, config={"epochs": 6}),
+    dict(config={"image_size": 112}), dict(config={"labels_per_class": None}),
+    dict(images_seen=240, config={"epochs": 6}),
     dict(images_seen=240, config={"batch_size": 16})], ids=str)
 def test_comparable_leaves_out_another_task_or_budget(changes):
     ours, same = record(), record("b", select="oracle", config={"method": "dtm", "seed": 5, "backbone": "resnet50"})
     assert comparable([same, record(**changes), ours], ours) == [same, ours]
 
 
-@pytest.mark.parametrize("changes", [dict(images_seen=360), dict(config={"batch_size": 24})], ids=["labelled faces", "images"])
+@pytest.mark.parametrize("changes", [dict(images_seen=360), dict(config={"batch_size": 24})],
+                         ids=["labelled faces", "images"])
 def test_comparable_takes_as_many_labelled_faces_or_as_many_images(changes):
     other = record("b", **changes)
     assert [r.id for r in comparable([record(), other], record())] == ["a", "b"]
@@ -190,7 +195,8 @@ def test_confusion_matrix_shows_percent_of_the_truth_and_counts():
 
 
 def test_training_curve_of_a_pretraining_says_how_it_was_judged():
-    fig = training_curve(record(history={"val_WAR": 0.3, "feature_std": 0.8, "g": 20.0, "hit_all": 0.2, "similarity": 1.0}))
+    fig = training_curve(record(history={"val_WAR": 0.3, "feature_std": 0.8, "g": 20.0, "hit_all": 0.2,
+                                         "similarity": 1.0}))
     assert [t.get_text() for t in fig.axes[1].get_legend().get_texts()] == ["validation, k-NN"]
     assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()] == ["loss", "similarity"]
 
@@ -290,6 +296,7 @@ def test_save_figure_as_pdf_keeps_letters(tmp_path):
     "Letters are TrueType that can be searched and edited, the bytes are the same each time, other endings are refused."
     for name in ("a.pdf", "b.pdf"): save_figure(confusion_matrix(record()), tmp_path/name)
     data = (tmp_path/"a.pdf").read_bytes()
-    assert data == (tmp_path/"b.pdf").read_bytes() and b"/TrueType" not in data.replace(b"/CIDFontType2", b"") and b"/Type3" not in data
+    assert data == (tmp_path/"b.pdf").read_bytes() and b"/TrueType" not in data.replace(b"/CIDFontType2", b"")
+    assert b"/Type3" not in data
     assert b"/FontFile2" in data
     with pytest.raises(BenchError, match="picture format"): save_figure(confusion_matrix(record()), tmp_path/"a.doc")

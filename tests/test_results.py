@@ -23,8 +23,10 @@ def test_a_record_is_whole_and_named_by_what_it_holds(record):
     "Every file has the hash that was sealed, and the config still gives the name."
     for name in record.status.files: record.path(name)
     m, config = record.metrics, recorded_config(record.config)
-    assert run_id(config, m.data_hash, m.split_hash, m.init_hash, m.pool.hash if m.pool else "") == record.id
-    assert m.test.n == len(record.predictions) and record.environment.dirty is False and record.metrics["test"]["WAR"] == m.test.WAR
+    hashes = m.data_hash, m.split_hash, m.init_hash, m.pool.hash if m.pool else ""
+    assert run_id(config, *hashes, bf16=config.precision == "bf16") == record.id
+    assert m.test.n == len(record.predictions) and record.environment.dirty is False
+    assert record.metrics["test"]["WAR"] == m.test.WAR
     json.dumps(m.model_dump(), allow_nan=False)
 
 def test_the_table_of_few_labels():
@@ -33,12 +35,16 @@ def test_the_table_of_few_labels():
 
 def test_the_grid_of_few_labels_is_what_was_run():
     "Every run of `ferplus-50.yaml` has its record, and no other of its kind is in the table."
-    wanted = [c.config for c in expand(RESULTS/"ferplus-50.yaml") if c.config.labels_per_class == 50 and not c.config.min_map]
-    shaping = lambda config: json.dumps({k: v for k, v in config.items() if k not in NO_NUMBER | BY_HASH}, sort_keys=True)
-    recorded = [shaping(recorded_config(r.config).model_dump()) for r in chosen(dataset="ferplus", labels_per_class=50, min_map=0)]
+    wanted = [c.config for c in expand(RESULTS/"ferplus-50.yaml")
+              if c.config.labels_per_class == 50 and not c.config.min_map]
+    shaping = lambda config: json.dumps({k: v for k, v in config.items() if k not in NO_NUMBER | BY_HASH},
+                                        sort_keys=True)
+    recorded = [shaping(recorded_config(r.config).model_dump())
+                for r in chosen(dataset="ferplus", labels_per_class=50, min_map=0)]
     assert sorted(shaping(c.model_dump()) for c in wanted) == sorted(recorded)
 
-@pytest.mark.parametrize("method, baseline", [("linear_probe", "linear probe of random weights"), ("supervised", "supervised")])
+@pytest.mark.parametrize("method, baseline",
+                         [("linear_probe", "linear probe of random weights"), ("supervised", "supervised")])
 def test_the_tables_of_pretraining(method, baseline):
     table = to_markdown(summarise(chosen(dataset="ferplus", labels_per_class=50, min_map=4, method=method), baseline))
     assert table in (RESULTS/"pretraining.md").read_text()
@@ -56,12 +62,13 @@ def test_the_differences_to_a_random_backbone(dataset):
 WAYS = {"fp32": {}, "bf16": {"precision": "bf16"}, "torch.compile": {"compile": True}}
 
 def precision_table():
-    "WAR and UAR of each way, mean ± sd over seeds in points, and its mean difference to float32 with Student's 95 % interval over them."
+    "WAR and UAR of each way, mean ± sd over seeds in points, and its mean difference to float32 with a 95 % interval."
     records, rows, plain = load_runs(RESULTS/"precision"), [], {}
     for method in ("supervised", "dtm"):
         for way, fields in WAYS.items():
             fields = {"method": method, "precision": "auto", "compile": False} | fields
-            runs = sorted((r for r in records if all(r.config[k] == v for k, v in fields.items())), key=lambda r: r.config["seed"])
+            runs = sorted((r for r in records if all(r.config[k] == v for k, v in fields.items())),
+                          key=lambda r: r.config["seed"])
             row = {"method": method, "way": way, "seeds": len(runs)}
             for name in ("WAR", "UAR"):
                 values = 100 * np.array([r.metrics.test[name] for r in runs])

@@ -154,7 +154,7 @@ def test_pages_hold_names_as_text(hostile):
         faces = load_data(config)
         md, tex, page, _ = (p.read_text(encoding="utf-8")
                             for p in save_tables(table, home/"a b/tables", "t", [sentence, *CLASSES]))
-        record.metrics["audit"] = [sentence]
+        record.metrics = record.metrics.model_copy(update={"audit": [sentence]})
         texts = [md, page, to_markdown(replace(found := audit(faces),
                                                findings=[replace(found.findings[0], sentence=sentence)]))]
     assert all("<script>alert" not in text and "<img src=x" not in text for text in texts)
@@ -238,9 +238,8 @@ def test_a_member_without_a_name_refuses_the_archive(tmp_path):
     assert open_files(tmp_path/"faces.zip").rejected == [("\\0ed.png", "its name holds a NUL byte")]
 
 def forged(record, folder: Path, metrics: dict = {}, **config) -> Path:  # noqa: B006
-    """A record like `record` with other fields, its id and seals right, in the results folder `folder`; → its own
-    folder."""
-    config, metrics = record.config | config, record.metrics | metrics
+    "A record like `record` with other fields, its id and seals right, in the results folder `folder`; → its folder."
+    config, metrics = record.config | config, record.metrics.model_dump() | metrics
     name = run_id(RunConfig(**config), metrics["data_hash"], metrics["split_hash"], metrics.get("init_hash", ""))
     place = shutil.copytree(record.folder, folder/"runs"/name, ignore=shutil.ignore_patterns("lock", "figures"))
     write_json(place/"config.json", config)

@@ -18,9 +18,9 @@ from fer_bench.data.faceset import build_faceset
 from fer_bench.data.labels import ABAW8, AFFECTNET8, BASIC7, CK7, FER2013_7, FERPLUS8, JAFFE7, RAFDB7
 from fer_bench.data.sources.abaw import AbawSource
 from fer_bench.data.sources.affectnet import AffectnetSource, read_npy
-from fer_bench.data.sources.base import FerplusSource
 from fer_bench.data.sources.face_recognition import HEAD, MAGIC, IdentitySource, RecordSource
-from fer_bench.data.sources.fer2013 import Fer2013Source, FerplusCsvSource, ferplus
+from fer_bench.data.sources.fer2013 import Fer2013Source
+from fer_bench.data.sources.ferplus import FerplusCsvSource, FerplusSource, ferplus
 from fer_bench.data.sources.fixtures import LAYOUTS, fake
 from fer_bench.data.sources.sets import CkSource, ExpwSource, JaffeSource, RafdbSource, SfewSource
 
@@ -60,8 +60,10 @@ def test_labels_and_pixels_belong_together(name, tmp_path):
     faces = build_faceset(source, tmp_path/"faces")
     assert faces.classes == classes and faces.images.shape[1:] == (side, side, 1 if source.colour == "grey" else 3)
     wanted = Counter({(split or "none", c): 2 * times for split in splits for c in classes})
-    if name == "ferplus-csv": wanted = Counter({k: n for k, n in wanted.items() if k[1] != "contempt"})  # FER2013 has none
-    assert Counter({(s, c): n for s, part in faces.meta["counts"].items() for c, n in part["labelled"].items() if n}) == wanted
+    if name == "ferplus-csv":
+        wanted = Counter({k: n for k, n in wanted.items() if k[1] != "contempt"})  # FER2013 has none
+    found = {(s, c): n for s, part in faces.meta["counts"].items() for c, n in part["labelled"].items() if n}
+    assert Counter(found) == wanted
     for image, label in zip(faces.images, faces.index.label, strict=True):
         drawn_as = label if label in FERPLUS8 else "neutral"
         if isinstance(label, str): assert expression(image, 8 if times == 2 else 2 * len(splits)) == drawn_as
@@ -74,7 +76,8 @@ def test_archives_make_the_same_faceset(name, pack, tmp_path):
     source = SETS[name][0]
     plain = build_faceset(source(fake(name, tmp_path, 1)), tmp_path/"plain")
     packed = build_faceset(source(fake(name, tmp_path/"packed", 1, pack)), tmp_path/"faces")
-    assert packed.meta["content_hash"] == plain.meta["content_hash"] and packed.meta["rejected"] == plain.meta["rejected"]
+    assert packed.meta["content_hash"] == plain.meta["content_hash"]
+    assert packed.meta["rejected"] == plain.meta["rejected"]
 
 
 def test_published_counts():
@@ -89,7 +92,8 @@ def test_what_stays_without_a_label(tmp_path):
     def notes(source): return Counter(source.rows().note.dropna())
     assert notes(AffectnetSource(fake("affectnet", tmp_path, 1))) == {"expression 8: none": 2}
     seven = AffectnetSource(tmp_path/"affectnet", 7)
-    assert seven.classes == AFFECTNET8[:7] and seven.name == "affectnet-7" and seven.facts["published"]["val"] == {"all": 3500}
+    assert seven.classes == AFFECTNET8[:7] and seven.name == "affectnet-7"
+    assert seven.facts["published"]["val"] == {"all": 3500}
     assert notes(seven) == {"expression 8: none": 2, "contempt is not among the seven classes": 2}
     assert notes(CkSource(fake("ck-raw", tmp_path, 1))) == {"not among the last frames of its sequence": 14}
     abaw = AbawSource(fake("abaw5-expr", tmp_path, 1))
@@ -122,7 +126,8 @@ def test_pools(name, tmp_path):
     assert pool.index.subject.value_counts().tolist() == [2] * 8
     for image, i in zip(pool.images, range(16), strict=True): assert expression(image, 2) == FERPLUS8[i % 8]
     packed = POOLS[name](fake(name, tmp_path/"packed", 2, ".tar.gz"))
-    assert build_faceset(packed, tmp_path/"again", require_labels=False).meta["content_hash"] == pool.meta["content_hash"]
+    again = build_faceset(packed, tmp_path/"again", require_labels=False)
+    assert again.meta["content_hash"] == pool.meta["content_hash"]
 
 
 def test_two_layouts_of_ferplus_are_one_set(tmp_path):
@@ -146,7 +151,8 @@ def test_fer2013_lines_with_faults(tmp_path):
     table = fake("fer2013", tmp_path, 1)/"fer2013.csv"
     head, *lines = table.read_text().splitlines()
     emotion, pixels, usage = lines[1].split(",")
-    wrong = [f"7,{pixels},{usage}", f"0,{pixels} 1,{usage}", f"0,{pixels.replace(' ', ' 999 ', 1)},{usage}", f"0,-{pixels},{usage}",
+    wrong = [f"7,{pixels},{usage}", f"0,{pixels} 1,{usage}", f"0,{pixels.replace(' ', ' 999 ', 1)},{usage}",
+             f"0,-{pixels},{usage}",
              f"0,\0{pixels},{usage}", f"-1,{pixels},{usage}"]
     table.write_text("\n".join([head, *lines, *wrong]))
     faces = build_faceset(Fer2013Source(table), tmp_path/"faces")
@@ -156,7 +162,8 @@ def test_fer2013_lines_with_faults(tmp_path):
     table.write_text("\n".join([head, lines[0].replace("Training", "training?")]))
     with pytest.raises(BenchError, match="Line 2: usage 'training[?]'"): Fer2013Source(table).rows()
     table.write_text("emotion,Usage\n")
-    with pytest.raises(BenchError, match="no column 'pixels'"): list(Fer2013Source(table).csv_rows("fer2013.csv", "pixels"))
+    with pytest.raises(BenchError, match="no column 'pixels'"):
+        list(Fer2013Source(table).csv_rows("fer2013.csv", "pixels"))
 
 
 def test_rafdb_list_with_faults(tmp_path):
@@ -168,7 +175,8 @@ def test_rafdb_list_with_faults(tmp_path):
         ["train_00001.jpg 8", "train_00001.jpg 1", "train_00099.jpg 1", *lines[1:-1], "../../../etc/passwd 1"]))
     source = RafdbSource(root)
     notes = source.rows().set_index("key").note.dropna().to_dict()
-    assert notes == {"Image/aligned/train_00001_aligned.jpg": "EmoLabel/list_partition_label.txt line 1 holds no label 1 to 7",
+    table = "EmoLabel/list_partition_label.txt"
+    assert notes == {"Image/aligned/train_00001_aligned.jpg": f"{table} line 1 holds no label 1 to 7",
                      "Image/aligned/test_00007_aligned.jpg": "EmoLabel/list_partition_label.txt does not name it"}
     assert [key for key, _ in source.rejected] == ["train_00001.jpg", "train_00099.jpg", "../../../etc/passwd"]
 
@@ -177,7 +185,8 @@ def test_expw_boxes_with_faults(tmp_path):
     table = fake("expw", tmp_path, 1)/"label"/"label.lst"
     with open(table, "a") as file:
         file.write("anger_0.png 1 0 0 10 10 1 2\nanger_0.png 1 5 5 10 10 1 2\nanger_0.png 2 900 900 990 990 1 2\n"
-                   "anger_0.png 3 x 0 1 1 1 2\nanger_0.png 4 -5 -5 8 8 1 9\nanger_0.png 5 0 0 1e99 1 1 2\nnone.png 0 0 0 9 9 1 1\nshort\n"
+                   "anger_0.png 3 x 0 1 1 1 2\nanger_0.png 4 -5 -5 8 8 1 9\nanger_0.png 5 0 0 1e99 1 1 2\n"
+                   "none.png 0 0 0 9 9 1 1\nshort\n"
                    "anger_0.png 6 50 50 40 40 1 1\n")
     source = ExpwSource(table.parents[1])
     rows = source.rows().set_index("key")
@@ -249,7 +258,7 @@ def test_links_in_a_folder_are_noted_once(tmp_path):
     (root/"loop").symlink_to(root)
     source = JaffeSource(root)
     source.rows()
-    assert source.rows().shape[0] == 7 and source.rejected == [("loop", "a link to a folder that was met before")]
+    assert source.rows().shape[0] == 7 and source.rejected == [("loop", "a link to a folder that was already listed")]
 
 
 # real faces, straight from their archives
@@ -269,7 +278,8 @@ def test_lfw_knows_its_people():
 
 def test_ferplus_from_its_archive():
     source = ferplus(real("ferplus.tar.xz"))
-    assert source.rows().dropna(subset="label").split.value_counts().to_dict() == {"train": 25045, "val": 3191, "test": 3137}
+    counts = source.rows().dropna(subset="label").split.value_counts().to_dict()
+    assert counts == {"train": 25045, "val": 3191, "test": 3137}
     pixels, digest = source.load("FER2013Test/fer0032220.png")
     assert pixels.shape == (48, 48, 1) and len(digest) == 64
 
@@ -278,8 +288,10 @@ def test_ferplus_from_its_archive():
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=200) | st.binary(max_size=80).map(lambda b: b"\x93NUMPY\x01\x00\x50\x00" + b) |
-       st.tuples(st.sampled_from(["|O", "<U1", "<f8", "<U0", "|V9", "<M8[s]"]), st.text("(),123456789 -", max_size=12)).map(
-           lambda t: b"\x93NUMPY\x01\x00\x50\x00" + f"{{'descr': '{t[0]}', 'fortran_order': False, 'shape': {t[1]}}}".ljust(80).encode()))
+       st.tuples(st.sampled_from(["|O", "<U1", "<f8", "<U0", "|V9", "<M8[s]"]),
+                 st.text("(),123456789 -", max_size=12)).map(
+           lambda t: b"\x93NUMPY\x01\x00\x50\x00" +
+           f"{{'descr': '{t[0]}', 'fortran_order': False, 'shape': {t[1]}}}".ljust(80).encode()))
 def test_any_npy_is_an_array_or_an_error(data):
     try: assert isinstance(read_npy(data), np.ndarray)
     except BenchError as e: assert str(e)
@@ -352,10 +364,11 @@ def test_records_whose_pictures_hold_the_magic(tmp_path):
     data = HEAD.pack(0, 5, 1, 0) + file.getvalue()
     data += bytes(-len(data) % 4) + MAGIC + b"tail" + MAGIC  # after the picture's end, so that it stays readable
     pieces = data.split(MAGIC)
-    parts = [MAGIC + struct.pack("<I", (1, 2, 3)[i] << 29 | len(p)) + p + bytes(-len(p) % 4) for i, p in enumerate(pieces)]
+    parts = [MAGIC + struct.pack("<I", (1, 2, 3)[i] << 29 | len(p)) + p + bytes(-len(p) % 4)
+             for i, p in enumerate(pieces)]
     (tmp_path/"train.rec").write_bytes(b"".join(parts))
     (tmp_path/"train.idx").write_text("7\t0\n")
     source = RecordSource(tmp_path)
     assert source.rows()[["key", "subject"]].values.tolist() == [["train.rec/000000007", "5"]]
-    assert source._record(*source._at["train.rec/000000007"]) == data[HEAD.size:]
+    assert source.read("train.rec/000000007") == data[HEAD.size:]
     assert source.load("train.rec/000000007")[0].shape == (8, 8, 3)

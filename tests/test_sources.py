@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fer_bench.core import BenchError
-from fer_bench.data.sources.base import CsvSource, FerplusSource, FolderSource, Source
+from fer_bench.data.sources.base import Source
+from fer_bench.data.sources.ferplus import FerplusSource
+from fer_bench.data.sources.folders import CsvSource, FolderSource
 from fer_bench.data.sources.pictures import MAX_PIXELS, decode
 
 RNG = np.random.default_rng(0)
@@ -359,7 +361,8 @@ def test_fingerprint_of_a_source_without_files():
 def test_folders_by_the_field_s_names(tree):
     root = tree("train/Angry/1.png", "train/HAPPY/1.png", "test/sad/1.png")
     named = FolderSource(root, field_names=True)
-    assert named.classes == ("anger", "happiness", "sadness") and FolderSource(root).classes == ("Angry", "HAPPY", "sad")
+    assert named.classes == ("anger", "happiness", "sadness")
+    assert FolderSource(root).classes == ("Angry", "HAPPY", "sad")
     assert named.facts["renamed"] == {"Angry": "anger", "HAPPY": "happiness", "sad": "sadness"}
     tree("test/Anger/2.png")  # two folders for one class: nothing is merged
     assert FolderSource(root, field_names=True).classes == ("Anger", "Angry", "HAPPY", "sad")

@@ -1,4 +1,4 @@
-"""Records that travel: what is packed comes back bit for bit, and nothing that a stranger sends gets further than a record may."""
+"""Records that travel: what is packed comes back bit for bit, and an archive of a stranger can do no harm."""
 import contextlib
 import io
 import json
@@ -17,41 +17,55 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fer_bench import store
-from fer_bench.config import RunConfig, run_id
+from fer_bench.config import RunConfig, recorded_config, run_id
 from fer_bench.core import BenchError, read_json, sha256, write_json, write_text
 from fer_bench.data.splits import make_split, save_manifest
 from fer_bench.evaluate.metrics import confusion_counts, rates
-from fer_bench.record import Record, load_runs, runs_folder, write_history, write_metrics, write_predictions, write_status
+from fer_bench.record import (
+    Record,
+    load_runs,
+    runs_folder,
+    write_history,
+    write_metrics,
+    write_predictions,
+    write_status,
+)
 from fer_bench.schema import example_metrics
 from fer_bench.store import merge, pack, pack_bytes, verify
 
 CLASSES = ["fear", "happiness"]
-FACES = pd.DataFrame({"key": [f"é{i:03d}" for i in range(80)], "label": ["fear", "happiness"] * 39 + [None, "fear"], "split": None,
-                      "subject": [f"s{i // 4}" for i in range(80)], "sha256": [f"p{i}" for i in range(80)], "file_sha256": None})
+FACES = pd.DataFrame({"key": [f"é{i:03d}" for i in range(80)], "label": ["fear", "happiness"] * 39 + [None, "fear"],
+                      "split": None,
+                      "subject": [f"s{i // 4}" for i in range(80)], "sha256": [f"p{i}" for i in range(80)],
+                      "file_sha256": None})
 
 ENVIRONMENT = {"python": "3.11", "machine": "x", "system": "y", "versions": {}, "commit": "0123", "dirty": False}
 
 
-def made(results, seed=0, metrics=None, weights=True) -> Record:
+def made(results, seed=0, metrics=None, weights=True, method="supervised") -> Record:
     "A finished record of 12 faces, with its split, weights, a figure, a checkpoint and a lock."
     split = make_split(FACES, CLASSES, 10, seed)
-    config = RunConfig(preset="tiny", seed=seed, results_dir=str(results))
+    config = recorded_config(RunConfig(preset="tiny", seed=seed,
+                                       results_dir=str(results)).model_dump() | {"method": method})
     folder = runs_folder(results)/run_id(config, "d" * 64, split.hash)
     logits = np.random.default_rng(seed).standard_normal((12, 2)).astype("float32")
     counts = confusion_counts(logits.argmax(1), labels := np.arange(12) % 2, 2)
     test = {"confusion": counts.tolist(), "n": 12, **{n: float(v) for n, v in rates(counts).items()}}
     write_json(folder/"config.json", config.model_dump())
-    write_metrics(folder, **example_metrics(classes=CLASSES, split_hash=split.hash, test=test | (metrics or {})).model_dump())
+    write_metrics(folder,
+                  **example_metrics(classes=CLASSES, split_hash=split.hash, test=test | (metrics or {})).model_dump())
     write_json(folder/"environment.json", ENVIRONMENT)
     write_history(folder, [{"epoch": 1, "loss": 0.5}])
     write_predictions(folder, [f"é{i}" for i in range(12)], [CLASSES[i] for i in labels], logits)
     write_status(folder, "finished")
     save_manifest(FACES, split, Path(results)/"splits"/f"{split.hash[:12]}.csv")
     (folder/"figures").mkdir(exist_ok=True)
-    for name in ("figures/face.png", "checkpoint-1.pt", "lock", *store.WEIGHTS * weights): (folder/name).write_bytes(b"x" * 1000)
+    for name in ("figures/face.png", "checkpoint-1.pt", "lock", *store.WEIGHTS * weights):
+        (folder/name).write_bytes(b"x" * 1000)
     return Record(folder)
 
-def files(folder) -> dict: return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+def files(folder) -> dict:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
 
 def outcomes(found) -> list: return [f.outcome for f in found]
 
@@ -71,13 +85,16 @@ def two(tmp_path): return [made(tmp_path/"a", seed) for seed in (0, 1)]
 
 # --- there and back ---
 
-@pytest.mark.parametrize("how, weights", [("archive", False), ("archive", True), ("bytes", False), ("bytes", True), ("folder", True)])
+@pytest.mark.parametrize("how, weights",
+                         [("archive", False), ("archive", True), ("bytes", False), ("bytes", True), ("folder", True)])
 def test_what_is_packed_comes_back_bit_for_bit(two, tmp_path, how, weights):
     sources = {"archive": lambda: [pack(two, tmp_path/"x.zip", weights)], "folder": lambda: [tmp_path/"a"],
                "bytes": lambda: [pack_bytes(r, weights) for r in two]}[how]()
     found = [f for s in sources for f in merge(s, tmp_path/"b")]
-    assert outcomes(found) == ["added"] * 4 and sorted(f.name for f in found if "/" not in f.name) == sorted(r.id for r in two)
-    kept = {n: b for n, b in files(tmp_path/"a").items() if not n.endswith(("png", "pt", "lock")) and (weights or "safetensors" not in n)}
+    assert outcomes(found) == ["added"] * 4
+    assert sorted(f.name for f in found if "/" not in f.name) == sorted(r.id for r in two)
+    left = ("png", "pt", "lock") if weights else ("png", "pt", "lock", "safetensors")
+    kept = {n: b for n, b in files(tmp_path/"a").items() if not n.endswith(left)}
     assert {n: b for n, b in files(tmp_path/"b").items() if not n.endswith("lock")} == kept
     assert [r.id for r in load_runs(tmp_path/"b")] == sorted(r.id for r in two)
 
@@ -101,7 +118,8 @@ def test_another_result_of_the_same_run_is_refused_and_the_old_one_stays(two, tm
     reseal(mine, "environment.json", json.dumps(ENVIRONMENT | {"commit": "other"}))
     old = files(mine.folder)
     found = {f.name: f for f in merge(archive, tmp_path/"b")}
-    assert found[mine.id].outcome == "refused" and "stays; they differ in config.json, environment.json" in found[mine.id].why
+    assert found[mine.id].outcome == "refused"
+    assert "stays; they differ in config.json, environment.json" in found[mine.id].why
     assert files(mine.folder) == old and found[two[1].id].outcome == "added"
     with pytest.raises(BenchError, match="Two different results of run"): pack([*two, mine], tmp_path/"y.zip")
 
@@ -110,7 +128,8 @@ def test_an_unfinished_run_gets_the_result_unless_it_is_being_done(two, tmp_path
     write_json(folder/"status.json", {"state": "failed"})
     with FileLock(folder/"lock"):
         (found,) = merge(data, tmp_path/"b")
-        assert found.outcome == "refused" and "being done here now" in found.why and read_json(folder/"status.json") == {"state": "failed"}
+        assert found.outcome == "refused" and "being done here now" in found.why
+        assert read_json(folder/"status.json") == {"state": "failed"}
     assert "added" in outcomes(merge(data, tmp_path/"b")) and Record(folder).finished
 
 def test_many_merges_at_once_add_each_record_once(tmp_path):
@@ -155,7 +174,8 @@ DAMAGE = {
     "half sealed": (lambda r: write_json(r.folder/"status.json", {"state": "finished", "files": {}}), "does not seal"),
     "of another type": (lambda r: reseal(r, "metrics.json", flattered(r, n="12")), "test.n = '12'"),
     "no rate": (lambda r: reseal(r, "metrics.json", flattered(r, ECE=1.5)), "test.ECE = 1.5"),
-    "another config": (lambda r: reseal(r, "config.json", json.dumps(r.config | {"lr": 0.5})), "make it 'supervised-drawn"),
+    "another config": (lambda r: reseal(r, "config.json", json.dumps(r.config | {"lr": 0.5})),
+                       "make it 'supervised-drawn"),
     "a newer config": (lambda r: reseal(r, "config.json", json.dumps(r.config | {"novelty": 1})), "novelty"),
     "flattered": (lambda r: reseal(r, "metrics.json", flattered(r, UAR=0.99)), "predictions"),
     "confused": (lambda r: reseal(r, "metrics.json", flattered(r, confusion=[[6, 0], [0, 6]])),
@@ -171,8 +191,23 @@ def test_damage_is_named_and_never_merged(two, tmp_path, name):
     assert found[two[0].id].outcome == "damaged" and words in found[two[0].id].why
     assert set(outcomes(f for n, f in found.items() if n != two[0].id)) == {"sound"}
     merged = {f.name: f for f in merge(tmp_path/"a", tmp_path/"b")}
-    assert (merged[two[0].id].outcome, merged[two[1].id].outcome) == ("refused", "added") and words in merged[two[0].id].why
+    assert (merged[two[0].id].outcome, merged[two[1].id].outcome) == ("refused", "added")
+    assert words in merged[two[0].id].why
     assert [r.id for r in load_runs(tmp_path/"b")] == [two[1].id]
+
+@pytest.mark.parametrize("method", ["MyLab.m.Mixup", "_lab.m.Mixup", "lab.m.Mixup", "étude.m.Mixup"])
+def test_a_record_of_any_method_travels(tmp_path, method):
+    "Whatever a method is called, its record is packed, verified and merged."
+    record = made(tmp_path/"a", method=method)
+    assert record.id.startswith(method) and outcomes(verify(tmp_path/"a")) == ["sound", "sound"]
+    assert outcomes(merge(pack([record], tmp_path/"x.zip"), tmp_path/"b")) == ["added", "added"]
+    assert outcomes(merge(tmp_path/"a", tmp_path/"c")) == ["added", "added"]
+
+def test_a_folder_that_no_run_is_called_is_named(two, tmp_path):
+    two[0].folder.rename(other := two[0].folder.with_name(f"-{two[0].id}"))
+    found = {f.name: f for f in verify(tmp_path/"a")}
+    assert found[other.name].outcome == "damaged" and "name that no run can have" in found[other.name].why
+    assert {f.name: f for f in merge(tmp_path/"a", tmp_path/"b")}[other.name].outcome == "refused"
 
 def test_a_run_that_goes_on_is_no_damage(two, tmp_path):
     write_status(two[0].folder, "running")
@@ -183,7 +218,8 @@ def test_a_split_of_other_faces_is_refused(two, tmp_path):
     path.write_text(path.read_text().replace("p7,", "p8,", 1))
     assert {f.name: f.outcome for f in verify(tmp_path/"a")}[f"splits/{path.name}"] == "damaged"
     found = {f.name: f.outcome for f in merge(tmp_path/"a", tmp_path/"b")}
-    assert found[f"splits/{path.name}"] == "refused" and not (tmp_path/"b"/"splits"/path.name).exists() and found[two[0].id] == "added"
+    assert found[f"splits/{path.name}"] == "refused" and not (tmp_path/"b"/"splits"/path.name).exists()
+    assert found[two[0].id] == "added"
 
 def test_the_committed_records_are_sound():
     found = verify(Path(__file__).parent.parent/"results")
@@ -207,10 +243,12 @@ GOOD = "runs/supervised-drawn-all-s0-0123456789/config.json"
 EVIL = {
     "outside": ("../../etc/passwd", "no file of a record"), "absolute": ("/etc/passwd", "no file of a record"),
     "drive": ("C:/x/config.json", "no file"), "backslash": ("runs\\..\\..\\x\\config.json", "no file"),
-    "dots": ("runs/../config.json", "no file"), "hidden": ("runs/.git/config.json", "no file"), "pickle": ("runs/a/model.pkl", "no file"),
-    "deeper": ("runs/a/b/config.json", "no file"), "figure": ("runs/a/figures/x.png", "no file"), "lock": ("runs/a/lock", "no file"),
+    "dots": ("runs/../config.json", "no file"), "hidden": ("runs/.git/config.json", "no file"),
+    "pickle": ("runs/a/model.pkl", "no file"),
+    "deeper": ("runs/a/b/config.json", "no file"), "figure": ("runs/a/figures/x.png", "no file"),
+    "lock": ("runs/a/lock", "no file"),
     "split": ("splits/../../x.csv", "no file"), "newline": ("runs/a/config.json\n", "no file"),
-    "long": (f"runs/{'a' * 5000}/config.json", "no file"), "letters": ("runs/é/config.json", "no file"),
+    "long": (f"runs/{'a' * 5000}/config.json", "no file"), "space": ("runs/a b/config.json", "no file"),
     "link": (info(GOOD, stat.S_IFLNK | 0o777), "a link"), "device": (info(GOOD, stat.S_IFCHR), "no plain file"),
     "lzma": (info(GOOD, kind=zipfile.ZIP_LZMA), "unusual way"),
 }
@@ -224,9 +262,12 @@ def test_an_evil_member_refuses_the_archive_before_anything_is_written(two, tmp_
     assert not (tmp_path/"b").exists()
 
 def test_a_name_twice_one_cut_by_NUL_a_bomb_and_something_encrypted(tmp_path):
-    with pytest.raises(BenchError, match="no file"): merge(archive_of([(GOOD + "#", b"{}")]).replace(b"#", b"\0"), tmp_path)
-    with pytest.warns(UserWarning), pytest.raises(BenchError, match="twice"): merge(archive_of([(GOOD, b"a"), (GOOD, b"b")]), tmp_path)
-    bomb = archive_of([(info(GOOD.replace("s0", f"s{i}"), kind=zipfile.ZIP_DEFLATED), bytes(30_000_000)) for i in range(8)])
+    with pytest.raises(BenchError, match="no file"):
+        merge(archive_of([(GOOD + "#", b"{}")]).replace(b"#", b"\0"), tmp_path)
+    with pytest.warns(UserWarning), pytest.raises(BenchError, match="twice"):
+        merge(archive_of([(GOOD, b"a"), (GOOD, b"b")]), tmp_path)
+    bomb = archive_of([(info(GOOD.replace("s0", f"s{i}"), kind=zipfile.ZIP_DEFLATED), bytes(30_000_000))
+                       for i in range(8)])
     with pytest.raises(BenchError, match="unfold"): merge(bomb, tmp_path)
     locked = bytearray(archive_of([(GOOD, b"{}")]))
     for magic, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)): locked[locked.index(magic) + at] |= 1
@@ -258,13 +299,16 @@ def test_weights_cut_short_leave_nothing(two, tmp_path):
     found = merge(bytes(data), tmp_path/"b")
     assert outcomes(found) == ["refused"] and "CRC" in found[0].why and list(runs_folder(tmp_path/"b").iterdir()) == []
 
-@pytest.mark.parametrize("source, words", [(b"", "not used"), (b"PK\3\4", "not used"), ("nowhere.zip", "no archive and no results folder"),
+@pytest.mark.parametrize("source, words",
+                         [(b"", "not used"), (b"PK\3\4", "not used"),
+                          ("nowhere.zip", "no archive and no results folder"),
                                            (".", "is no results folder")], ids=repr)
 def test_what_is_no_archive_is_named(tmp_path, source, words):
     for act in (verify, lambda s: merge(s, tmp_path)):
         with pytest.raises(BenchError, match=words): act(source if isinstance(source, bytes) else tmp_path/source)
 
-def test_an_empty_archive_holds_nothing(tmp_path): assert merge(archive_of([]), tmp_path/"b") == [] == verify(archive_of([]))
+def test_an_empty_archive_holds_nothing(tmp_path):
+    assert merge(archive_of([]), tmp_path/"b") == [] == verify(archive_of([]))
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
@@ -285,17 +329,20 @@ def harmless(data, there, place):
     assert all(f.outcome == "sound" for f in verify(place/"results"))
 
 @settings(max_examples=60, deadline=None)
-@given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6), cut=st.floats(0.5, 1))
+@given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),
+       cut=st.floats(0.5, 1))
 def test_bytes_changed_on_the_way_do_no_harm(sound, tmp_path_factory, changes, cut):
     data = bytearray(sound[0])
     for at, value in changes: data[int(at * len(data))] = value
-    harmless(bytes(data[:int(cut * len(data))] if cut < 0.9 else data), sound[1], tmp_path_factory.getbasetemp()/"changed")
+    harmless(bytes(data[:int(cut * len(data))] if cut < 0.9 else data), sound[1],
+             tmp_path_factory.getbasetemp()/"changed")
 
 BAD = [name for name, _ in EVIL.values() if isinstance(name, str)]
 NAMES = st.one_of(st.text(max_size=30), st.sampled_from(BAD), st.from_regex(store.MEMBER))
 
 @settings(max_examples=60, deadline=None)
-@given(members=st.lists(st.tuples(NAMES, st.binary(max_size=50)), max_size=4, unique_by=lambda m: m[0]), along=st.booleans())
+@given(members=st.lists(st.tuples(NAMES, st.binary(max_size=50)), max_size=4, unique_by=lambda m: m[0]),
+       along=st.booleans())
 def test_members_of_any_name_do_no_harm(sound, tmp_path_factory, members, along):
     with zipfile.ZipFile(io.BytesIO(sound[0])) as z: good = [(n, z.read(n)) for n in z.namelist()] if along else []
     members = [(n, b) for n, b in members if n not in dict(good) and n]
@@ -303,7 +350,8 @@ def test_members_of_any_name_do_no_harm(sound, tmp_path_factory, members, along)
     except (UnicodeEncodeError, ValueError, IndexError): return  # Python writes no such name
     harmless(data, sound[1], tmp_path_factory.getbasetemp()/"named")
 
-KEYS = st.sampled_from(["state", "files", "classes", "test", "confusion", "method", "pool", "hash", "data_hash", "split_hash"])
+KEYS = st.sampled_from(["state", "files", "classes", "test", "confusion", "method", "pool", "hash", "data_hash",
+                        "split_hash"])
 JSONS = st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=8) | st.integers(),
                      lambda x: st.lists(x, max_size=3) | st.dictionaries(KEYS, x, max_size=4), max_leaves=6)
 

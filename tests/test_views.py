@@ -1,4 +1,4 @@
-"""The strong view: its operations against PIL, its one map against steps, draws, cutout, a face apart from its neighbours.
+"""The strong view: operations against PIL, the combined map against single steps, cutout, independence of faces.
 
 What holds for every view (shape, range, same seed same view) is in test_data."""
 import numpy as np
@@ -9,27 +9,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
 from fer_bench.data.drawn.faces import draw_faces
-from fer_bench.data.views import (
-    OPS,
-    PHOTOMETRIC,
-    VIEWS,
-    WEAK,
-    affine,
-    apply_view,
-    cutout,
-    make_view,
-    motion,
-    relight,
-    seeded,
-    warp,
-)
+from fer_bench.data.transforms import OPS, PHOTOMETRIC, apply_photometric, cutout, geometric_maps
+from fer_bench.data.views import VIEWS, WEAK, affine, apply_view, make_view, seeded, warp
 
 STRONG = make_view("strong")
 
 @pytest.fixture(scope="module")
 def faces():
-    """Eight drawn faces (8, 3, 48, 48) uint8. Half of them lack black and white, or autocontrast would have nothing to do, and
-    one has hardly any blue, so that its luma is not the mean of its channels."""
+    """Eight drawn faces (8, 3, 48, 48) uint8. Half of them lack black and white, so that autocontrast has something to
+    do, and one has hardly any blue, so that its luma is not the mean of its channels."""
     images = draw_faces(range(8))["images"]
     images[::2] = images[::2] // 2 + 40
     images[1, ..., 2] //= 4
@@ -53,8 +41,8 @@ PIL = {
     "sharpness": lambda image, m: ImageEnhance.Sharpness(image).enhance(m),
     "solarize": lambda image, m: ImageOps.solarize(image, round(255 * m)),
 }
-# In levels of 255. PIL cuts its result to a whole level, which loses up to 1; where the dull copy is a picture, it has rounded
-# that too, by up to 0.5. The mean of contrast it takes from a rounded grey picture; for these faces it is the same level.
+# In levels of 255. PIL rounds its result down to a level, which loses up to 1. If it blends with a picture, that was
+# rounded too, by up to 0.5. The mean for contrast comes from a rounded grey picture, the same level for these faces.
 # The last three work on whole levels and are exact.
 LEVELS = {"autocontrast": 1, "brightness": 1, "contrast": 1, "color": 1.5, "sharpness": 1.5,
           "equalize": 0, "posterize": 0, "solarize": 0}
@@ -67,29 +55,30 @@ def test_light_is_as_in_pil(faces, name, channels):
     magnitude = torch.linspace(low, high, len(faces))
     if name == "solarize": magnitude = (255 * magnitude).round() / 255  # PIL's threshold is a level
     op = torch.full((len(faces), 1), OPS.index(name))
-    found = relight(floats(faces), op, magnitude[:, None]).mul(255).permute(0, 2, 3, 1).numpy()
+    found = apply_photometric(floats(faces), op, magnitude[:, None]).mul(255).permute(0, 2, 3, 1).numpy()
     pictures = [Image.fromarray(face.permute(1, 2, 0).squeeze(-1).numpy()) for face in faces]
     wanted = np.stack([np.asarray(PIL[name](p, m), float) for p, m in zip(pictures, magnitude.tolist(), strict=True)])
     assert np.abs(found - wanted.reshape(found.shape)).max() <= LEVELS[name] + 1e-3
-    if (name, channels) != ("color", 1): assert np.abs(found / 255 - floats(faces).permute(0, 2, 3, 1).numpy()).max() > 0.05
+    if (name, channels) != ("color", 1):
+        assert np.abs(found / 255 - floats(faces).permute(0, 2, 3, 1).numpy()).max() > 0.05
 
 def test_grey_has_no_colour_to_lose(faces):
     grey, op = floats(grey_of(faces)), torch.full((8, 1), OPS.index("color"))
-    assert torch.equal(relight(grey.clone(), op, torch.full((8, 1), 0.3)), grey)
+    assert torch.equal(apply_photometric(grey.clone(), op, torch.full((8, 1), 0.3)), grey)
 
 @pytest.mark.parametrize("name", PHOTOMETRIC)
 def test_flat_pictures(name):
     "Without any contrast there is no division by zero."
     flat = torch.tensor([0, 0.5, 1]).view(3, 1, 1, 1).expand(3, 3, 48, 48).clone()
-    out = relight(flat, torch.full((3, 1), OPS.index(name)), torch.full((3, 1), float(PHOTOMETRIC[name][1])))
+    out = apply_photometric(flat, torch.full((3, 1), OPS.index(name)), torch.full((3, 1), float(PHOTOMETRIC[name][1])))
     assert out.isfinite().all() and out.std(dim=(1, 2, 3)).max() < 1e-6
 
 def test_the_order_of_operations_is_the_order_drawn(faces):
     pair = [OPS.index("solarize"), OPS.index("posterize")]
     magnitude = torch.tensor([[0.4, 4.0]]).expand(8, 2)
-    both = relight(floats(faces), torch.tensor([pair]).expand(8, 2), magnitude)
+    both = apply_photometric(floats(faces), torch.tensor([pair]).expand(8, 2), magnitude)
     steps = PHOTOMETRIC["posterize"][0](PHOTOMETRIC["solarize"][0](floats(faces), 0.4), torch.tensor(4.0))
-    turned = relight(floats(faces), torch.tensor([pair[::-1]]).expand(8, 2), magnitude.flip(1))
+    turned = apply_photometric(floats(faces), torch.tensor([pair[::-1]]).expand(8, 2), magnitude.flip(1))
     assert torch.equal(both, steps) and not torch.equal(both, turned)
 
 # motion
@@ -104,8 +93,8 @@ def step_back(name, m, points):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32))
 def test_one_map_is_all_steps(seed):
-    """Points of the view are led back through the second operation, then the first. What `theta` does beyond that must be a
-    crop of `weak`: sides at right angles, turned by up to 10°, its area and ratio, not beyond the picture."""
+    """Points of the view are mapped back through the second operation, then the first. The rest of `theta` must be a
+    crop of `weak`: sides at right angles, rotated by up to 10°, with its area and ratio, inside the picture."""
     params = STRONG.sample(seeded(seed), 16)
     points = np.random.default_rng(seed).uniform(-1, 1, (16, 2))
     for theta, op, m in zip(params["theta"].double().numpy(), params["op"], params["magnitude"].tolist(), strict=True):
@@ -123,9 +112,9 @@ def waves(n):
     return torch.stack(pictures)[:, None]
 
 def test_one_resampling_shows_what_three_show():
-    "The product of the maps against crop, first and second operation one after the other, where no step looked beyond the rim."
+    "The product of the maps equals crop, first and second operation in turn, where no step sampled beyond the border."
     n, crop, params = 200, affine(seeded(3), 200, **WEAK), STRONG.sample(seeded(3), 200)
-    first, second = (motion(params["op"][:, k], params["magnitude"][:, k]) for k in (0, 1))
+    first, second = (geometric_maps(params["op"][:, k], params["magnitude"][:, k]) for k in (0, 1))
     slowly = waves(n)
     for theta in (crop, first[:, :2], second[:, :2]): slowly = warp(slowly, theta, 96)
     at = (torch.arange(96) * 2 + 1) / 96 - 1
@@ -144,8 +133,9 @@ def test_shrinking_is_antialiased():
 # draws
 
 MOVE, BLEND, NONE = (-0.3, 0.3), (0.05, 0.95), (0, 0)
-RANGES = {"identity": NONE, "autocontrast": NONE, "equalize": NONE, "brightness": BLEND, "color": BLEND, "contrast": BLEND,
-          "sharpness": BLEND, "posterize": (4, 9), "solarize": (0, 1), "rotate": (-30, 30), "shear_x": MOVE, "shear_y": MOVE,
+RANGES = {"identity": NONE, "autocontrast": NONE, "equalize": NONE, "brightness": BLEND, "color": BLEND,
+          "contrast": BLEND, "sharpness": BLEND, "posterize": (4, 9), "solarize": (0, 1), "rotate": (-30, 30),
+          "shear_x": MOVE, "shear_y": MOVE,
           "translate_x": MOVE, "translate_y": MOVE}
 
 def test_draws():
@@ -176,7 +166,8 @@ def test_draws_leave_torchs_own_generator_alone(faces):
 # cutout
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 40), st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.5)), min_size=1, max_size=4))
+@given(st.integers(1, 40),
+       st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.5)), min_size=1, max_size=4))
 def test_cutout_pixel_by_pixel(size, squares):
     squares = torch.tensor(squares, dtype=torch.float32)
     found = cutout(torch.ones(len(squares), 2, size, size), squares)
@@ -186,8 +177,8 @@ def test_cutout_pixel_by_pixel(size, squares):
             if abs(away - side / 2) > 1e-6: assert (picture[:, i, j] == (0.5 if away < side / 2 else 1)).all()
 
 def test_share_that_cutout_hides():
-    """A side s at a random place covers s − s²/4 of an axis, the rest lies beyond the rim; the mean of its square over s from 0
-    to 1/2 is 2 (s³/3 − s⁴/8 + s⁵/80) at 1/2 = 6.849 %."""
+    """A side s at a random place covers s − s²/4 of an axis; the rest lies beyond the border. The mean of its square
+    over s from 0 to 1/2 is 2 (s³/3 − s⁴/8 + s⁵/80) at 1/2 = 6.849 %."""
     square = STRONG.sample(seeded(1), 8000)["square"]
     hidden = (cutout(torch.ones(8000, 1, 48, 48), square) == 0.5).float().mean((1, 2, 3))
     assert abs(hidden.mean() - 0.06849) < 5 * hidden.std() / 8000 ** 0.5
@@ -213,12 +204,13 @@ def test_grey_is_rgb_of_repeated_grey(faces, size):
     torch.testing.assert_close(out, apply_view(STRONG, grey.expand(-1, 3, -1, -1), size, 2), atol=1e-6, rtol=0)
 
 def test_the_same_share_of_the_face_at_any_size(faces):
-    "The same draws at 48 and 96 px give the same view: nothing is counted in pixels, but for what `counts` them or levels."
+    "The same parameters at 48 and 96 px give the same view, except for operations that `counts` lists."
     params = STRONG.sample(seeded(4), 64)
     counts = torch.tensor([OPS.index(name) for name in ("equalize", "posterize", "sharpness", "solarize")])
     whole = ~torch.isin(params["op"], counts).any(1)
     params = {k: v[whole] for k, v in params.items()}
-    params["square"][:, :2] = (params["square"][:, :2] * 48).round() / 48  # the square's edges between pixels at both sizes
+    # the square's edges between pixels at both sizes
+    params["square"][:, :2] = (params["square"][:, :2] * 48).round() / 48
     params["square"][:, 2] = (params["square"][:, 2] * 24).floor() / 24
     images = floats(faces).repeat(8, 1, 1, 1)[whole]
     smooth = torch.nn.functional.avg_pool2d(images, 9, 1, 4).mul(255).to(torch.uint8)
@@ -228,7 +220,7 @@ def test_the_same_share_of_the_face_at_any_size(faces):
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_no_device_is_asked_for_a_value(name):
-    "On the device `meta` tensors have shapes and no values: whoever asks for one, and would make a GPU wait, gets an error."
+    "Tensors on the device `meta` have shapes and no values: code that reads one, and would wait for a GPU, fails."
     for channels in (1, 3):
         images = torch.zeros(20, channels, 48, 48, dtype=torch.uint8, device="meta")
         out = apply_view(make_view(name), images, 112, 0)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from ..core import BenchError, progress
 from ..data.feed import Order, batch_rows
-from ..data.views import LEAST_CROP, SMALL_FACE, affine, apply_view, seeded, shrink, warp
+from ..data.views import LEAST_CROP, SMALL_FACE, affine, apply_view, downsample, seeded, warp
 from .features import frozen
 from .predict import evaluating
 from ..train.batches import ORDER, VIEW
@@ -161,7 +161,7 @@ class Crop:
         return {"theta": torch.stack([affine(generator, n, (least, 1), (3 / 4, 4 / 3)) for least in LEAST_CROP], 1)}
 
     def __call__(self, images, size: int, theta) -> torch.Tensor:
-        images = warp(shrink(images.float().div(255), size), theta[:, int(size > SMALL_FACE)], size)
+        images = warp(downsample(images.float().div(255), size), theta[:, int(size > SMALL_FACE)], size)
         return images.clamp(0, 1).expand(-1, 3, -1, -1)
 
 # %% ../../nbs/evaluate/protocols.ipynb #2ee233f4

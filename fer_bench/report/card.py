@@ -13,38 +13,42 @@ from .exports import literal
 MODEL, ONNX = "model.safetensors", "model.onnx"  # files that an export may hold
 
 def model_card(record, faces: dict, files) -> str:
-    "The model card of `record` as Markdown; `faces`: facts as of `load_model`; `files`: names of the files it comes with."
+    "The model card of `record` as Markdown; `faces`: facts as of `load_model`; `files`: names of its files."
     c, m = record.config, record.metrics
-    labels = c.get("budget") or (f"{c['labels_per_class']} a class" if c["labels_per_class"] else "all of the training split")
-    pool = "" if "pool" not in m else f" and {sum(m['pool']['faces']):,} without a label"
-    drawn = "**These are drawn faces: the model knows nothing about real ones.** " if m["drawn"] else ""
+    per_class = f"{c['labels_per_class']} a class" if c["labels_per_class"] else "all of the training split"
+    labels = c.get("budget") or per_class
+    pool = f" and {sum(m.pool.faces):,} without a label" if m.pool else ""
+    drawn = "**These are drawn faces: the model knows nothing about real ones.** " if m.drawn else ""
     return TEXT.format(
         id=record.id, method=c["method"], backbone=c["backbone"], side=c["image_size"], drawn=drawn,
-        classes=literal(", ".join(m["classes"])),
-        data=literal(m["dataset"]), hash=m["data_hash"][:12], counts=f"{m['n']['labelled']:,} labelled faces ({labels}){pool}",
-        size=" x ".join(map(str, faces["size"])), colour="grey, repeated to three channels" if faces["colour"] == "grey" else "RGB",
-        alignment=faces["alignment"], audit=literal(" ".join(m.get("audit") or ["nothing that counts as a failure."])),
-        seen=f"{m['images_seen']:,}", start=c["init"], seed=c["seed"], draw=c["label_seed"], parameters=f"{m['parameters']:,}",
-        n=f"{m['test']['n']:,}", select=SELECTED[m["select"]], rows="\n".join(_rows(m)), licence=literal(faces["licence"].rstrip(".")),
+        classes=literal(", ".join(m.classes)),
+        data=literal(m.dataset), hash=m.data_hash[:12], counts=f"{m.n['labelled']:,} labelled faces ({labels}){pool}",
+        size=" x ".join(map(str, faces["size"])),
+        colour="grey, repeated to three channels" if faces["colour"] == "grey" else "RGB",
+        alignment=faces["alignment"], audit=literal(" ".join(m.audit or ["nothing that counts as a failure."])),
+        seen=f"{m.images_seen:,}", start=c["init"], seed=c["seed"], draw=c["label_seed"],
+        parameters=f"{m.parameters:,}", n=f"{m.test.n:,}", select=SELECTED[m.select], rows="\n".join(_rows(m)),
+        licence=literal(faces["licence"].rstrip(".")),
         files="\n".join(FILES[name] for name in files))
 
-def _rows(metrics: dict) -> list[str]:
-    test, named = metrics["test"], {"accuracy (WAR)": "WAR", "mean class recall (UAR)": "UAR", "macro-F1": "macro_F1"}
+def _rows(metrics) -> list[str]:
+    test, named = metrics.test, {"accuracy (WAR)": "WAR", "mean class recall (UAR)": "UAR", "macro-F1": "macro_F1"}
     rows = [_row(name, test[key], *test[f"{key}_ci"]) for name, key in named.items()]
-    for i, (name, seen) in enumerate(zip(metrics["classes"], test["confusion"], strict=True)):  # a row a true class
+    for i, (name, seen) in enumerate(zip(metrics.classes, test.confusion, strict=True)):  # a row a true class
         if n := sum(seen): rows.append(_row(f"recall of {name}", seen[i] / n, *wilson(seen[i], n)))
-    return [*rows, f"| calibration error (ECE) | {100 * test['ECE']:.1f} % |"]
+    return [*rows, f"| calibration error (ECE) | {100 * test.ECE:.1f} % |"]
 
 def _row(name: str, value: float, low: float, high: float) -> str:
     return f"| {literal(name).replace('|', chr(92) + '|')} | {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] |"
 
 SELECTED = {"last": "The epoch is the last one.", "val": "The epoch was picked on validation faces.",
-            "oracle": "**The epoch was picked on the test faces: these numbers are too good, and comparable with no honest ones.**"}
+            "oracle": "**The epoch was picked on the test faces: these numbers are too good, and not comparable with "
+                      "honest ones.**"}
 FILES = {
-    MODEL: """- `model.safetensors` and `model.json`: `model = fer_bench.load_model("this/folder")` gives the network, and
-  `fer_bench.predict(model, "pictures/")` probabilities by name.""",
-    ONNX: """- `model.onnx`: input `faces` (N, 3, S, S), float32 RGB in [0, 1], S the size above; output `logits` (N, K) in the order of
-  the classes above. Normalisation is inside.""",
+    MODEL: """- `model.safetensors` and `model.json`: `model = fer_bench.load_model("this/folder")` gives the network,
+  and `fer_bench.predict(model, "pictures/")` probabilities by class.""",
+    ONNX: """- `model.onnx`: input `faces` (N, 3, S, S), float32 RGB in [0, 1], S the size above; output `logits`
+  (N, K) in the order of the classes above. Normalisation is part of the model.""",
 }
 TEXT = """---
 library_name: fer_bench
@@ -57,8 +61,8 @@ license: other
 
 ## Data
 
-Data set `{data}` (content hash {hash}): {counts}. Faces: {size} pixels, {colour}, alignment: {alignment}. The audit of the
-data found: {audit}
+Data set `{data}` (content hash {hash}): {counts}. Faces: {size} pixels, {colour}, alignment: {alignment}. The audit of
+the data found: {audit}
 
 ## Budget
 
@@ -66,7 +70,7 @@ data found: {audit}
 
 ## Numbers
 
-On {n} test faces of the same data set, with 95 % intervals over these faces; these do not hold the luck of another seed or another
+On {n} test faces of the same data set, with 95 % intervals over these faces; they do not cover another seed or another
 draw of labels. {select}
 
 | measure | value |
@@ -76,13 +80,15 @@ draw of labels. {select}
 ## Limits
 
 - It names the expression that a face shows to others, in the classes above; it does not know what anyone feels.
-- Faces of other sources, ages, cameras or alignment than its data set's were not measured here and are usually recognised worse.
-- It always answers, also where there is no face; and how sure it says to be was measured, but not corrected.
+- Faces of other sources, ages, cameras or alignment than its data set's were not measured here and are usually
+  recognised worse.
+- It always answers, also where there is no face. Its confidence was measured (ECE), but not corrected.
 - It was made for research. Decisions about people must not rest on it.
 
 ## Licence
 
-The data set: {licence}. The weights were learned from its faces, so whether they may be used or passed on is for those terms to say.
+The data set: {licence}. The weights were learned from its faces, so those terms say whether they may be used or passed
+on.
 
 ## How to load it
 

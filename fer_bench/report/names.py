@@ -31,7 +31,7 @@ def data_title(record) -> str:
     return "drawn faces" if record.metrics.drawn else record.metrics.dataset
 
 def label_budget(record) -> str:
-    "The labels that `record` had: a number a class, all, a published budget, or the manifest that names the labelled faces."
+    "The labels that `record` had: a number a class, all, a published budget, or the manifest of its split."
     c = record.config
     manifest = c.get("split", "") if c.get("split", "").endswith(".csv") else ""
     return manifest or c.get("budget") or str(c["labels_per_class"] or "all")
@@ -39,7 +39,8 @@ def label_budget(record) -> str:
 def label_phrase(record) -> str:
     "`label_budget` in words: 50 labels a class, all labels, labels of ada_cm-400."
     labels = label_budget(record)
-    return f"{labels} labels a class" if labels.isdigit() else "all labels" if labels == "all" else f"labels of {labels}"
+    if labels.isdigit(): return f"{labels} labels a class"
+    return "all labels" if labels == "all" else f"labels of {labels}"
 
 FOLDS = {"fold": "folds", "subject": "subjects"}  # beginning of `split` -> what the repeats are called
 
@@ -58,7 +59,9 @@ def repeat_unit(record) -> str:
 def repeat(record):
     "Which of its `repeat_unit` a record is: the fold or subject as text, the draw or seed as a number."
     unit, c = repeat_unit(record), record.config
-    if unit in FOLDS.values(): return c["split"].partition(":")[2].partition("/")[0] if unit == "folds" else c["split"].partition(":")[2]
+    which = c.get("split", "").partition(":")[2]
+    if unit == "folds": return which.partition("/")[0]
+    if unit == "subjects": return which
     return c["seed"] if unit == "seeds" else c.get("label_seed", 0)
 
 # %% ../../nbs/report/names.ipynb #60d71829
@@ -73,7 +76,8 @@ def method_of_id(run_id: str) -> str:
 def origin(record) -> str:
     "What the weights of `record` started from: random weights, timm's weights, the method of another run, or a file."
     init = record.config.get("init", "scratch")
-    if not init.startswith("run:"): return {"scratch": "random weights", "timm": "timm's weights"}.get(init, Path(init).stem)
+    named = {"scratch": "random weights", "timm": "timm's weights"}
+    if not init.startswith("run:"): return named.get(init, Path(init).stem)
     name, folder = init.removeprefix("run:"), getattr(record, "folder", None)
     other = folder.parent/name/"config.json" if folder else None
     if not other or not other.is_file(): return method_of_id(name)
@@ -97,9 +101,10 @@ def option_defaults(record) -> dict:
     return {n: f.default for n, f in options.items() if not f.is_required()} | record.metrics.option_defaults
 
 def method_title(record) -> str:
-    "What the run is called, and in brackets the settings that its method would have chosen otherwise: mixup (alpha 0.4)."
+    "What the run is called, and in brackets the settings that its method chooses otherwise: mixup (alpha 0.4)."
     usual, config = option_defaults(record) | own_values(record.config["method"]), record.config
-    return with_settings(called(record), [f"{n} {config[n]}" for n, v in usual.items() if config.get(n) is not None and config[n] != v])
+    changed = [n for n, value in usual.items() if config.get(n) is not None and config[n] != value]
+    return with_settings(called(record), [f"{n} {config[n]}" for n in changed])
 
 def with_settings(name: str, said: list[str]) -> str:
     "`name` with `said` added in its brackets."
@@ -119,13 +124,15 @@ def settings(record, without=()) -> dict:
     "Name → value of everything that the run could have done otherwise, but for repeats and `without`."
     method, config = record.config["method"], record.config
     usual = usual_values(method) | option_defaults(record) | preset_values(record)
-    foreign = {n for e in METHODS.values() for n in e.options.model_fields} - known_entry(method).options.model_fields.keys()
-    left_out = {*NO_NUMBER, *REPEATS, *LAST_BITS, *without, *(foreign - record.metrics.option_defaults.keys())}
+    options = known_entry(method).options.model_fields.keys() | record.metrics.option_defaults.keys()
+    foreign = {n for entry in METHODS.values() for n in entry.options.model_fields} - options  # in early records
+    left_out = {*NO_NUMBER, *REPEATS, *LAST_BITS, *foreign, *without}
     c = usual | {n: v for n, v in config.items() if v is not None or usual.get(n) is None or n in BUDGET}
     if not record.metrics.drawn: c.pop("drawn_faces", None)
     c["dataset"] = data_name(record)  # one that was packed before is the same
     c["init"] = re.sub(r"-s\d+-[^-]+$", "", c["init"])  # another seed of the same pretraining is a repeat
-    if c["precision"] == {"cuda": "bf16"}.get(record.metrics.device, "fp32"): c["precision"] = "auto"  # it gives the same numbers
+    same_as_auto = {"cuda": "bf16"}.get(record.metrics.device, "fp32")
+    if c["precision"] == same_as_auto: c["precision"] = "auto"
     if repeat_unit(record) in FOLDS.values(): c["split"] = split_name(record)
     return {n: v for n, v in c.items() if n not in left_out}
 
@@ -146,7 +153,7 @@ def setting_names(runs) -> list[str]:
     apart = {name: telling(group) for name, group in groups.items()}
     for run, name, mine in zip(runs, bases, values, strict=True):
         method, fill = run.config["method"], preset_values(run)
-        usual = usual_values(method) | option_defaults(run)
+        usual = usual_values(method) | option_defaults(run) | own_values(method)
         asked = [n for n in usual if n not in RunConfig.model_fields or (n in own_values(method) and n not in USUAL)]
         changed = [n for n in asked if mine.get(n) != fill.get(n, usual[n])]
         said = [f"{n} {mine.get(n)}" for n in dict.fromkeys([*changed, *apart[name]]) if mine.get(n) != usual.get(n)]
@@ -163,17 +170,19 @@ def _fold(record) -> str:
     return f"{unit.removesuffix('s')} {repeat(record)}" if unit in FOLDS.values() else ""
 
 FACTS = (lambda r: label_phrase(r).removesuffix(" a class"), lambda r: f"draw {r.config['label_seed']}", _fold,
-         lambda r: f"seed {r.config['seed']}", lambda r: "".join(f"pretraining seed {s}" for s in pretraining_seed(r.config)))
+         lambda r: f"seed {r.config['seed']}",
+         lambda r: "".join(f"pretraining seed {s}" for s in pretraining_seed(r.config)))
 
 def run_names(runs) -> list[str]:
-    """As `setting_names`, with labels, draw, seeds and fold where they are not the same in all `runs`: each name is of one run.
+    """As `setting_names`, with labels, draw, seeds and fold where they are not the same in all `runs`: each name is
+    of one run.
 
     `BenchError` for two runs that this cannot tell apart."""
     shown, found = [fact for fact in FACTS if len({fact(r) for r in runs} - {""}) > 1], {}
     for name, run in zip(setting_names(runs), runs, strict=True):
         name = ", ".join(filter(None, [name, *(fact(run) for fact in shown)]))
         if twin := found.get(name):
-            raise BenchError(f"Runs {twin.id!r} and {run.id!r} are both called {name!r} here: they have the same settings, labels and "
-                             "seeds, or start from runs of the same method and seed. Give one of them.")
+            raise BenchError(f"Runs {twin.id!r} and {run.id!r} are both called {name!r} here: they have the same "
+                             "settings, labels and seeds, or start from runs of the same method and seed. Give one.")
         found[name] = run
     return list(found)

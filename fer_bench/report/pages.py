@@ -8,6 +8,7 @@ __all__ = ['ANY', 'NONE', 'FLAGGED', 'WIDTH', 'INK', 'STYLE', 'BLUE', 'ORANGE', 
 # %% ../../nbs/report/pages.ipynb #e6b1bce7
 import base64
 import io
+import itertools
 from html import escape
 
 import ipywidgets as ui
@@ -35,15 +36,18 @@ STYLE = f"""<style>
 class Pages(ui.VBox):
     """A page of faces under controls.
 
-    `controls`: name → widget; a new `value` of one shows the first page of what then fits. `found`: a row a face that fits, in
-    the order of the pages; `shown`: those of the page; `page`: its number from 0, `turn(by)` turns it. `note`: what is missing or
-    went wrong, in words. Made of `choose(**values)` → `found`, and `draw(shown)` → ([(title, key, [(picture, text)])], note)."""
+    `controls`: name → widget; a new `value` of one shows the first page of what then fits. `found`: a row a face that
+    fits, in the order of the pages; `shown`: those of the page; `page`: its number from 0, `turn(by)` turns it.
+    `note`: what is missing or went wrong, in words. Made of `choose(**values)` → `found`, and `draw(shown)` →
+    ([(title, key, [(picture, text)])], note)."""
     page = 0
 
     def __init__(self, controls: dict, choose, draw, head=(), per_page: int = 24, drawn: bool = False):
         self.controls, self.choose, self.draw, self.per_page, self.drawn = controls, choose, draw, per_page, drawn
-        self.sheet, self.words, self.where, self.found, self.cards = ui.HTML(), ui.HTML(), ui.Label(), pd.DataFrame(), []
-        self.previous, self.next = (ui.Button(description=d, layout=dict(width="90px")) for d in ("◀ previous", "next ▶"))
+        self.sheet, self.words, self.where = ui.HTML(), ui.HTML(), ui.Label()
+        self.found, self.cards = pd.DataFrame(), []
+        width = dict(width="90px")
+        self.previous, self.next = (ui.Button(description=text, layout=width) for text in ("◀ previous", "next ▶"))
         for button, by in ((self.previous, -1), (self.next, 1)): button.on_click(lambda _, by=by: self.turn(by))
         for control in controls.values(): control.observe(self.choose_again, "value")
         super().__init__([*head, self.words, ui.HBox([self.previous, self.next, self.where]), self.sheet])
@@ -51,11 +55,11 @@ class Pages(ui.VBox):
 
     def choose_again(self, _=None) -> None:
         "Look again at what the controls say, and show the first page."
-        self._guarded(self._choose)
+        self.show_errors(self._choose)
 
     def turn(self, by: int) -> None:
         "Show the page `by` further on, or back; nothing happens beyond the last and the first."
-        self._guarded(self._show, self.page + by)
+        self.show_errors(self._show, self.page + by)
 
     def _choose(self) -> None:
         self.found = self.choose(**{name: control.value for name, control in self.controls.items()})
@@ -72,7 +76,8 @@ class Pages(ui.VBox):
         self.where.value = faces if len(self.found) else "No face fits. Choose less."
         self.previous.disabled, self.next.disabled = self.page == 0, self.page == last
 
-    def _guarded(self, act, *arguments) -> None:
+    def show_errors(self, act, *arguments) -> None:
+        "Call `act(*arguments)`; its error empties the page and becomes the note."
         try: act(*arguments)
         except Exception as e:
             self.sheet.value, self.note = "", str(e) if isinstance(e, BenchError) else f"{type(e).__name__}: {e}"
@@ -87,13 +92,15 @@ class Pages(ui.VBox):
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         bundle = super()._repr_mimebundle_(**kwargs)
-        if self.drawn and self.cards: bundle["image/png"] = base64.b64encode(_still(self.cards[:12])._repr_png_()).decode()
+        if self.drawn and self.cards:
+            bundle["image/png"] = base64.b64encode(_still(self.cards[:12])._repr_png_()).decode()
         return bundle
 
 def _card(card: tuple) -> str:
     title, key, parts = card
     key, title = escape(key), escape(title)
-    shown = [f"<div><img alt='{key}' src='{_source(picture)}'><span>{escape(text)}</span></div>" for picture, text in parts]
+    shown = [f"<div><img alt='{key}' src='{_source(picture)}'><span>{escape(text)}</span></div>"
+             for picture, text in parts]
     return f"<figure class='fb-card' title='{key}'><b>{title}</b><div class='fb-parts'>{''.join(shown)}</div></figure>"
 
 def _source(picture: np.ndarray) -> str:
@@ -105,11 +112,13 @@ def _source(picture: np.ndarray) -> str:
 
 def _still(cards: list):
     pictures = np.stack([np.concatenate([picture for picture, _ in parts], axis=1) for _, _, parts in cards])
-    return contact_sheet(pictures, [title for title, *_ in cards], columns={1: 6, 2: 4}.get(len(cards[0][2]), 3), drawn=True)
+    columns = {1: 6, 2: 4}.get(len(cards[0][2]), 3)
+    return contact_sheet(pictures, [title for title, *_ in cards], columns=columns, drawn=True)
 
 def dropdown(name: str, options: list[tuple]) -> ui.Dropdown:
     "A Dropdown with `name` before it, as wide as its `options`, (text, value)."
-    return ui.Dropdown(description=name, options=options, layout=dict(width="auto"), style=dict(description_width="auto"))
+    style = dict(description_width="auto")
+    return ui.Dropdown(description=name, options=options, layout=dict(width="auto"), style=style)
 
 def counted(values: pd.Series, order, every: str) -> list[tuple]:
     "Options of a Dropdown: all, then each of `order`, then whatever else there is, with its number of faces."
@@ -122,10 +131,11 @@ def bar(*controls) -> ui.HBox:
     return ui.HBox(controls, layout=dict(flex_flow="row wrap", grid_gap="4px 14px"))
 
 # %% ../../nbs/report/pages.ipynb #28583331
-BLUE, ORANGE = "70, 130, 180", "214, 98, 38"  # named rightly, wrongly
+BLUE, ORANGE = "70, 130, 180", "214, 98, 38"  # classified correctly, wrongly
 
 class Cells(ui.GridBox):
-    """A confusion matrix of buttons. `value`: (true class, named class); `ANY` in one place: all mistakes of that row or column.
+    """A confusion matrix of buttons. `value`: (true class, named class); `ANY` in one place: all mistakes of that row
+    or column.
 
     `cells`: (true class, named class) → Button; `show(counts)` writes and shades them."""
     value = Tuple(Unicode(), Unicode(), default_value=(ANY, ANY))
@@ -134,10 +144,12 @@ class Cells(ui.GridBox):
         self.classes = list(classes)
         names = [ANY, *self.classes]
         layout = ui.Layout(width="auto", height="26px", margin="1px", padding="0 2px")
-        self.cells = {(t, n): ui.Button(description=t or n or "all mistakes", layout=layout) for t in names for n in names}
+        self.cells = {(t, n): ui.Button(description=t or n or "all mistakes", layout=layout)
+                      for t, n in itertools.product(names, names)}
         for where, button in self.cells.items(): button.on_click(lambda _, where=where: self.set_trait("value", where))
-        super().__init__([*self.cells.values()], layout=dict(
-            grid_template_columns=f"96px repeat({len(self.classes)}, minmax(44px, 76px))", width="auto", max_width="760px"))
+        columns = f"96px repeat({len(self.classes)}, minmax(44px, 76px))"
+        super().__init__([*self.cells.values()],
+                         layout=dict(grid_template_columns=columns, width="auto", max_width="760px"))
         self.observe(self._mark, "value")
         self._mark()
 
@@ -153,5 +165,7 @@ class Cells(ui.GridBox):
                 button.style.button_color = colour if count else "transparent"
 
     def _mark(self, change=None) -> None:
-        looks = [(self.value, "bold", "underline")] + ([(change.old, "normal", "none")] if change else [])
-        for where, weight, line in looks: self.cells[where].style.font_weight, self.cells[where].style.text_decoration = weight, line
+        looks = [(self.value, "bold", "underline"), *([(change.old, "normal", "none")] if change else [])]
+        for where, weight, line in looks:
+            style = self.cells[where].style
+            style.font_weight, style.text_decoration = weight, line

@@ -14,11 +14,13 @@ from ..core import BenchError
 
 # %% ../../nbs/report/published.ipynb #54edf5b8
 def published(dataset: str | None = None, classes: int | None = None, labels: str | None = None) -> pd.DataFrame:
-    """Published numbers, a row each: method, kind, backbone, start, data, classes, labels, measure, split, value, source.
+    """Published numbers, a row each: method, kind, backbone, start, data, classes, labels, measure, split, value,
+    source.
 
-    `dataset`: name as in a config, or "affectnet" where the source gives no number of classes; None for all. `classes`: only rows
-    that are known to have so many; `labels`: only rows with this budget ("250", "ada_cm-4000"). `value` is percent of `measure`
-    (WAR, UAR, macro-F1); what the source did not say is an empty text, in `classes` a missing number. No row: an empty table."""
+    `dataset`: name as in a config, or "affectnet" where the source gives no number of classes; None for all.
+    `classes`: only rows that are known to have so many; `labels`: only rows with this budget ("250", "ada_cm-4000").
+    `value` is percent of `measure` (WAR, UAR, macro-F1); what the source did not say is an empty text, in `classes` a
+    missing number. No row: an empty table."""
     text = files("fer_bench.report").joinpath("published.csv")
     with text.open(encoding="utf-8") as file: table = pd.read_csv(file, dtype=str, keep_default_na=False)
     table = table.assign(value=table["value"].astype(float), classes=pd.to_numeric(table["classes"]).astype("Int64"))
@@ -35,9 +37,12 @@ def published_table(table: pd.DataFrame) -> pd.DataFrame:
         raise BenchError(f"Published numbers of several data sets never share a table: {found}. "
                          "Ask `published` for one data set and number of classes.")
     who = ["method", "kind", "backbone", "start", "labels", "split", "source"]
-    rows = table.assign(method=table["method"] + " (published)", value=table["value"].map(lambda v: f"{v:.2f}".removesuffix("0")))
-    wide = rows.pivot_table(index=who, columns="measure", values="value", aggfunc="first", sort=False).fillna("").reset_index()
+    value = table["value"].map(lambda v: f"{v:.2f}".removesuffix("0"))
+    rows = table.assign(method=table["method"] + " (published)", value=value)
+    wide = rows.pivot_table(index=who, columns="measure", values="value", aggfunc="first", sort=False)
+    wide = wide.fillna("").reset_index()
     measures = [m for m in ("WAR", "UAR", "macro-F1") if m in wide]
     return wide[[*who[:-1], *measures, "source"]].rename_axis(columns=None)
 
-def _named(data: str, classes) -> str: return f"{data}, {'classes not stated' if pd.isna(classes) else f'{classes} classes'}"
+def _named(data: str, classes) -> str:
+    return f"{data}, classes not stated" if pd.isna(classes) else f"{data}, {classes} classes"

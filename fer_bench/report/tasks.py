@@ -24,29 +24,32 @@ FACTS = {  # what has to agree in a table
 }
 
 def check_task(records) -> list:
-    "`records` as a list; `BenchError` for none, and naming what differs and a run of each where they must not share a table."
+    "`records` as a list; `BenchError` for none, and where they must not share a table, naming what differs."
     records = check_classes(records)
     for what, fact in FACTS.items():
         if len(found := {fact(r): r.id for r in records}) > 1:
             which = "; ".join(f"{k} in {i}" for k, i in found.items())
-            raise BenchError(f"Runs with different {what} never share a table: {which}. Compare each kind by itself; `tasks(records)` "
-                             "sorts them.")
+            raise BenchError(f"Runs with different {what} never share a table: {which}. Compare each kind by itself; "
+                             "`tasks(records)` sorts them.")
     return records
 
 def tasks(records) -> dict[str, list]:
-    """Title → the records that may share a table, as "ferplus, 8 classes, 50 labels a class, 48 px"; oracle selection says so.
+    """Title → the records that may share a table, as "ferplus, 8 classes, 50 labels a class, 48 px"; oracle selection
+    says so.
 
-    `records`: finished runs of any kind; none gives an empty dict. Folds of one cross-validation are one task, and so are subjects
-    that are left out in turn. Titles are in alphabetical order, of one kind the honest selection first. Two data sets of one name
-    are told apart by the beginning of their hash. Source: ours."""
+    `records`: finished runs of any kind; none gives an empty dict. Folds of one cross-validation are one task, and so
+    are subjects that are left out in turn. Titles are in alphabetical order, of one kind the honest selection first.
+    Two data sets of one name are told apart by the beginning of their hash. Source: ours."""
     found = {}
     for record in records: found.setdefault(_task(record), []).append(record)
     return _by_title({task: _title(group[0]) for task, group in found.items()}, found)
 
 def budgets(records) -> dict[str, list]:
-    """Title → the records that differ in their number of labels and otherwise share a task, of methods with several budgets.
+    """Title → the records that differ in their number of labels and otherwise share a task, of methods with several
+    budgets.
 
-    `records`: finished runs of any kind; oracle selection is left out, and what was run on one budget alone. Source: ours."""
+    `records`: finished runs of any kind; oracle selection is left out, and what was run on one budget alone. Source:
+    ours."""
     found, kept = {}, {}
     for r in records:
         if r.metrics.select != "oracle": found.setdefault(_task(r, "budgets of labels"), []).append(r)
@@ -57,10 +60,11 @@ def budgets(records) -> dict[str, list]:
         if part: kept[task] = part
     return _by_title({task: _title(group[0], "by labels") for task, group in kept.items()}, kept)
 
-def _task(record, without: str = "") -> tuple: return tuple(fact(record) for what, fact in FACTS.items() if what != without)
+def _task(record, without: str = "") -> tuple:
+    return tuple(fact(record) for what, fact in FACTS.items() if what != without)
 
 def _by_title(titles: dict, groups: dict) -> dict[str, list]:
-    "Title → group, by title; groups of one title are told apart by the beginning of the data's hash, and then by their classes."
+    "Title → group, by title; groups of one title are told apart by the data's hash, and then by their classes."
     for more in (lambda r: f"data {r.metrics.data_hash[:8]}", lambda r: " ".join(r.metrics.classes)):
         count = Counter(titles.values())
         titles = {key: f"{t}, {more(groups[key][0])}" if count[t] > 1 else t for key, t in titles.items()}
@@ -76,11 +80,12 @@ def _title(record, budget: str = "") -> str:
     return ", ".join(filter(None, said))
 
 def chosen(records, dataset: str = "", labels: str = "", methods: str = "", backbone: str = "") -> list:
-    """Those of `records` with this data set, budget of labels ("50", "all", "ada_cm-400"), backbone, and one of these methods.
+    """Those of `records` with this data set, budget of labels ("50", "all", "ada_cm-400"), backbone, and one of these
+    methods.
 
-    An empty text: any. `dataset`: as tables call it, or as its config does. `methods`: names separated by commas, of a method
-    ("dtm") or of what a run is called ("linear probe of byol"). `BenchError`, with the nearest names there are, for one that no
-    record has. Source: ours."""
+    An empty text: any. `dataset`: as tables call it, or as its config does. `methods`: names separated by commas, of
+    a method ("dtm") or of what a run is called ("linear probe of byol"). `BenchError`, with the nearest names there
+    are, for one that no record has. Source: ours."""
     records = list(records)
     facts = {"data set": (dataset, lambda r: (data_name(r), r.config["dataset"])),
              "budget of labels": (labels, lambda r: (label_budget(r),)),

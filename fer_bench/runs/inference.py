@@ -24,7 +24,7 @@ from ..core import BenchError, atomic_folder, progress, project_path, read_json,
 from ..data.drawn.faces import draw_faces
 from ..data.faceset import fit
 from ..data.sources.files import not_too_large
-from ..data.sources.pictures import _eight_bit, _pixels, _upright, decode
+from ..data.sources.pictures import decode, to_8_bit, to_pixels, upright
 from ..data.views import make_view
 from ..evaluate.predict import evaluating
 from .experiment import FACE_FACTS
@@ -131,7 +131,7 @@ def _face(picture, faces: dict) -> np.ndarray:
     if isinstance(picture, Path):
         not_too_large(picture.stat().st_size)
         pixels = decode(picture.read_bytes(), faces["colour"])
-    else: pixels = _pixels(_eight_bit(_upright(picture if isinstance(picture, Image.Image) else _image(picture))), faces["colour"])
+    else: pixels = to_pixels(to_8_bit(upright(picture if isinstance(picture, Image.Image) else _image(picture))), faces["colour"])
     if list(pixels.shape[:2]) == (size := list(faces["size"])): return pixels
     if size[0] != size[1]: raise BenchError(f"{pixels.shape[1]}x{pixels.shape[0]} pixels; its faces have {size[1]}x{size[0]}, no square")
     return fit(pixels, size[0])[0]

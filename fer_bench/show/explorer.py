@@ -58,7 +58,7 @@ def browse(faceset, found: Audit | None = None, per_page: int = 24) -> Pages:
     button.layout.width = "90px"
     head = bar(*controls.values()) if found else bar(*controls.values(), button)
     pages = Pages(controls, choose, draw, [head, output], per_page, faceset.drawn)
-    button.on_click(lambda _: pages._guarded(_audit_now, faceset, pages, button, flags, output))
+    button.on_click(lambda _: pages.show_errors(_audit_now, faceset, pages, button, flags, output))
     return pages
 
 def _flags(found: Audit, control) -> dict:

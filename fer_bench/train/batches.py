@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..core import BenchError
-from ..data.feed import Ahead, BalancedOrder, BlockOrder, Feed, Order, batch_rows
+from ..data.feed import BalancedOrder, BlockOrder, Feed, Order, Prefetcher, batch_rows
 from ..data.views import apply_view, make_view
 from ..distributed import part_of, world
 
@@ -63,7 +63,7 @@ class _Part:
         self.config, self.device, self.tag, self.views = config, feed.device, tag, [make_view(name) for name in views]
         part_of(range(batch_size), world())  # now, and not in the first step
         self.rows = lambda step: part_of(batch_rows(order, step, batch_size), world())
-        self.ahead = Ahead(feed, self.rows, stop=config.epochs * config.steps_per_epoch)
+        self.ahead = Prefetcher(feed, self.rows, stop=config.epochs * config.steps_per_epoch)
 
     def rows_at(self, step: int) -> torch.Tensor: return torch.from_numpy(self.rows(step)).to(self.device, non_blocking=True)
 
