@@ -213,7 +213,7 @@ def bench_(methods: Annotated[str, typer.Option(help="what is trained, separated
     from datetime import datetime
 
     from fer_bench.report.exports import to_terminal
-    from fer_bench.speed.report import as_table, by_place, change_table, growth_table, read_rows, speed_table
+    from fer_bench.speed.tables import as_table, by_place, change_table, growth_table, read_rows, speed_table
     folder = make_folder(project_path(output_dir))
     before = read_rows(folder)
     output = make_folder(folder.parent/"notebooks")/f"throughput-{datetime.now():%Y%m%d-%H%M%S}.ipynb"
@@ -425,8 +425,8 @@ def audit_(folder: Annotated[str, typer.Argument(help="a FaceSet folder")],
 def benchmark(folder: Annotated[str, typer.Option(help="also read the pictures below this folder, against ImageFolder")] = "",
               faces: Annotated[int, typer.Option(help="how many generated faces to pack and search")] = 200_000) -> None:
     "Measure the data layer on this machine: packing, memory, near-copies, and reading back against ImageFolder."
-    from fer_bench.speed.packing import scale_benchmark
-    from fer_bench.data.feed import feed_benchmark
+    from fer_bench.speed.data import scale_benchmark
+    from fer_bench.speed.data import feed_benchmark
     print(scale_benchmark(faces).round(2).to_string())
     if folder: print(feed_benchmark(project_path(folder)).round(1).to_string())
 

@@ -1,4 +1,4 @@
-"""What a step needs, counted, against what is known of the networks; rows of measured speed, and the usual way beside ours."""
+"""The cost of a step against what is known of the networks; rows of measured speed; usual training beside ours."""
 import json
 import math
 import multiprocessing
@@ -11,30 +11,34 @@ import pytest
 import torch
 from PIL import Image
 
+from fer_bench.catalogue import registered
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
 from fer_bench.data.views import VIEWS
+from fer_bench.methods.base import Method
 from fer_bench.speed import benchmark
 from fer_bench.speed import step as speed_step
-from fer_bench.speed.benchmark import cases, growth, in_turns, measure, save_rows, step_cost
-from fer_bench.speed.device import Memory, device_name, peaks
+from fer_bench.speed.benchmark import cases, growth, measure, save_rows, times
+from fer_bench.speed.cost import step_cost
+from fer_bench.speed.device import PeakMemory, device_name, in_turns, peaks
 from fer_bench.speed.faces import generated, patterns, write_files
 from fer_bench.speed.step import SECTIONS, Sections, Step, Traffic
-from fer_bench.speed.usual import Loader, UsualWay, pil_views, share_out
+from fer_bench.speed.usual import UsualLoader, UsualTraining, divide_workers, pil_views
 
 PLAIN = dict(device="cpu", threads=1)
 
 def tiny(method="supervised", **fields): return RunConfig(method=method, preset="tiny", **PLAIN, **fields)
 
-def shapes(batch): return {k: [tuple(x.shape) for x in v] if isinstance(v, list) else tuple(v.shape) for k, v in batch.items()}
+def shapes(batch):
+    return {k: [tuple(x.shape) for x in v] if isinstance(v, list) else tuple(v.shape) for k, v in batch.items()}
 
 # what a step needs, counted
 
 def test_cost_of_resnet18():
-    "1.82 G multiply-adds a forward pass at 224 px, twice the FLOPs, three times with the backward pass; faces need no gradient."
+    "1.82 G multiply-adds forward at 224 px, twice the FLOPs, three times with backward; the images need no gradient."
     cost = step_cost(RunConfig(preset="standard", image_size=224, ema=0.0, **PLAIN))
     assert cost["GFLOPs a face"] == pytest.approx(2 * (3 * 1.82 - 0.118), rel=0.01)
-    assert cost["MiB fixed"] == pytest.approx(3 * 4 * 11.18, rel=0.1)  # 11.18 M weights, gradients, momentum, four bytes each
+    assert cost["MiB fixed"] == pytest.approx(3 * 4 * 11.18, rel=0.1)  # 11.18 M weights, gradients, momentum of 4 bytes
     assert cost["GiB a step"] == pytest.approx((cost["MiB fixed"] + 128 * cost["MiB a face"]) / 1024)
 
 def test_cost_grows_with_what_a_method_does():
@@ -46,7 +50,7 @@ def test_cost_grows_with_what_a_method_does():
 def test_bytes_that_operations_move():
     x = torch.ones(3, 4)
     for work, moved in ((lambda: x.T.contiguous(), 48 + 48), (lambda: x[1:], 0), (lambda: x.add_(1), 48 + 48),
-                        (lambda: x[:1].expand(100, 4) + x[:1], 48 + 16 + 1600)):  # an expanded row is read where it lies
+                        (lambda: x[:1].expand(100, 4) + x[:1], 48 + 16 + 1600)):  # an expanded row is read once
         with Traffic() as traffic: work()
         assert traffic.bytes == moved
 
@@ -72,22 +76,38 @@ def test_step_and_usual_way_train_on_the_same_kind_of_batch(method, tmp_path):
     config = tiny(method)
     with generated(64, 32) as data:
         write_files(data[0], tmp_path)
-        ours, usual = Step(config, *data), UsualWay(config, tmp_path, 8, workers=0, device="cpu")
+        ours, usual = Step(config, *data), UsualTraining(config, tmp_path, 8, workers=0, device="cpu")
         batch = next(iter(usual.loader))
-        assert shapes(batch) == {k: v for k, v in shapes({**ours._batch(0), "progress": torch.tensor(0)}).items() if k != "progress"}
+        assert shapes(batch) == shapes({k: v for k, v in ours.batch_at(0).items() if k in batch})
         before = [[p.detach().clone() for p in m.parameters() if p.requires_grad] for m in (ours.method, usual.method)]
-        ours.step(); usual.step(batch)
+        ours.step()
+        usual.step(batch)
         shares = ours.shares(1)
     assert set(shares) == set(SECTIONS) and sum(shares.values()) == pytest.approx(1)
     assert all(share > 0 for name, share in shares.items())
     for old, m in zip(before, (ours.method, usual.method), strict=True):
-        assert any(not torch.equal(a, b) for a, b in zip(old, (p for p in m.parameters() if p.requires_grad), strict=True))
+        new = [p for p in m.parameters() if p.requires_grad]
+        assert any(not torch.equal(a, b) for a, b in zip(old, new, strict=True))
 
 def test_passes_leave_weights_and_gradients_alone():
     with generated(64, 32) as data: ours = Step(tiny("dtm"), *data)
     before = [p.detach().clone() for p in ours.method.parameters()]
-    ours.forward_only()
+    ours.passes()
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, ours.method.parameters(), strict=True))
+
+def test_a_method_of_your_own_is_measured_without_telling_its_passes():
+    "All views go through `net` once; nothing else is asked of the method."
+    class Own(Method):
+        views = {"labelled": ["weak"], "unlabelled": ["weak", "strong"]}
+        def __init__(self, net, config, counts, n_unlabelled): super().__init__(net, config.ema)
+        def forward(self, batch):
+            loss = self.net(torch.cat([*batch["labelled"], *batch["unlabelled"]])).square().mean()
+            return loss, {"size": loss}
+    with registered("own", Own):
+        config = tiny("own", unlabelled="rest", mu=2, labels_per_class=1)
+        row = measure(config, usual=False, repeats=1, faces=64)
+        case, = cases(["own"], [32], [24], preset="tiny", unlabelled="rest", mu=2, labels_per_class=1)
+    assert row["faces"] == 24 and row["passes_ms"] > 0 and case.batch_size == 8
 
 def test_the_limit_has_the_memory_order_that_convolutions_like():
     with generated(64, 32) as data: ours = Step(tiny("dtm"), *data)
@@ -109,7 +129,8 @@ def test_files_are_the_faces(tmp_path):
     "PNG keeps every pixel; JPEG nearly; each lies in the folder of its class."
     for size, ending, error in ((48, "png", 0), (64, "jpg", 12)):
         with generated(16, size) as (faceset, _, _):
-            assert write_files(faceset, tmp_path/ending) == sum(p.stat().st_size for p in (tmp_path/ending).rglob("*.*"))
+            written = write_files(faceset, tmp_path/ending)
+            assert written == sum(p.stat().st_size for p in (tmp_path/ending).rglob("*.*"))
             for path in (tmp_path/ending).rglob(f"*.{ending}"):
                 i = int(path.stem)
                 assert path.parent.name == faceset.index["label"][i]
@@ -117,19 +138,19 @@ def test_files_are_the_faces(tmp_path):
                 assert np.abs(read - faceset.images[i]).mean() <= error
 
 def test_processes_are_shared_out():
-    assert share_out(16, [128, 512]) == [3, 13] and share_out(2, [64]) == [2]
-    assert share_out(1, [8, 8]) == [1, 1] and share_out(0, [8, 8]) == [0, 0]
+    assert divide_workers(16, [128, 512]) == [3, 13] and divide_workers(2, [64]) == [2]
+    assert divide_workers(1, [8, 8]) == [1, 1] and divide_workers(0, [8, 8]) == [0, 0]
 
 def test_a_block_ends_its_processes(tmp_path):
     with generated(64, 32) as (faceset, _, _):
         write_files(faceset, tmp_path)
-        way = UsualWay(tiny(), tmp_path, 8, workers=1, device="cpu")
+        way = UsualTraining(tiny(), tmp_path, 8, workers=1, device="cpu")
         way.block(1)
-    assert way.done == way.leading + 1 and not multiprocessing.active_children()
+    assert way.done == way.warmup + 1 and not multiprocessing.active_children()
 
 def test_loader_goes_on_for_ever(tmp_path):
     with generated(16, 32) as (faceset, _, _): write_files(faceset, tmp_path)
-    batches = iter(Loader(tiny(), tmp_path, {"labelled": ["plain"]}, 0, "cpu"))
+    batches = iter(UsualLoader(tiny(), tmp_path, {"labelled": ["plain"]}, 0, "cpu"))
     seen = torch.cat([next(batches)["targets"] for _ in range(20)])  # 160 of 16 pictures
     assert seen.bincount().min() > 5
 
@@ -144,14 +165,15 @@ def test_generated_faces():
 
 def test_memory_is_seen_again_after_it_was_freed():
     def taken():
-        with Memory("cpu") as memory:
+        with PeakMemory("cpu") as memory:
             held = torch.ones(2**25)
             time.sleep(0.15)
         return memory.mebibytes, held.sum()
     assert all(100 < taken()[0] < 160 for _ in range(2))
 
 def test_device():
-    assert device_name("cpu") and peaks("cpu", "fp32", torch.get_num_threads()).keys() == {"matmul", "convolution", "copy"}
+    assert device_name("cpu")
+    assert peaks("cpu", "fp32", torch.get_num_threads()).keys() == {"matmul", "convolution", "copy"}
 
 # rows
 
@@ -164,21 +186,23 @@ def test_turns_begin_with_each():
 def row(): return measure(tiny("dtm"), repeats=3, block=2, workers=0, faces=64)
 
 def test_a_row_hangs_together(row):
-    assert (row["faces"], row["batch_size"], row["set"], row["repeats"], row["block"], row["workers"]) == (24, 8, 64, 3, 2, 0)
+    setting = {name: row[name] for name in ("faces", "batch_size", "set", "repeats", "block", "workers")}
+    assert setting == {"faces": 24, "batch_size": 8, "set": 64, "repeats": 3, "block": 2, "workers": 0}
     assert row["images_a_second"] == pytest.approx(24e3 / row["step_ms"], rel=1e-3)
     assert row["flops_a_second"] == pytest.approx(1e12 * row["gflops"] / row["step_ms"], rel=1e-2)
-    assert row["of_peak"] == pytest.approx(row["flops_a_second"] / max(row["peak_matmul"], row["peak_convolution"]), rel=1e-2)
+    peak = max(row["peak_matmul"], row["peak_convolution"])
+    assert row["of_peak"] == pytest.approx(row["flops_a_second"] / peak, rel=1e-2)
     assert row["step_ms_low"] <= row["step_ms"] <= row["step_ms_high"]
     assert sum(row[f"share_{name}"] for name in SECTIONS) == pytest.approx(1, abs=1e-3)
     assert row["precision"] == "fp32" and row["memory_mib"] > 0
-    assert all(isinstance(v, (str, int, float, bool)) and (isinstance(v, str) or math.isfinite(v)) for v in row.values())
+    for v in row.values(): assert isinstance(v, str) or (isinstance(v, (int, float)) and math.isfinite(v))
 
 def test_ratios_are_medians_of_ratios():
     "A slow moment that hits one turn of all ways leaves the ratios as they are."
     table = pd.DataFrame({"step": [1.0, 10, 1], "passes": [0.9, 9, 0.9], "usual": [1.5, 15, 1.5]})
-    times = benchmark._times(table, 10)
-    assert (times["of_limit"], times["over_usual"], times["usual_of_limit"]) == (0.9, 1.5, 0.6)
-    assert times["step_ms"] == 1000 and times["images_a_second"] == 10
+    row = times(table, 10)
+    assert (row["of_limit"], row["over_usual"], row["usual_of_limit"]) == (0.9, 1.5, 0.6)
+    assert row["step_ms"] == 1000 and row["images_a_second"] == 10
 
 def test_rows_without_the_usual_way():
     row = measure(tiny(processes=2), usual=False, repeats=1, faces=64)
@@ -188,16 +212,20 @@ def test_growth_changes_one_thing():
     size = growth(tiny(), "image_size", (32, 64), repeats=1)
     assert [(r["image_size"], r["along"], r["value"]) for r in size] == [(32, "image_size", 32), (64, "image_size", 64)]
     assert size[1]["gflops"] / size[0]["gflops"] == pytest.approx(4, rel=0.1)
-    faces, classes = (growth(tiny(), along, values, repeats=1) for along, values in (("faces", (64, 640)), ("classes", (4, 40))))
+    faces = growth(tiny(), "faces", (64, 640), repeats=1)
+    classes = growth(tiny(), "classes", (4, 40), repeats=1)
     assert [r["set"] for r in faces] == [64, 640] and [r["classes"] for r in classes] == [4, 40]
     with pytest.raises(BenchError, match="no axis of growth 'batch'"): growth(tiny(), "batch")
 
 def test_growth_along_processes(monkeypatch):
     "Seconds of an epoch of ten steps, the first left out, as milliseconds a step."
     history = pd.DataFrame({"seconds": [9.0, 0.1, 0.2, 0.3]})
-    metrics = {"images_seen": 960, "peak_memory_mb": 100, "device": "cpu"}
+    metrics = SimpleNamespace(images_seen=960, peak_memory_mb=100, device="cpu")
     asked = []
-    monkeypatch.setattr(benchmark, "run", lambda config: asked.append(config) or SimpleNamespace(history=history, metrics=metrics))
+    def run(config):
+        asked.append(config)
+        return SimpleNamespace(history=history, metrics=metrics)
+    monkeypatch.setattr(benchmark, "run", run)
     rows = growth(tiny("dtm"), "processes")
     assert [c.processes for c in asked] == [1, 2] == [r["processes"] for r in rows]
     assert all((r["step_ms"], r["faces"], r["precision"]) == (20, 24, "fp32") for r in rows)
@@ -207,8 +235,8 @@ def test_cases():
     assert [(c.method, c.image_size, c.batch_size) for c in found[:4]] == [
         ("supervised", 48, 60), ("dtm", 48, 20), ("simfle", 48, 60), ("mae", 48, 60)]
     assert {c.backbone for c in found} == {"resnet10t", "facemae_small"} and found[4].batch_size == 24
-    for wrong, message in ((dict(faces=(1, 2, 3)), "3 numbers of faces for 1 sizes"), (dict(methods=["dmt"]), "Did you mean 'dtm'")):
-        with pytest.raises(BenchError, match=message): cases(**{**dict(methods=["dtm"], sizes=[48], faces=[30]), **wrong})
+    with pytest.raises(BenchError, match="3 numbers of faces for 1 sizes"): cases(["dtm"], [48], [1, 2, 3])
+    with pytest.raises(BenchError, match="Did you mean 'dtm'"): cases(["dmt"], [48], [30])
 
 def test_too_few_faces():
     with pytest.raises(BenchError, match="10 faces are fewer than the 16 of a step"): measure(tiny("dtm"), faces=10)
@@ -218,6 +246,7 @@ def test_rows_are_added_and_stamped(tmp_path, row):
     (second,) = save_rows([row | {"seed": 1}, row], tmp_path)
     lines = [json.loads(line) for line in first.read_text().splitlines()]
     assert first == second and len(lines) == 3 and lines[1]["seed"] == 1
-    assert all(line["date"] in first.name and line["versions"]["torch"] and line["step_ms"] == row["step_ms"] for line in lines)
+    for line in lines:
+        assert line["date"] in first.name and line["versions"]["torch"] and line["step_ms"] == row["step_ms"]
     gpu, cpu = sorted(save_rows([row, row | {"device": "NVIDIA H200"}], tmp_path), key=lambda p: p.name, reverse=True)
     assert gpu.name.startswith("nvidia-h200-2") and cpu == first

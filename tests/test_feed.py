@@ -13,19 +13,11 @@ from PIL import Image
 
 from fer_bench.core import BenchError
 from fer_bench.data.faceset import build_faceset
-from fer_bench.data.feed import (
-    BalancedOrder,
-    BlockOrder,
-    Feed,
-    Order,
-    Prefetcher,
-    batch_rows,
-    feed_benchmark,
-    image_folder_batches,
-)
+from fer_bench.data.feed import BalancedOrder, BlockOrder, Feed, Order, Prefetcher, batch_rows
 from fer_bench.data.shards import ConcatImages, ShardedImages, ShardWriter, open_images
 from fer_bench.data.sources.folders import FolderSource
-from fer_bench.speed.packing import PeakMemory
+from fer_bench.speed.data import feed_benchmark, image_folder_batches
+from fer_bench.speed.device import PeakMemory
 
 NOISE = np.random.default_rng(0).integers(0, 256, (23, 5, 7, 3), np.uint8)
 
@@ -205,5 +197,5 @@ def test_memory_does_not_grow_with_the_faces(tmp_path, count):
         for step in range(count // 250):
             first = ahead(step).permute(0, 2, 3, 1).reshape(250, -1)[:, :4].contiguous()
             seen[first.numpy().view(np.uint32)[:, 0]] = True
-    print(f"{count} faces, {images.nbytes / 1e6:.0f} MB of pixels: at most {peak.megabytes:.0f} MB of anonymous memory")
-    assert seen.all() and images.nbytes == count * 112 * 112 * 3 and peak.megabytes < 150
+    print(f"{count} faces, {images.nbytes / 1e6:.0f} MB of pixels: at most {peak.mebibytes:.0f} MB of anonymous memory")
+    assert seen.all() and images.nbytes == count * 112 * 112 * 3 and peak.mebibytes < 150

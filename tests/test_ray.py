@@ -1,4 +1,4 @@
-"""Sweeps on a Ray cluster of two nodes on this machine: one dies in the middle, and no node is told the driver's folder."""
+"""Sweeps on a Ray cluster of two nodes on this machine: one dies, and no node learns the folder of the driver."""
 import os
 import re
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from test_sweep import TINY, same, states
 
 import fer_bench.sweeps.ray as engine
-import fer_bench.sweeps.sweep as sweeping
+import fer_bench.sweeps.scheduler as scheduler
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
 from fer_bench.data.drawn.faces import DrawnSource
@@ -52,7 +52,7 @@ class Nodes:
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
     pytest.importorskip("ray", reason="the extra ray is not installed")
-    for name, value in engine.QUIET.items(): os.environ.setdefault(name, value)
+    for name, value in engine.RAY_ENVIRON.items(): os.environ.setdefault(name, value)
     nodes = Nodes(tmp_path_factory.mktemp("nodes"))
     yield nodes
     nodes.cluster.shutdown()
@@ -60,15 +60,20 @@ def nodes(tmp_path_factory):
 @pytest.fixture
 def watched(monkeypatch):
     "What was sent to the nodes, as text, and what became of each record that came back."
-    sent, kept, parcel, merge = [], [], engine.parcel, sweeping.merge
-    def send(*args): sent.append(parcel(*args)); return sent[-1]
-    def keep(source, results): found = merge(source, results); kept.extend([] if isinstance(source, bytes) else found); return found
+    sent, kept, parcel, merge = [], [], engine.parcel, scheduler.merge
+    def send(*args):
+        sent.append(parcel(*args))
+        return sent[-1]
+    def keep(source, results):
+        found = merge(source, results)
+        if not isinstance(source, bytes): kept.extend(found)
+        return found
     monkeypatch.setattr(engine, "parcel", send)
-    monkeypatch.setattr(sweeping, "merge", keep)
+    monkeypatch.setattr(scheduler, "merge", keep)
     return sent, kept
 
 def check(nodes, watched, grid, tmp_path):
-    "The sweep with a node that dies: all records there, none twice, no path of the driver sent, numbers those of the local engine."
+    "With a node that dies: all records there, none twice, no path of the driver sent, numbers as with the local engine."
     sent, kept = watched
     nodes.kill_when_at_work()
     outcome = sweep(grid, tmp_path/"ray", engine="ray", address=nodes.address)
@@ -99,8 +104,9 @@ def test_faces_that_are_not_what_their_hash_says_are_refused_by_name(nodes, tmp_
     for node in ("first", "second"): build_faceset(DrawnSource(64, 32), nodes.folder/node/name)
     outcome = sweep({**TINY, "drawn_faces": 72}, tmp_path, engine="ray", address=nodes.address)
     assert states(outcome) == ["failed"] and outcome.exit_code == 1
-    assert re.search(r"On node \S+ the data set 'drawn' in .* has content .* Delete that folder there", outcome.summary())
-    assert Record(runs_folder(tmp_path)/outcome.cells[0].id).status["state"] == "failed"
+    says = r"On node \S+ the data set 'drawn' in .* has content .* Delete that folder there"
+    assert re.search(says, outcome.summary())
+    assert Record(runs_folder(tmp_path)/outcome.cells[0].id).status.state == "failed"
 
 def test_without_ray(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -120,14 +126,17 @@ def test_many_runs_and_a_dying_node(nodes, watched, tmp_path):
 @pytest.mark.soak
 def test_a_sweep_is_stopped_and_the_checkpoint_comes_home(nodes, tmp_path, monkeypatch):
     "What a node had done of a run goes on elsewhere, here in the local engine, and ends with the same bits."
-    grid, begun, poll = {**TINY, "epochs": 200, "steps_per_epoch": 10, "method": "dtm", "floor": 0.14}, [], engine.RayEngine.poll
+    grid = {**TINY, "epochs": 200, "steps_per_epoch": 10, "method": "dtm", "floor": 0.14}
+    begun, poll = [], engine.RayEngine.poll
     def stopped(self, seconds):
-        if self.ray.get(self.roll.read.remote()): begun.append(time.monotonic())
-        if begun and begun[-1] - begun[0] > 8: monkeypatch.undo(); raise KeyboardInterrupt
+        if self.ray.get(self.registry.read.remote()): begun.append(time.monotonic())
+        if begun and begun[-1] - begun[0] > 8:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
         return poll(self, seconds)
     monkeypatch.setattr(engine.RayEngine, "poll", stopped)
     with pytest.raises(KeyboardInterrupt): sweep(grid, tmp_path/"a", engine="ray", address=nodes.address)
     folder, = runs_folder(tmp_path/"a").iterdir()
-    assert Record(folder).status["state"] == "interrupted" and checkpoints(folder)
+    assert Record(folder).status.state == "interrupted" and checkpoints(folder)
     assert sweep(grid, tmp_path/"a", workers=1).exit_code == 0 and sweep(grid, tmp_path/"b", workers=1).exit_code == 0
     same(tmp_path/"a", tmp_path/"b")

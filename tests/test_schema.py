@@ -29,10 +29,12 @@ def with_test(**changes) -> dict: return facts(test=facts()["test"] | changes)
 
 
 BAD = {
-    "a rate above one": (with_test(WAR=1.5), r"test\.WAR = 1\.5"), "a text": (with_test(UAR="0.5"), r"test\.UAR = '0\.5'"),
+    "a rate above one": (with_test(WAR=1.5), r"test\.WAR = 1\.5"),
+    "a text": (with_test(UAR="0.5"), r"test\.UAR = '0\.5'"),
     "NaN": (with_test(NLL=float("nan")), r"test\.NLL = nan"),
     "half an interval": (with_test(WAR_ci=[0.1]), r"test\.WAR_ci"),
-    "a negative count": (with_test(n=-1), r"test\.n = -1"), "a bool for a count": (with_test(n=True), r"test\.n = True"),
+    "a negative count": (with_test(n=-1), r"test\.n = -1"),
+    "a bool for a count": (with_test(n=True), r"test\.n = True"),
     "no square": (with_test(confusion=[[1, 2]]), "test.confusion must be 2 lists of 2 counts"),
     "a path for a hash": (facts(split_hash="../../x"), "split_hash"), "no hash": (facts(data_hash=""), "data_hash"),
     "too few classes": (facts(labelled_counts=[1]), "labelled_counts must have 2 counts"),

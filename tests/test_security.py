@@ -66,8 +66,8 @@ def test_no_text_becomes_code_and_no_file_is_unpickled():
             and given(call, "allow_pickle") not in (None, "False")] == []
     assert [place for place, _, call in CALLS if given(call, "shell") not in (None, "False")] == []
     assert {"fer_bench/sweeps/grid.py"} >= {place.split(":")[0] for place, name, _ in CALLS if name == "yaml.load"}
-    from fer_bench.sweeps.grid import _Loader, read_value
-    assert issubclass(_Loader, yaml.SafeLoader)
+    from fer_bench.sweeps.grid import GridLoader, read_value
+    assert issubclass(GridLoader, yaml.SafeLoader)
     with pytest.raises(BenchError): read_value("!!python/object/apply:os.system ['touch pwned']")
 
 def test_nothing_is_imported_that_unpickles_or_talks_to_a_network():

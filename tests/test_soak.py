@@ -1,6 +1,4 @@
-"""Two hundred tiny runs in one process: memory, open files and the time of a run stay flat.
-
-FER_BENCH_SOAK gives another number of runs."""
+"""Two hundred tiny runs (or FER_BENCH_SOAK) in one process: memory, open files and the time of a run stay flat."""
 import gc
 import os
 import time
@@ -19,8 +17,8 @@ WARM = 2 * len(METHODS)  # runs until every method has had its buffers
 
 def measure(i: int, results) -> tuple[float, float, float]:
     "(seconds of processor, MiB held after it, open files after it) of the run number `i`."
-    config = RunConfig(preset="tiny", device="cpu", threads=1, method=METHODS[i % len(METHODS)], seed=i,
-                       results_dir=str(results))
+    method = METHODS[i % len(METHODS)]
+    config = RunConfig(preset="tiny", device="cpu", threads=1, method=method, seed=i, results_dir=str(results))
     began = time.process_time()
     assert run(config).finished
     seconds = time.process_time() - began
@@ -35,8 +33,8 @@ def growth(values: np.ndarray) -> float:
 @pytest.mark.soak
 def test_many_runs_in_one_process(tmp_path, capsys):
     found = np.array([measure(i, tmp_path) for i in range(WARM + RUNS)])[WARM:]
-    # (rounds, a run of each method, 3)
-    rounds = found[:len(found) // len(METHODS) * len(METHODS)].reshape(-1, len(METHODS), 3)
+    whole = len(found) // len(METHODS) * len(METHODS)
+    rounds = found[:whole].reshape(-1, len(METHODS), 3)  # (rounds, a run of each method, 3)
     seconds, memory, files = rounds.mean(1).T
     slopes = [growth(values) / len(METHODS) for values in (seconds, memory, files)]
     with capsys.disabled():

@@ -268,7 +268,7 @@ def test_a_name_twice_one_cut_by_NUL_a_bomb_and_something_encrypted(tmp_path):
         merge(archive_of([(GOOD, b"a"), (GOOD, b"b")]), tmp_path)
     bomb = archive_of([(info(GOOD.replace("s0", f"s{i}"), kind=zipfile.ZIP_DEFLATED), bytes(30_000_000))
                        for i in range(8)])
-    with pytest.raises(BenchError, match="unfold"): merge(bomb, tmp_path)
+    with pytest.raises(BenchError, match="unpack"): merge(bomb, tmp_path)
     locked = bytearray(archive_of([(GOOD, b"{}")]))
     for magic, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)): locked[locked.index(magic) + at] |= 1
     with pytest.raises(BenchError, match="encrypted"): merge(bytes(locked), tmp_path)
@@ -277,15 +277,15 @@ def test_a_name_twice_one_cut_by_NUL_a_bomb_and_something_encrypted(tmp_path):
 def test_a_file_beyond_its_limit_is_not_read(two, tmp_path, monkeypatch):
     data = pack_bytes(two[0])
     monkeypatch.setattr(store, "SMALL", 100)
-    assert "at most 100 are taken" in merge(data, tmp_path/"b")[0].why
+    assert "100 is the limit" in merge(data, tmp_path/"b")[0].why
     monkeypatch.setattr(store, "HEAVIEST", 100)
     with pytest.raises(BenchError, match="has .* bytes"): merge(data, tmp_path/"b")
 
-def test_predictions_that_unfold_to_more_than_memory_are_not_read(two, tmp_path, monkeypatch):
+def test_predictions_that_unpack_to_more_than_memory_are_not_read(two, tmp_path, monkeypatch):
     assert store._values((two[0].folder/"predictions.parquet").read_bytes()) == 12 * (1 + 1 + 2)
     monkeypatch.setattr(store, "_values", lambda parquet: 10**9)
     data = archive_of([(f"runs/{two[0].id}/{n}", (two[0].folder/n).read_bytes()) for n in store.PARTS])
-    assert "unfold to more" in merge(data, tmp_path/"b")[0].why
+    assert "larger than any test split" in merge(data, tmp_path/"b")[0].why
 
 def test_links_in_a_folder_are_not_followed(two, tmp_path):
     (tmp_path/"secret").write_bytes((two[0].folder/"config.json").read_bytes())

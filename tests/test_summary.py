@@ -13,7 +13,7 @@ from fer_bench.config import own_values
 from fer_bench.core import BenchError, write_json
 from fer_bench.evaluate.statistics import t_interval
 from fer_bench.report.figures import run_title
-from fer_bench.report.names import called, label_budget, label_phrase, method_of_id, run_names
+from fer_bench.report.names import called, label_budget, label_phrase, method_of_id, run_names, setting_names
 from fer_bench.report.summary import gains, measured, summarise
 from fer_bench.report.tables import fold_note, leaderboard_table, notes
 from fer_bench.report.tasks import budgets, chosen, tasks
@@ -310,3 +310,10 @@ def test_a_published_budget_is_never_called_all_labels():
     names = run_names([mine, record(labels_per_class=None)])
     assert names == ["supervised, labels of ada_cm-400", "supervised, all labels"]
     assert measured([mine])["labels"].tolist() == ["ada_cm-400"] and run_title(mine).count("ada_cm-400") == 1
+
+def test_a_method_s_own_values_go_without_saying():
+    "DTM's policy is labelled, where the option's default is fixed; a run may lack the option or name it."
+    runs = [record("dtm"), record("dtm", 1, policy="labelled"), record("dtm", policy="fixed")]
+    runs[1].metrics = runs[1].metrics.model_copy(update={"option_defaults": {"policy": "fixed"}})
+    assert measured(runs)[["method", "runs"]].to_numpy().tolist() == [["dtm", 2], ["dtm (policy fixed)", 1]]
+    assert setting_names(runs) == ["dtm", "dtm", "dtm (policy fixed)"]

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fer_bench.cli import main
-from fer_bench.config import DISPLAY, RunConfig
+from fer_bench.config import BY_HASH, NO_NUMBER, RunConfig, recorded_config
 from fer_bench.core import BenchError
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.sources.fixtures import fake
@@ -29,7 +29,9 @@ from fer_bench.train.checkpoint import checkpoints
 RESULTS = Path(__file__).parent.parent/"results"
 TINY = dict(preset="tiny", threads=1, device="cpu")
 
-def write(path, text): path.write_text(text); return path
+def write(path, text):
+    path.write_text(text)
+    return path
 
 def states(outcome): return [c.state for c in outcome.cells]
 
@@ -45,9 +47,9 @@ def states(outcome): return [c.state for c in outcome.cells]
     ("epochs: 3\nruns:\n  - seed: 0\n  - warmup_epochs: 3", r"line 4: warmup_epochs \(3\) must be smaller"),
     ("seed: 0\nlr: 0.1\nseed: 1", r"line 3: 'seed' is given twice"),
     ("seed: []", r"line 1: 'seed' is an empty list"),
-    ("runs: 3", r"line 1: 'runs' is a list of blocks"),
-    ("runs: []", r"line 1: 'runs' is a list of blocks"),
-    ("- seed", "a grid is a mapping"),
+    ("runs: 3", r"line 1: 'runs' must be a list of blocks"),
+    ("runs: []", r"line 1: 'runs' must be a list of blocks"),
+    ("- seed", "a grid must be a mapping"),
     ("seed: {a: 1}", r"Parameter 'seed' = \{'a': 1\}"),
     ("seed: [[0]]", r"Parameter 'seed' = \[0\]"),
     ("seed: [0", "cannot be read as YAML"),
@@ -63,14 +65,15 @@ def test_no_grid_and_no_text(tmp_path):
     with pytest.raises(BenchError, match="cannot be read"): expand(tmp_path/"binary.yaml")
 
 def test_numbers_as_people_write_them():
-    means = {"1e-3": 0.001, "1.5e3": 1500.0, "3": 3, "none": "none", "[0, 1]": [0, 1], "run:a-s0-1": "run:a-s0-1", "null": None}
+    means = {"1e-3": 0.001, "1.5e3": 1500.0, "3": 3, "none": "none", "[0, 1]": [0, 1], "run:a-s0-1": "run:a-s0-1",
+             "null": None}
     assert {text: read_value(text) for text in means} == means
 
 def test_settings(tmp_path):
     grid = write(tmp_path/"grid.yaml", "preset: tiny\nseed: [0, 1]\nruns:\n  - {lr: 0.2}\n  - {epochs: 3}")
     assert [c.config.seed for c in expand(grid, {"seed": 5})] == [5, 5]
     with pytest.raises(BenchError, match="no parameter 'sed'"): expand(grid, {"sed": 5})
-    with pytest.raises(BenchError, match="line 4: 'lr' .*stands here"): expand(grid, {"lr": 0.1})
+    with pytest.raises(BenchError, match="line 4: 'lr' is given in this block"): expand(grid, {"lr": 0.1})
 
 def test_a_pretraining_takes_what_the_top_says_and_is_shared():
     cells = expand({"preset": "tiny", "seed": [0, 1], "runs": [
@@ -83,8 +86,98 @@ def test_a_pretraining_takes_what_the_top_says_and_is_shared():
             assert c.needs in starts and c.needs.config.seed == c.config.seed and cells.index(c.needs) < cells.index(c)
             assert c.needs.config.labels_per_class is None
 
-VALUES = {"seed": st.integers(0, 5), "lr": st.floats(0.01, 1), "batch_size": st.integers(2, 9), "ema": st.floats(0, 0.9),
-          "balance": st.sampled_from(["none", "sampler"]), "method": st.sampled_from(["supervised", "eac"])}
+OWN = """
+import torch.nn.functional as F
+from pydantic import Field
+
+import fer_bench
+
+class Plain(fer_bench.Method):
+    class Options(fer_bench.Options):
+        alpha: float = Field(0.2, gt=0, description="weight of the loss")
+
+    def __init__(self, net, config, counts, n_unlabelled):
+        super().__init__(net, config.ema)
+        self.alpha = config.alpha
+
+    def forward(self, batch):
+        loss = self.alpha * F.cross_entropy(self.net(batch["labelled"][0]), batch["targets"])
+        return loss, {"cross_entropy": loss}
+
+class Unlabelled(Plain):
+    views = {"unlabelled": ["weak"]}
+
+    def forward(self, batch):
+        loss = self.alpha * self.net(batch["unlabelled"][0]).square().mean()
+        return loss, {"size": loss}
+"""
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    "The name of a module of the user's own, with two methods that have an option; workers can import it too."
+    name = f"own_{tmp_path.name}"
+    write(tmp_path/f"{name}.py", OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    return name
+
+def test_an_option_of_a_method_is_an_axis_like_any_field(own, tmp_path):
+    grid = {**TINY, "results_dir": str(tmp_path), "method": f"{own}.Plain", "alpha": [0.1, 0.2, 0.4]}
+    outcome = sweep(grid, workers=1)
+    assert states(outcome) == ["finished"] * 3, outcome.summary()
+    assert [r.config["alpha"] for r in outcome.records] == [0.1, 0.2, 0.4] and len({c.id for c in outcome.cells}) == 3
+    assert outcome.table()["alpha"].tolist() == ["0.1", "0.2", "0.4"]
+    assert states(sweep(grid, dry_run=True)) == ["finished"] * 3
+
+@pytest.mark.parametrize("grid, says", [
+    ("method: {own}.Plain\nalhpa: [0.1, 0.2]", "line 2: .*'alhpa'.*Did you mean 'alpha'"),
+    ("method: {own}.Plain\nalpha: [0.1, -1.0]", "line 2: Parameter 'alpha' = -1.0"),
+    ("runs:\n  - method: dtm\n    treshold: 0.9", "line 3: .*'treshold'.*Did you mean 'threshold'"),
+    ("seed: 0\nmethod: [dtm, supervised]\nthreshold: 0.9", "line 3: .*'threshold' is for other methods"),
+])
+def test_an_option_that_the_method_lacks_is_refused_with_its_place(own, tmp_path, grid, says):
+    with pytest.raises(BenchError, match=says): expand(write(tmp_path/"grid.yaml", grid.format(own=own)))
+
+def test_a_start_takes_no_option_that_its_method_lacks(own):
+    start, run = expand({"preset": "tiny", "method": f"{own}.Plain", "alpha": 0.3, "init": {"method": "byol"}})
+    assert run.needs is start and run.config.options == {"alpha": 0.3} and "alpha" not in start.config.options
+    same_method, _ = expand({"preset": "tiny", "method": f"{own}.Plain", "alpha": 0.3, "init": {"seed": 5}})
+    assert same_method.config.options == {"alpha": 0.3}
+
+def test_the_id_of_a_plan_is_the_id_of_the_run(own, tmp_path):
+    "For an own method with and without a probe too: the probe decides which faces are in the pool."
+    from fer_bench.runs.experiment import find_record
+    shared = {**TINY, "results_dir": str(tmp_path), "unlabelled": "rest", "mu": 1, "labels_per_class": 2}
+    probed = {"method": f"{own}.Unlabelled", "probe": [None, "linear"]}
+    cells = expand({**shared, "runs": [probed, {"method": "fixmatch"}]})
+    plan = Plan(tmp_path)
+    assert [plan.identify(c.config) for c in cells] == [find_record(c.config).id for c in cells]
+
+@pytest.mark.parametrize("fields", [
+    {}, {"method": "dtm", "unlabelled": "pool", "pool_dataset": "drawn"}, {"method": "byol"}, {"budget": "ada_cm-400"}])
+def test_a_plan_knows_the_fields_that_the_data_depend_on(fields):
+    "FaceSet, split and pool are made once for runs that agree in these fields, so no other field may be read."
+    from fer_bench.runs.task import load_data, make_pool, split_data
+    from fer_bench.sweeps.plan import FACESET_FIELDS, POOL_FIELDS, SPLIT_FIELDS
+    class Watched:
+        def __init__(self, config): self.config, self.read = config, set()
+        def __getattr__(self, name):
+            self.read.add(name)
+            return getattr(self.config, name)
+        def seen(self): return self.read & RunConfig.model_fields.keys()
+    config = RunConfig(**TINY, **fields)
+    watched = [Watched(config) for _ in range(3)]
+    faceset = load_data(watched[0])
+    plain = config.model_copy(update={"budget": ""})  # which the few drawn faces cannot give
+    if fields.get("budget"):
+        with pytest.raises(BenchError): split_data(watched[1], faceset)
+    else: split_data(watched[1], faceset)
+    make_pool(watched[2], faceset, split_data(plain, faceset))
+    for w, names in zip(watched, (FACESET_FIELDS, SPLIT_FIELDS, POOL_FIELDS), strict=True): assert w.seen() <= set(names)
+
+VALUES = {"seed": st.integers(0, 5), "lr": st.floats(0.01, 1), "batch_size": st.integers(2, 9),
+          "ema": st.floats(0, 0.9), "balance": st.sampled_from(["none", "sampler"]),
+          "method": st.sampled_from(["supervised", "eac"])}
 BLOCK = st.fixed_dictionaries({}, optional={n: v | st.lists(v, min_size=1, max_size=3) for n, v in VALUES.items()})
 
 def tried(block): return {n: v if isinstance(v, list) else [v] for n, v in block.items()}
@@ -105,9 +198,10 @@ def test_expand_makes_every_combination_once(top, blocks):
 
 def facts(record):
     "What a record says, apart from when and how fast."
-    metrics = {k: v for k, v in record.metrics.items() if k not in ("train_seconds", "peak_memory_mb")}
+    metrics = {k: v for k, v in record.metrics.model_dump().items() if k not in ("train_seconds", "peak_memory_mb")}
     config = record.config | {"results_dir": "", "cache_dir": ""}
-    return metrics, config, record.history.drop(columns="seconds").to_json(), np.stack(record.predictions["logits"]).tobytes()
+    history, logits = record.history.drop(columns="seconds").to_json(), np.stack(record.predictions["logits"]).tobytes()
+    return metrics, config, history, logits
 
 def same(results, other):
     ours, theirs = ({r.id: facts(r) for r in load_runs(folder)} for folder in (results, other))
@@ -155,9 +249,11 @@ def test_one_failure_stops_no_other(tmp_path, capfd):
         {"lr": 1e12, "clip_grad": 0.0, "steps_per_epoch": 20}, {"labels_per_class": 50}, {"backbone": "resnet81"},
         {"method": "linear_probe", "init": {"method": "byol", "backbone": "resnet81"}}, {"seed": 3}]}
     outcome = sweep(grid, workers=1)
-    assert states(outcome) == ["failed", "cannot run", "failed", "failed", "cannot run", "finished"] and outcome.exit_code == 1
+    assert states(outcome) == ["failed", "cannot run", "failed", "failed", "cannot run", "finished"]
     printed = capfd.readouterr().out
-    for says in ("Lower lr", "more than there are", "no backbone 'resnet81'", "and that failed", "(runs[0])"): assert says in printed
+    for says in ("Lower lr", "more than there are", "no backbone 'resnet81'", "and that failed", "(runs[0])"):
+        assert says in printed
+    assert outcome.exit_code == 1
     log = (runs_folder(tmp_path)/outcome.cells[0].id/"log.txt").read_text()
     assert "Traceback" in log and "Lower lr" in log
     failed = runs_folder(tmp_path)/outcome.cells[0].id/"status.json"
@@ -177,8 +273,8 @@ def test_a_worker_that_is_killed_fails_its_run_alone(tmp_path):
         assert ended[0][0] == "long" and "killed by signal 9" in ended[0][1]["error"] and not engine.workers
 
 def command(grid, results, *words):
-    return [sys.executable, "-c", "from fer_bench.cli import main; main()", "sweep", str(grid), "--results-dir", str(results),
-            "--workers", "1", *map(str, words)]
+    return [sys.executable, "-m", "fer_bench.cli", "sweep", str(grid), "--results-dir", str(results), "--workers", "1",
+            *map(str, words)]
 
 def start(*args): return subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -204,16 +300,21 @@ def test_two_sweeps_at_once_share_the_work(undisturbed, tmp_path):
     assert "Another process is doing this run" not in logs, "no worker stood idle behind a run of the other sweep"
 
 def killed(grid, results, kills, rng):
-    "Sweep again and again, each time with a SIGKILL of the driver a random moment after its worker wrote something; then to the end."
-    def written(): return {p.name for p in results.glob("runs/*/checkpoint*")} | {str(p) for p in results.glob("runs/*/metrics.json")}
+    "Sweep `kills` times, each time with a SIGKILL a random moment after a worker wrote something; then to the end."
+    def written():
+        checkpoints = {p.name for p in results.glob("runs/*/checkpoint*")}
+        return checkpoints | {str(p) for p in results.glob("runs/*/metrics.json")}
     for _ in range(kills):
         known, process = written(), start(grid, results)
         while process.poll() is None and written() <= known: time.sleep(0.02)
         time.sleep(rng.uniform(0, 2))
         workers = workers_of(process.pid)
-        process.kill(); process.communicate()
+        process.kill()
+        process.communicate()
         until = time.monotonic() + 20
-        while any(map(alive, workers)): assert time.monotonic() < until, "an orphan trains on"; time.sleep(0.02)
+        while any(map(alive, workers)):
+            assert time.monotonic() < until, "an orphan trains on"
+            time.sleep(0.02)
     process = start(grid, results)
     said = process.communicate()[0]
     assert process.returncode == 0, said
@@ -224,10 +325,12 @@ def check_kills(undisturbed, tmp_path, kills, seed):
     same(tmp_path/"results", results)
     assert not [p for r in load_runs(tmp_path/"results") for p in checkpoints(r.folder)]
 
-def test_killed_sweeps_end_with_the_same_records(undisturbed, tmp_path): check_kills(undisturbed, tmp_path, kills=1, seed=0)
+def test_killed_sweeps_end_with_the_same_records(undisturbed, tmp_path):
+    check_kills(undisturbed, tmp_path, kills=1, seed=0)
 
 @pytest.mark.nightly
-def test_sweeps_killed_again_and_again(undisturbed, tmp_path): check_kills(undisturbed, tmp_path, kills=5, seed=0)
+def test_sweeps_killed_again_and_again(undisturbed, tmp_path):
+    check_kills(undisturbed, tmp_path, kills=5, seed=0)
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(1, 5))
@@ -245,10 +348,11 @@ def test_time_is_up_then_it_goes_on(tmp_path, epochs, minutes):
     said = process.communicate(timeout=30)[0]
     assert process.returncode == 3 and "the same sweep goes on from here" in said
     folder, = runs_folder(results).iterdir()
-    assert Record(folder).status["state"] == "interrupted" and checkpoints(folder)
+    assert Record(folder).status.state == "interrupted" and checkpoints(folder)
     began = time.monotonic()
     second = sweep(grid, results, workers=1, minutes=minutes)
-    assert (second.exit_code, second.why, states(second)) == (3, "time", ["interrupted"]) and time.monotonic() - began < 30
+    assert time.monotonic() - began < 30
+    assert (second.exit_code, second.why, states(second)) == (3, "time", ["interrupted"])
     assert sweep(grid, results, workers=1).exit_code == 0
     run(RunConfig(**fields, results_dir=str(tmp_path/"whole")))
     same(results, tmp_path/"whole")
@@ -263,10 +367,11 @@ def test_dry_run_and_trial_leave_nothing(tmp_path):
 
 def test_estimate_comes_from_runs_like_it(undisturbed):
     grid, results = undisturbed
-    longer = expand({**read_value(grid.read_text()), "epochs": 60, "seed": 7, "runs": [{"method": "supervised"}, {"method": "dtm"}]})
+    methods = [{"method": "supervised"}, {"method": "dtm"}]
+    longer = expand({**read_value(grid.read_text()), "epochs": 60, "seed": 7, "runs": methods})
     plan = Plan(results)
     for cell in longer: plan.estimate(cell)
-    known = [r.metrics["train_seconds"] for r in load_runs(results) if r.metrics["method"] == "supervised"]
+    known = [r.metrics.train_seconds for r in load_runs(results) if r.metrics.method == "supervised"]
     assert longer[0].seconds == pytest.approx(10 * np.median(known)) and longer[1].seconds is None
 
 def test_command(undisturbed, tmp_path, capsys, monkeypatch):
@@ -279,13 +384,15 @@ def test_command(undisturbed, tmp_path, capsys, monkeypatch):
     assert code == 0 and "4 runs: 4 finished" in said and all(r.id in said for r in load_runs(results))
     code, said = call("--results-dir", tmp_path, "--set", "drawn_faces=80", "--dry-run")
     assert code == 0 and "4 runs: 4 to do" in said and not list(tmp_path.iterdir())
-    for words, says in [("--set seed", "NAME=VALUE"), ("--set sed=1", "Did you mean 'seed'"), ("--engine slurm", "no engine")]:
+    mistakes = {"--set seed": "NAME=VALUE", "--set sed=1": "Did you mean 'seed'", "--engine slurm": "no engine"}
+    for words, says in mistakes.items():
         code, said = call("--results-dir", tmp_path, *words.split())
         assert code == 1 and says in said and "Traceback" not in said
 
 def test_pack_verify_merge_commands(undisturbed, tmp_path):
     def call(*words):
-        done = subprocess.run([sys.executable, "-m", "fer_bench.cli", "results", *map(str, words)], capture_output=True, text=True)
+        command = [sys.executable, "-m", "fer_bench.cli", "results", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
     _, results = undisturbed
     assert call("pack", tmp_path/"all.zip", "--results-dir", results)[0] == 0
@@ -299,7 +406,8 @@ def test_pack_verify_merge_commands(undisturbed, tmp_path):
     assert code == 1 and "damaged" in said
 
 def test_a_grid_of_one_results_folder_and_one_process_a_run(tmp_path):
-    with pytest.raises(BenchError, match="one results folder"): sweep({**TINY, "results_dir": [str(tmp_path/"a"), str(tmp_path/"b")]})
+    with pytest.raises(BenchError, match="one results folder"):
+        sweep({**TINY, "results_dir": [str(tmp_path/"a"), str(tmp_path/"b")]})
     with pytest.raises(BenchError, match="one process"): sweep({**TINY, "processes": 2})
     with pytest.raises(BenchError, match="engine='ray'"): sweep(TINY, address="auto")
 
@@ -314,21 +422,23 @@ def test_the_same_data_under_two_paths_is_one_run(tmp_path):
 
 # the committed studies
 
-def deciding(config): return {n: v for n, v in config.model_dump().items() if n not in (*DISPLAY, "init")}
+def deciding(config): return {n: v for n, v in config.model_dump().items() if n not in {*NO_NUMBER, *BY_HASH, "init"}}
 
 def test_the_committed_study_is_its_grid():
     "Every committed run of FERPlus with 50 labels a class, and the pretrainings, is a run of results/ferplus-50.yaml."
     cells = expand(RESULTS/"ferplus-50.yaml")
     theirs = [(deciding(c.config), deciding(c.needs.config) if c.needs else c.config.init) for c in cells]
-    records = {r.id: RunConfig(**r.config) for r in load_runs(RESULTS) if r.metrics["dataset"] == "ferplus"}
+    records = {r.id: recorded_config(r.config) for r in load_runs(RESULTS) if r.metrics.dataset == "ferplus"}
     for name, config in records.items():
         if config.labels_per_class != 50 and config.method not in ("byol", "simfle"): continue
         start = config.init.removeprefix("run:")
         assert (deciding(config), deciding(records[start]) if start in records else start) in theirs, name
 
 def test_the_gpu_study_is_the_same_grid_with_more_seeds():
-    methods = [sorted({(c.config.method, c.config.label_seed, c.config.min_map, c.needs.config.method if c.needs else c.config.init)
-                       for c in expand(RESULTS/name)}) for name in ("ferplus-50.yaml", "gpu-study.yaml")]
-    assert methods[0] == methods[1]
+    def methods(name):
+        cells = [(c.config, c.needs.config.method if c.needs else c.config.init) for c in expand(RESULTS/name)]
+        return {(config.method, config.label_seed, config.min_map, init) for config, init in cells}
+    assert methods("ferplus-50.yaml") == methods("gpu-study.yaml")
     configs = [c.config for c in expand(RESULTS/"gpu-study.yaml")]
-    assert {(c.backbone, c.image_size, c.device) for c in configs} == {("resnet18", 112, "cuda")} and {c.seed for c in configs} == {0, 1, 2}
+    assert {(c.backbone, c.image_size, c.device) for c in configs} == {("resnet18", 112, "cuda")}
+    assert {c.seed for c in configs} == {0, 1, 2}

@@ -7,18 +7,22 @@ import pytest
 
 from fer_bench.core import BenchError
 from fer_bench.report.figures import save_figure
-from fer_bench.speed import report as speed
-from fer_bench.speed.report import as_table, by_place, growth_curves, growth_table, page, roofline, slope, speed_table, step_shares
+from fer_bench.speed import tables
+from fer_bench.speed.figures import growth_curves, roofline, step_shares
+from fer_bench.speed.step import SECTIONS
+from fer_bench.speed.tables import as_table, by_place, growth_table, page, slope, speed_table
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT/"nbs/throughput.ipynb"
 
 def made(method="supervised", **changes):
-    shares = {f"share_{n}": v for n, v in zip(speed.SECTIONS, (0.1, 0.1, 0.3, 0.4, 0.06, 0.04), strict=True)}
-    return {"device": "Toy, 2 cores", "method": method, "backbone": "resnet18", "image_size": 48, "batch_size": 8, "faces": 8, "threads": 2,
-            "precision": "fp32", "deterministic": False, "images_a_second": 80.0, "step_ms": 100.0, "step_ms_low": 90.0,
-            "step_ms_high": 110.0, "passes_ms": 90.0, "of_limit": 0.9, "memory_mib": 200.0, "gflops": 5.0, "flops_a_byte": 20.0,
-            "flops_a_second": 5e10, "of_peak": 0.25, "peak_matmul": 2e11, "peak_convolution": 1e11, "peak_copy": 1e10, **shares, **changes}
+    shares = {f"share_{n}": v for n, v in zip(SECTIONS, (0.1, 0.1, 0.3, 0.4, 0.06, 0.04), strict=True)}
+    setting = dict(device="Toy, 2 cores", method=method, backbone="resnet18", image_size=48, batch_size=8, faces=8,
+                   threads=2, precision="fp32", deterministic=False)
+    times = dict(images_a_second=80.0, step_ms=100.0, step_ms_low=90.0, step_ms_high=110.0, passes_ms=90.0, of_limit=0.9)
+    work = dict(memory_mib=200.0, gflops=5.0, flops_a_byte=20.0, flops_a_second=5e10, of_peak=0.25, peak_matmul=2e11,
+                peak_convolution=1e11, peak_copy=1e10)
+    return setting | times | work | shares | changes
 
 USUAL = dict(usual_ms=150.0, over_usual=1.5, usual_of_limit=0.6, workers=2)
 
@@ -28,7 +32,7 @@ def grown(along, values, cost):
 def test_the_later_of_equal_rows_counts():
     table = as_table([made(step_ms=1.0), made("dtm"), made(step_ms=2.0)])
     assert table["method"].tolist() == ["dtm", "supervised"] and table["step_ms"].tolist() == [100, 2]
-    assert set(speed.SAME) <= set(table) and (table["along"] == "").all()
+    assert set(tables.SAME) <= set(table) and (table["along"] == "").all()
 
 def test_rows_of_growth_are_no_rows_of_comparison():
     table = as_table([made(), *grown("batch_size", (8, 16), float)])
@@ -83,7 +87,8 @@ def test_what_cannot_be_drawn():
     with pytest.raises(BenchError, match="fer-bench bench"): as_table([])
 
 def test_places():
-    titles = [title for title, _ in by_place(as_table([made(), made(threads=1), made(device="NVIDIA H200", precision="bf16")]))]
+    rows = [made(), made(threads=1), made(device="NVIDIA H200", precision="bf16")]
+    titles = [title for title, _ in by_place(as_table(rows))]
     assert titles == ["Toy, 2 cores, 2 threads, fp32", "Toy, 2 cores, 1 thread, fp32", "NVIDIA H200, bf16"]
 
 def test_page(tmp_path):
@@ -91,15 +96,23 @@ def test_page(tmp_path):
     text = page(as_table([made(**USUAL, **stamp), *grown("batch_size", (8, 16), float)]))
     assert "## Toy, 2 cores, 2 threads, fp32" in text and "2026-01-02, torch 2.9, commit 0123456789+" in text
     assert text.count("| --- |") >= 2 and "1.50 ×" in text
-    with pytest.raises(BenchError, match="no rows"): speed.write_page(tmp_path)
+    with pytest.raises(BenchError, match="no rows"): tables.write_page(tmp_path)
+
+def test_rows_saved_before_are_read():
+    "The rows of results/throughput, whose keys are those of their day, give tables with all sections."
+    table = as_table(tables.read_rows(ROOT/"results/throughput"))
+    assert tables.sections(table) == list(SECTIONS) and table["passes_ms"].notna().any()
+    assert (speed_table(table)[list(SECTIONS)] != "").all(axis=None)
 
 def test_notebook_measures_and_keeps(tmp_path):
-    given = dict(methods="supervised", preset="tiny", backbone="test_resnet", image_sizes="32", faces="16", device="cpu", threads=1,
-                 workers=0, repeats=1, growth="batch_size", growth_backbone="test_resnet", growth_batch=8, output_dir=str(tmp_path/"rows"))
+    given = dict(methods="supervised", preset="tiny", backbone="test_resnet", image_sizes="32", faces="16", device="cpu",
+                 threads=1, workers=0, repeats=1, growth="batch_size", growth_backbone="test_resnet", growth_batch=8,
+                 output_dir=str(tmp_path/"rows"))
     papermill.execute_notebook(NOTEBOOK, tmp_path/"out.ipynb", given, progress_bar=False, kernel_name="python3")
-    rows = speed.read_rows(tmp_path/"rows")
+    rows = tables.read_rows(tmp_path/"rows")
     assert [r.get("along", "") for r in rows] == ["", *["batch_size"] * 5] and (tmp_path/"rows/README.md").exists()
 
 def test_notebook_refuses_a_misspelt_parameter(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="Did you mean 'methods'"):
-        papermill.execute_notebook(NOTEBOOK, tmp_path/"out.ipynb", {"metods": "dtm"}, progress_bar=False, kernel_name="python3")
+        papermill.execute_notebook(NOTEBOOK, tmp_path/"out.ipynb", {"metods": "dtm"}, progress_bar=False,
+                                   kernel_name="python3")

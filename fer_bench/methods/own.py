@@ -43,7 +43,7 @@ def _code(thing, top: str, seen: dict):
     if isinstance(thing, functools.partial): return go([thing.func, thing.args, thing.keywords])
     if isinstance(thing, property): return go([thing.fget, thing.fset])
     if isinstance(thing, type) and issubclass(thing, BaseModel): return [_name(thing), thing.model_json_schema()]  # Options
-    if hasattr(thing, "__wrapped__"): return [_name(getattr(thing, "__code__", type(thing))), go(thing.__wrapped__)]  # decorated
+    if hasattr(thing, "__wrapped__"): return [*_decorator(thing), go(thing.__wrapped__)]
     if isinstance(thing, (FunctionType, type, ModuleType)): return _own(thing, go, seen) if _is_own(thing, top) else _name(thing)
     if hasattr(thing, "tolist"): return thing.tolist()  # numbers of numpy and torch
     return repr(thing) if isinstance(thing, PLAIN) else _name(type(thing))
@@ -60,6 +60,12 @@ def _own(thing, go, seen: dict):
     else: parts = [thing.__code__, thing.__defaults__, thing.__kwdefaults__, inspect.getclosurevars(thing).nonlocals,
                    {n: thing.__globals__[n] for n in _globals(thing.__code__) if n in thing.__globals__}]
     return [_name(thing), go(parts)]
+
+def _decorator(thing) -> list[str]:
+    "What decorated `thing`: the wrapper's name, and the types of what it closes over, such as torch.no_grad."
+    held = [cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()]
+    owners = [getattr(value, "__self__", value) for value in held if value is not thing.__wrapped__]
+    return [_name(getattr(thing, "__code__", type(thing))), *(_name(type(owner)) for owner in owners)]
 
 def _defined_in(module, value) -> bool: return getattr(value, "__module__", module.__name__) == module.__name__
 def _name(thing) -> str: return getattr(thing, "__qualname__", None) or getattr(thing, "co_qualname", None) or thing.__name__

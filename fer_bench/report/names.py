@@ -96,9 +96,11 @@ def called(record) -> str:
     return method if start(record) == "scratch" else f"{method} from {origin(record)}"
 
 def option_defaults(record) -> dict:
-    "The options of the method of `record` and their defaults, as recorded, else as the catalogue has them."
-    options = known_entry(record.config["method"]).options.model_fields
-    return {n: f.default for n, f in options.items() if not f.is_required()} | record.metrics.option_defaults
+    "The options of the method of `record` and the values that it has by default, as recorded or in the catalogue."
+    method = record.config["method"]
+    options = known_entry(method).options.model_fields
+    own = {n: value for n, value in own_values(method).items() if n not in RunConfig.model_fields}
+    return {n: f.default for n, f in options.items() if not f.is_required()} | record.metrics.option_defaults | own
 
 def method_title(record) -> str:
     "What the run is called, and in brackets the settings that its method chooses otherwise: mixup (alpha 0.4)."
@@ -153,7 +155,7 @@ def setting_names(runs) -> list[str]:
     apart = {name: telling(group) for name, group in groups.items()}
     for run, name, mine in zip(runs, bases, values, strict=True):
         method, fill = run.config["method"], preset_values(run)
-        usual = usual_values(method) | option_defaults(run) | own_values(method)
+        usual = usual_values(method) | option_defaults(run)
         asked = [n for n in usual if n not in RunConfig.model_fields or (n in own_values(method) and n not in USUAL)]
         changed = [n for n in asked if mine.get(n) != fill.get(n, usual[n])]
         said = [f"{n} {mine.get(n)}" for n in dict.fromkeys([*changed, *apart[name]]) if mine.get(n) != usual.get(n)]

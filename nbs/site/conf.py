@@ -1,4 +1,4 @@
-"""How Sphinx makes the static site: the notebooks, the README and the pages of results, read where they lie (`make site`)."""
+"""How Sphinx builds the static site from notebooks, README and pages of results, where they lie (`make site`)."""
 import ast
 import json
 import re
@@ -15,28 +15,36 @@ ROOT, logger = Path(__file__).parents[2], getLogger(__name__)
 project = "fer_bench"
 extensions = ["myst_nb"]
 root_doc = "README"  # the source folder is the project's, so that every link holds here as it does in a checkout
-include_patterns = ["README.md", "nbs/**.ipynb", "results/*.md", "results/throughput/README.md"]
+PROJECT = ("CHANGELOG", "CONTRIBUTING")
+include_patterns = ["README.md", *(f"{name}.md" for name in PROJECT), "nbs/**.ipynb", "results/*.md",
+                    "results/throughput/README.md"]
+suppress_warnings = ["ref.python"]  # a class in a signature may have a namesake in another module
 exclude_patterns = ["**/.ipynb_checkpoints"]
 nb_execution_mode = "off"  # outputs are those that are committed
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
-html_math_renderer = "mathml"  # browsers know it; MathJax would come from a network
+html_math_renderer = "mathml"  # built into browsers, whereas MathJax would be loaded from the network
 add_module_names, toc_object_entries_show_parents = False, "hide"
 html_theme, html_title = "furo", "fer_bench"
 html_static_path, html_css_files = ["site.css"], ["site.css"]
 html_copy_source = html_show_sourcelink = html_show_sphinx = html_show_copyright = False
 
-# Reading order: the layers, from below; within one, what is imported comes before what imports it. What no line names comes last.
+# Reading order: the layers from below; within a layer, a module after those it imports. What has no layer comes last.
 GUIDES = ("index", "run_benchmark", "compare_methods", "own_data", "own_method", "paper_figures", "throughput")
-LAYERS = {"Foundation": "core catalogue config record distributed", "Data": "data", "Networks": "models", "Methods": "methods",
-          "Training": "train", "Evaluation": "evaluate", "One run": "runs", "Many runs": "sweeps store", "Reports": "report",
-          "What a run shows": "show", "Speed": "speed", "Ways in": "api cli doctor"}
+LAYERS = {"Foundation": "core catalogue config record distributed", "Data": "data", "Networks": "models",
+          "Methods": "methods", "Training": "train", "Evaluation": "evaluate", "One run": "runs",
+          "Many runs": "sweeps store", "Reports": "report", "Interactive": "show", "Speed": "speed",
+          "Entry points": "api cli doctor"}
 
 
 def modules() -> dict[str, Path]:
-    "Dotted name below fer_bench → notebook, for all that exports."
-    found = {".".join(p.relative_to(ROOT/"nbs").with_suffix("").parts): p for p in sorted((ROOT/"nbs").rglob("*.ipynb"))}
-    return {name: p for name, p in found.items() if "checkpoints" not in name and "#| default_exp" in p.read_text(encoding="utf-8")}
+    "Dotted name below fer_bench → notebook, for each notebook that exports a module."
+    found = {}
+    for path in sorted((ROOT/"nbs").rglob("*.ipynb")):
+        name = ".".join(path.relative_to(ROOT/"nbs").with_suffix("").parts)
+        exports = "#| default_exp" in path.read_text(encoding="utf-8")
+        if exports and "checkpoints" not in name: found[name] = path
+    return found
 
 
 def code_cells(path: Path) -> list[str]:
@@ -47,14 +55,14 @@ def code_cells(path: Path) -> list[str]:
 
 def reading_order(names) -> list[str]:
     "`names` of modules so that each comes after those it imports."
-    path, names = modules(), sorted(names)
-    needs = {name: sorted({n for n in names for cell in code_cells(path[name]) if f"fer_bench.{n} import" in cell} - {name})
-             for name in names}
-    return list(TopologicalSorter(needs).static_order())
+    paths, names = modules(), sorted(names)
+    code = {name: "\n".join(code_cells(paths[name])) for name in names}
+    imports = {name: [n for n in names if n != name and f"fer_bench.{n} import" in code[name]] for name in names}
+    return list(TopologicalSorter(imports).static_order())
 
 
 def navigation() -> str:
-    "The tables of contents that stand below the README and fill the sidebar."
+    "The tables of contents that are appended to the README and fill the sidebar."
     left, parts = set(modules()), {}
     for title, layer in LAYERS.items():
         names = [n for word in layer.split() for n in reading_order(m for m in left if m.split(".")[0] == word)]
@@ -65,7 +73,8 @@ def navigation() -> str:
     pages = [*sorted((ROOT/"results").glob("*.md")), *(ROOT/"results").glob("throughput/README.md")]
     results = [p.relative_to(ROOT).with_suffix("").as_posix() for p in pages]
     parts = {"Guides": [*(f"nbs/{g}" for g in guides), "All names <genindex>"], "Results": results, **parts,
-             "More": [f"nbs/{n.replace('.', '/')}" for n in reading_order(left)]}
+             "More": [f"nbs/{n.replace('.', '/')}" for n in reading_order(left)],
+             "Project": [name for name in PROJECT if (ROOT/f"{name}.md").exists()]}
     tree = lambda title, pages: "\n".join(["\n```{toctree}", ":hidden:", f":caption: {title}", "", *pages, "```\n"])
     return "".join(tree(*part) for part in parts.items() if part[1])
 
@@ -90,12 +99,13 @@ def signature(node) -> str:
 
 
 def shown(cell: dict, module: str | None) -> list[dict]:
-    "The cells that a page shows of `cell`: no directives; and of a module no imports, but over every definition its signature."
+    "The cells that a page shows for `cell`: no directives; of a module no imports, a signature above each definition."
     source = "".join(cell["source"])
     if cell["cell_type"] == "raw": return []
     if cell["cell_type"] == "markdown": return [cell]
     for output in cell["outputs"]: output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-    exported, code = "#| export" in source, "\n".join(s for s in source.splitlines() if not s.startswith("#|")).strip("\n")
+    exported = "#| export" in source
+    code = "\n".join(line for line in source.splitlines() if not line.startswith("#|")).strip("\n")
     try: only_imports = all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(code).body)
     except SyntaxError: return [cell | {"source": code}]  # a magic or shell line of IPython
     if only_imports and module: return []
@@ -108,15 +118,16 @@ def shown(cell: dict, module: str | None) -> list[dict]:
 
 
 def on_read(app, docname: str, source: list[str]) -> None:
-    "Sphinx is about to read a page: complete the README, and turn a notebook into what the page shows."
+    "Before Sphinx reads a page: append the navigation to the README, and turn a notebook into what the page shows."
     if docname == root_doc: source[0] += navigation()
     if not docname.startswith("nbs/"): return
     notebook, name = json.loads(source[0]), docname.removeprefix("nbs/").replace("/", ".")
     module = name if name in modules() else None
     cells = [c for cell in notebook["cells"] for c in shown(cell, module)]
     if module:
-        said = "fer_bench" if module == "api" else f"fer_bench.{module}"
-        cells.insert(1, {"cell_type": "markdown", "metadata": {}, "source": f"Module `{said}`\n\n```{{py:currentmodule}} {said}\n```"})
+        package = "fer_bench" if module == "api" else f"fer_bench.{module}"
+        title = f"Module `{package}`\n\n```{{py:currentmodule}} {package}\n```"
+        cells.insert(1, {"cell_type": "markdown", "metadata": {}, "source": title})
     source[0] = json.dumps(notebook | {"cells": [c | {"id": f"cell-{i}"} for i, c in enumerate(cells)]})
 
 
@@ -124,13 +135,15 @@ def exported(app) -> dict[str, list]:
     "Name, with and without its module → what is exported under it."
     names = {}
     for full, entry in app.env.domains["py"].objects.items():
-        for name in (full, full.removeprefix("fer_bench."), full.rsplit(".", 1)[-1]): names.setdefault(name, []).append(entry)
+        for name in (full, full.removeprefix("fer_bench."), full.rsplit(".", 1)[-1]):
+            names.setdefault(name, []).append(entry)
     return names
 
 
 def on_resolved(app, page, docname: str) -> None:
-    "Code words in prose that name a page or something exported become links; a notebook that is not there is a broken link."
-    names, link = exported(app), lambda word, *to: word.replace_self(make_refnode(app.builder, docname, *to, word.deepcopy()))
+    "Code words that name a page or an exported object become links; a notebook that does not exist is an error."
+    names = exported(app)
+    def link(word, *target): word.replace_self(make_refnode(app.builder, docname, *target, word.deepcopy()))
     for word in list(page.findall(nodes.literal)):
         text = word.astext()
         if isinstance(word.parent, (nodes.title, nodes.reference)): continue
@@ -143,13 +156,14 @@ def on_resolved(app, page, docname: str) -> None:
 
 
 def math(self, node) -> None:
-    formula = re.sub(r"\\[bB]ig+(?![a-z])", "", node.astext())  # a size that it does not know, and browsers choose themselves
+    formula = re.sub(r"\\[bB]ig+(?![a-z])", "", node.astext())  # tex2mathml does not know it
     self.body.append(tex2mathml(formula, as_block=isinstance(node, nodes.math_block)))
     raise nodes.SkipNode
 
 
 def finished(app, error) -> None:
-    if not error and app.builder.name == "html": shutil.copy(Path(app.outdir)/f"{root_doc}.html", Path(app.outdir)/"index.html")
+    out = Path(app.outdir)
+    if not error and app.builder.name == "html": shutil.copy(out/f"{root_doc}.html", out/"index.html")
 
 
 def setup(app) -> None:
