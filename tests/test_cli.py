@@ -53,7 +53,7 @@ def test_run_then_compare(tmp_path):
 
 @pytest.mark.parametrize("words, says", [
     (["run", "--preset", "tinny"], "Did you mean 'tiny'"),
-    (["run", "--metod", "supervised"], "--method"),
+    (["run", "--metod", "supervised"], "Did you mean 'method'"),
     (["run", "--lr", "fast"], "number"),
     (["run", "--labels-per-class", "0"], "labels_per_class"),
     (["run", "--dataset", "ferplus"], "needs data_root"),
