@@ -86,7 +86,8 @@ def test_one_entry_each_is_found_everywhere(added, tiny, tmp_path, capsys):
     assert fer_bench.check_method("ours") is None
     assert fer_bench.store.verify(config.results_dir)[0].outcome == "sound"
     from fer_bench.report.figures import training_curve
-    training_curve(records[0])
+    drawn = [line.get_label() for line in training_curve(records[0]).axes[0].lines]
+    assert drawn == ["loss", "weighted"]
     from fer_bench.sweeps.grid import expand
     grid = {"preset": "tiny", "method": "ours", "weight": [1.0, 2.0], "dataset": "stripes", "data_root": "x"}
     assert len(expand(grid)) == 2

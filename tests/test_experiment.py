@@ -257,3 +257,49 @@ def test_tracking_is_off_unless_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr("fer_bench.train.loop.find_spec", lambda name: None)
     with pytest.raises(BenchError, match=r"pip install 'fer_bench\[tensorboard\]'"):
         run(config.model_copy(update={"track": "tensorboard", "results_dir": str(tmp_path/"without")}))
+
+# faults that were there once
+
+def test_a_packed_set_goes_by_its_own_name(tiny, tmp_path):
+    source = make_source(tiny())
+    build_faceset(source, tmp_path/"packed")
+    record = run(tiny(dataset="faceset", data_root=str(tmp_path/"packed")))
+    assert record.id.startswith("supervised-drawn-all-s0-") and record.metrics.dataset == "drawn"
+
+def test_the_audit_comes_before_the_training(tiny, monkeypatch, capsys):
+    import fer_bench.runs.experiment as experiment
+    finding = {"level": "failure", "sentence": "Two subjects are in two splits."}
+    monkeypatch.setattr(experiment, "cached_audit", lambda faceset: {"findings": [finding]})
+    def fit(*given): raise RuntimeError("the training begins")
+    monkeypatch.setattr(experiment, "fit", fit)
+    with pytest.raises(RuntimeError, match="the training begins"): run(tiny())
+    assert finding["sentence"] in capsys.readouterr().out
+
+def test_weights_are_hashed_once_and_again_when_they_change(tiny, tmp_path, monkeypatch):
+    import fer_bench.runs.networks as networks
+    backbone, path, hashed = create_backbone("test_resnet", 32), tmp_path/"w.safetensors", []
+    monkeypatch.setattr(networks, "sha256", lambda data: hashed.append(len(data)) or f"{len(hashed)}")
+    save_file(backbone.state_dict(), path)
+    first = [networks.init_hash(tiny(init=str(path))) for _ in range(3)]
+    assert len(hashed) == 1 and len(set(first)) == 1
+    save_file({**backbone.state_dict(), "more": torch.ones(1)}, path)
+    assert networks.init_hash(tiny(init=str(path))) != first[0] and len(hashed) == 2
+
+def test_a_class_that_few_voters_would_miss_still_votes():
+    from fer_bench.runs.evaluation import subsample, voters
+    labels = np.zeros(100_050, int)
+    rows = np.arange(len(labels))
+    missed = subsample(rows, 2000)
+    labels[missed[:50] + 25] = 1  # between those that are chosen
+    assert 1 not in labels[missed], "else this shows nothing"
+    chosen = voters(labels, rows)
+    assert set(chosen[:2000]) == set(missed) and (labels[chosen[2000:]] == 1).all() and len(chosen) == 2020
+    assert np.array_equal(voters(labels[:50], rows[:50]), rows[:50])
+
+def test_a_source_that_is_missing_is_not_called_a_place_that_cannot_be_written(tmp_path):
+    import shutil
+
+    from fer_bench.core import atomic_file
+    with pytest.raises(FileNotFoundError) as e, atomic_file(tmp_path/"copy") as part:
+        shutil.copy("/no/such/source", part)
+    assert e.value.filename == "/no/such/source" and not (tmp_path/"copy").exists()

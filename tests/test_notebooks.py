@@ -154,6 +154,8 @@ def test_run_benchmark_takes_every_field_of_the_config():
     given = {name: values[name] for name in assigned_names(cell) if name != "compare_with"}
     assert list(given) == list(RunConfig.model_fields)
     assert RunConfig(**given) == RunConfig(), "defaults of the notebook and of RunConfig differ"
+    comments = dict(line.split(": ", 1) for line in cell.splitlines()[1:])
+    for name, field in RunConfig.model_fields.items(): assert comments[name].endswith(f"  # {field.description}")
 
 def test_facts_agree():
     settings = ConfigParser(delimiters=["="])
