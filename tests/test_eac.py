@@ -29,14 +29,15 @@ def test_maps_and_disagreement_are_those_of_plain_loops():
     assert mirror_disagreement(*map(torch.from_numpy, (maps, other))).item() == pytest.approx(total / maps.size)
 
 def test_loss_is_that_of_two_plain_passes():
-    "In evaluation mode, where the two pictures do not share batch statistics."
+    "In evaluation mode, where the two images do not share batch statistics."
     method, faces, targets = make(lambda_eac=2.0).eval(), torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
     loss, parts = method({"labelled": [faces], "targets": targets})
     net = method.net
     f, m = (net.backbone.forward_features(net.normalise(x)) for x in (faces, faces.flip(-1)))
     maps = [torch.einsum("kc,bchw->bkhw", net.head.weight, x) for x in (f, m)]
     wanted = F.cross_entropy(net(faces), targets) + 2 * (maps[0] - maps[1].flip(-1)).square().mean()
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5) and sum(parts.values()).item() == pytest.approx(loss.item())
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert sum(parts.values()).item() == pytest.approx(loss.item())
 
 def test_the_head_learns_from_the_labels_alone():
     method, faces, targets = make(), torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
@@ -56,7 +57,9 @@ def test_training_makes_maps_agree():
         optimizer = torch.optim.SGD(method.parameters(), 0.02, 0.9)
         for _ in range(40):
             loss, _ = method({"labelled": [faces], "targets": targets})
-            optimizer.zero_grad(); loss.backward(); optimizer.step()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
         maps = [class_activation(method.net.backbone.forward_features(method.net.normalise(x)), method.net.head.weight)
                 for x in (faces, faces.flip(-1))]
         disagreement.append((mirror_disagreement(*maps) / maps[0].var()).item())
