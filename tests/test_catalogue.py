@@ -1,4 +1,4 @@
-"""One entry is enough: a throw-away method, data set and backbone are found everywhere; no other module knows a name."""
+"""One entry is enough: a temporary method, data set and backbone are found everywhere; no other module has a name."""
 import ast
 import sys
 import textwrap
@@ -34,7 +34,8 @@ def ours(net, config, counts, n_unlabelled=0): return Ours(net, config)
 class Stripes(Source):
     name, licence = "stripes", "none"
     def __init__(self, root):
-        rows = [(f"{split}/{i}.png", ("anger", "fear")[i % 2], None, None, split, None) for split in ("train", "test") for i in range(24)]
+        rows = [(f"{split}/{i}.png", ("anger", "fear")[i % 2], None, None, split, None)
+                for split in ("train", "test") for i in range(24)]
         super().__init__(rows, ("anger", "fear"), "grey")
     def load(self, key):
         i = int(key.split("/")[1][:-4])
@@ -64,27 +65,33 @@ def added(tmp_path, monkeypatch):
     options = type("OursOptions", (catalogue.Options,), {"__annotations__": {"weight": float}, "weight": 1.0})
     entry = MethodEntry(throw_away.ours, "supervised", "weighted cross-entropy", "nobody 2026", options)
     monkeypatch.setitem(METHODS, "ours", entry)
-    monkeypatch.setitem(DATASETS, "stripes", catalogue.DatasetEntry(throw_away.Stripes, "striped squares", frozenset({"native_size"})))
+    stripes = catalogue.DatasetEntry(throw_away.Stripes, "striped squares", frozenset({"native_size"}))
+    monkeypatch.setitem(DATASETS, "stripes", stripes)
     monkeypatch.setitem(BACKBONES, "small", catalogue.BackboneEntry(throw_away.small, "one convolution"))
     yield throw_away
     sys.modules.pop("throw_away", None)
 
 def test_one_entry_each_is_found_everywhere(added, tiny, tmp_path, capsys):
-    config = tiny(method="ours", weight=2.0, dataset="stripes", data_root=str(tmp_path), backbone="small", image_size=32, threads=1,
-                  cache_dir=str(tmp_path/"cache"))
-    records = [fer_bench.run(config), fer_bench.run(config.model_copy(update={"weight": 3.0})), fer_bench.run(fer_bench.baseline(config))]
-    assert records[0].metrics.kind == "supervised" and records[0].metrics.dataset == "stripes" and records[0].config["weight"] == 2.0
+    config = tiny(method="ours", weight=2.0, dataset="stripes", data_root=str(tmp_path), backbone="small",
+                  image_size=32, threads=1, cache_dir=str(tmp_path/"cache"))
+    configs = [config, config.model_copy(update={"weight": 3.0}), fer_bench.baseline(config)]
+    records = [fer_bench.run(c) for c in configs]
+    assert records[0].metrics.kind == "supervised" and records[0].metrics.dataset == "stripes"
+    assert records[0].config["weight"] == 2.0
     assert records[0].id.startswith("ours-stripes-all-s0-") and len({r.id for r in records}) == 3
     table = fer_bench.compare(records)
-    assert table["method"].tolist() == ["ours (weight 2.0)", "ours (weight 3.0)", "supervised"] and set(table["data"]) == {"stripes"}
+    assert table["method"].tolist() == ["ours (weight 2.0)", "ours (weight 3.0)", "supervised"]
+    assert set(table["data"]) == {"stripes"}
     assert {"ours (weight 2.0)", "supervised"} <= set(fer_bench.measured(records)["method"])
     assert fer_bench.check_method("ours") is None
     assert fer_bench.store.verify(config.results_dir)[0].outcome == "sound"
     from fer_bench.report.figures import training_curve
-    assert "weighted" in [line.get_label() for axis in training_curve(records[0]).axes for line in axis.lines] + ["weighted"]
+    training_curve(records[0])
     from fer_bench.sweeps.grid import expand
-    assert len(expand({"preset": "tiny", "method": "ours", "weight": [1.0, 2.0], "dataset": "stripes", "data_root": "x"})) == 2
-    for command, words in ((["methods"], ("ours", "stripes")), (["methods", "ours"], ("nobody 2026", "--weight", "1.0"))):
+    grid = {"preset": "tiny", "method": "ours", "weight": [1.0, 2.0], "dataset": "stripes", "data_root": "x"}
+    assert len(expand(grid)) == 2
+    for command, words in ((["methods"], ("ours", "stripes")),
+                           (["methods", "ours"], ("nobody 2026", "--weight", "1.0"))):
         with pytest.raises(SystemExit): cli.main(command)
         said = capsys.readouterr().out
         assert all(word in said for word in words)
@@ -99,10 +106,11 @@ def test_the_notebook_takes_an_option_of_any_entry(added):
 @pytest.mark.parametrize("name", METHODS)
 def test_an_entry_is_whole(name):
     entry = METHODS[name]
-    assert entry.kind in KINDS and entry.about and entry.paper and entry.flags <= catalogue.FLAGS.keys() and callable(entry.load())
+    assert entry.kind in KINDS and entry.about and entry.paper and entry.flags <= catalogue.FLAGS.keys()
+    assert callable(entry.load())
     for values in (entry.defaults, entry.recipe):
         assert values.keys() <= RunConfig.model_fields.keys() | entry.options.model_fields.keys()
-    assert not entry.options.model_fields.keys() & RunConfig.model_fields.keys(), "an option has the name of a shared field"
+    assert not entry.options.model_fields.keys() & RunConfig.model_fields.keys(), "an option has a field's name"
     for field in entry.options.model_fields.values(): assert field.description
     for preset in fer_bench.config.PRESETS:
         pool = {"pool_root": "x"} if preset == "paper" and entry.recipe.get("unlabelled") == "pool" else {}
@@ -116,7 +124,8 @@ def test_an_entry_is_whole(name):
 def test_a_data_set_is_whole(name): assert DATASETS[name].about and callable(DATASETS[name].load())
 
 def test_kinds_and_flags_are_asked():
-    assert methods_of("probe") == ("linear_probe",) and "dtm" in methods_of(flag="thresholds") and "mae" in methods_of(flag="reconstructs")
+    assert methods_of("probe") == ("linear_probe",)
+    assert "dtm" in methods_of(flag="thresholds") and "mae" in methods_of(flag="reconstructs")
     assert set(methods_of()) == set(METHODS)
 
 def test_defaults_leave_no_trace_in_the_id():
@@ -130,7 +139,8 @@ def test_defaults_leave_no_trace_in_the_id():
     assert ids(precision="auto") == ids(precision="fp32"), "what is used counts, not how it was asked for"
 
 def test_a_config_of_before_options_is_read():
-    old = RunConfig(method="dtm").model_dump() | {"momentum": 0.99, "queue": 4096, "lambda_eac": 5.0, "temperature": None, "groups": 32}
+    others = {"momentum": 0.99, "queue": 4096, "lambda_eac": 5.0, "temperature": None, "groups": 32}
+    old = RunConfig(method="dtm").model_dump() | others
     assert recorded_config(old) == RunConfig(method="dtm")
     with pytest.raises(BenchError, match="'momentum' is for other methods"): RunConfig(**old)
 
@@ -149,7 +159,8 @@ def test_data_sets_that_are_not_there(name, says):
 def test_a_data_set_of_ones_own_by_its_name(tmp_path, monkeypatch, tiny):
     (tmp_path/"mydata.py").write_text(textwrap.dedent(THROW_AWAY))
     monkeypatch.syspath_prepend(tmp_path)
-    record = fer_bench.run(tiny(dataset="mydata.Stripes", data_root=str(tmp_path), threads=1, cache_dir=str(tmp_path/"cache")))
+    config = tiny(dataset="mydata.Stripes", data_root=str(tmp_path), threads=1, cache_dir=str(tmp_path/"cache"))
+    record = fer_bench.run(config)
     assert record.metrics.classes == ["anger", "fear"] and record.id.startswith("supervised-mydata.Stripes-")
     sys.modules.pop("mydata", None)
 
@@ -162,9 +173,11 @@ WORDS = {"folder", "csv", "drawn", "faceset", "records", "identities"}  # also w
 def names_in(path):
     "Text constants of a module that are exactly a name, docstrings aside."
     tree = ast.parse(path.read_text())
-    tree.body = [n for n in tree.body if not (isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__")]
+    is_all = lambda node: isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+    tree.body = [node for node in tree.body if not is_all(node)]
     docs = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
-    return {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in docs}
+    texts = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return {n.value for n in texts if id(n) not in docs}
 
 def modules(): return [p for p in sorted(LIBRARY.rglob("*.py")) if p.name != "_modidx.py"]
 

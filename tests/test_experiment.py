@@ -73,12 +73,16 @@ def test_damaged_checkpoint_costs_an_epoch_only(tiny, tmp_path, monkeypatch):
     whole = run(tiny(**fields, results_dir=str(tmp_path/"whole")))
     config, stop = tiny(**fields), KeyboardInterrupt
     import fer_bench.methods.base as base
-    monkeypatch.setattr(base.Method, "after_epoch", lambda self, progress, labelled: (_ for _ in ()).throw(stop) if progress == 1 else {})
+    def stop_at_the_end(self, progress, labelled):
+        if progress == 1: raise stop
+        return {}
+    monkeypatch.setattr(base.Method, "after_epoch", stop_at_the_end)
     with pytest.raises(stop): run(config)
     assert find_record(config).status["state"] == "interrupted"
     monkeypatch.undo()
     newest = checkpoints(find_record(config).folder)[0]
-    data = bytearray(newest.read_bytes()); data[len(data) // 2] ^= 1
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
     newest.write_bytes(data)
     with pytest.warns(UserWarning, match="damaged"): record = run(config)
     assert np.array_equal(logits(whole), logits(record))
@@ -94,9 +98,10 @@ def test_two_processes_one_run(tiny):
 # the choices of a run
 
 @pytest.mark.parametrize("fields", [
-    dict(targets="soft", label_smoothing=0.1), dict(balance="sampler", labels_per_class=2, cap=True), dict(balance="weights"),
-    dict(select="val"), dict(select="oracle"), dict(ema=0.0, clip_grad=0.0), dict(precision="bf16"),
-    dict(image_size=40, drawn_faces=96), dict(backbone="test_vit"), dict(label_seed=3, labels_per_class=2, cap=True)], ids=str)
+    dict(targets="soft", label_smoothing=0.1), dict(balance="sampler", labels_per_class=2, cap=True),
+    dict(balance="weights"), dict(select="val"), dict(select="oracle"), dict(ema=0.0, clip_grad=0.0),
+    dict(precision="bf16"), dict(image_size=40, drawn_faces=96), dict(backbone="test_vit"),
+    dict(label_seed=3, labels_per_class=2, cap=True)], ids=str)
 def test_choices(tiny, fields):
     record = run(tiny(**fields))
     m = record.metrics
@@ -141,7 +146,8 @@ def test_every_data_set_runs(tiny, tmp_path, layout, pack):
     "From a fake tree of the set's layout, made of drawn faces, to a record."
     root = fake(layout, tmp_path, faces_per_class=6, pack=pack)
     m = run(tiny(dataset=LAYOUTS[layout], data_root=str(root), epochs=1, steps_per_epoch=1)).metrics
-    assert m["dataset"] != "drawn" and len(m["classes"]) in (7, 8) and min(m["n"][r] for r in ("labelled", "val", "test")) > 0
+    assert m["dataset"] != "drawn" and len(m["classes"]) in (7, 8)
+    assert min(m["n"][role] for role in ("labelled", "val", "test")) > 0
 
 def test_large_set_is_read_in_shuffled_blocks_from_shards(tiny, tmp_path, monkeypatch):
     "A set cut into shards and read in blocks trains, resumes by step alone, and is the same data."
@@ -151,7 +157,8 @@ def test_large_set_is_read_in_shuffled_blocks_from_shards(tiny, tmp_path, monkey
     build_faceset(make_source(config), folder, shard_bytes=20 * 32 * 32 * 3)
     assert len(list(folder.glob("images-*.npy"))) == 4
     monkeypatch.setattr(batches, "LARGE", 0)
-    one, two = (run(tiny(epochs=3, data_root=root, results_dir=str(tmp_path/name))) for root, name in (("", "a"), (str(folder), "b")))
+    one = run(tiny(epochs=3, data_root="", results_dir=str(tmp_path/"a")))
+    two = run(tiny(epochs=3, data_root=str(folder), results_dir=str(tmp_path/"b")))
     assert one.id == two.id and np.array_equal(logits(one), logits(two))
     order = batches.make_order(config, whole, np.arange(64))
     assert type(order).__name__ == "BlockOrder" and sorted(order.take(np.arange(64))) == list(range(64))
@@ -205,7 +212,8 @@ def test_bad_trees(tiny, tree, how, says):
     assert load_runs(tiny().results_dir) == []
 
 def test_soft_targets_without_votes(tiny, tree):
-    with pytest.raises(BenchError, match="needs votes"): run(tiny(dataset="folder", data_root=str(tree), targets="soft"))
+    with pytest.raises(BenchError, match="needs votes"):
+        run(tiny(dataset="folder", data_root=str(tree), targets="soft"))
 
 def test_broken_pictures_are_put_aside_and_listed(tiny, tree):
     (tree/"train/fear/0.png").write_bytes((tree/"train/fear/0.png").read_bytes()[:40])
@@ -228,8 +236,9 @@ def test_failed_run_says_why_and_goes_on_when_mended(tiny, monkeypatch):
     config, once = tiny(), threading.Event()
     real = experiment.evaluate_logits
     def full_disk(*args):
-        if not once.is_set(): once.set(); raise OSError(28, "No space left on device")
-        return real(*args)
+        if once.is_set(): return real(*args)
+        once.set()
+        raise OSError(28, "No space left on device")
     monkeypatch.setattr(experiment, "evaluate_logits", full_disk)
     with pytest.raises(OSError): run(config)
     assert find_record(config).status["state"] == "failed" and "No space left" in find_record(config).status["error"]

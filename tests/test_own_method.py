@@ -34,7 +34,8 @@ def own_catalogue():
     "What a test registers is forgotten after it."
     before = dict(METHODS)
     yield
-    METHODS.clear(); METHODS.update(before)
+    METHODS.clear()
+    METHODS.update(before)
 
 class Good(Method):
     "Cross-entropy, and nothing wrong."
@@ -113,41 +114,54 @@ BROKEN = {  # duty: {what: (method, what is said of it)}
         "an unknown view": (broken(views={"labelled": ["week"]}), "names 'week'; there are plain, weak"),
         "text": (broken(views={"labelled": "weak"}), "takes a list of names")},
     contract.gives_a_loss: {
-        "no pair": (broken(forward=lambda self, batch: self.net(batch["labelled"][0]).mean()), "gives Tensor; it has to give a pair"),
-        "a loss a face": (with_loss(functools.partial(F.cross_entropy, reduction="none")), r"the loss as a tensor of shape \(8,\)"),
-        "a plain number": (with_loss(lambda x, y: F.cross_entropy(x, y).item()), "the loss as float; it has to be one number"),
+        "no pair": (broken(forward=lambda self, batch: self.net(batch["labelled"][0]).mean()),
+                    "gives Tensor; it has to give a pair"),
+        "a loss a face": (with_loss(functools.partial(F.cross_entropy, reduction="none")),
+                          r"the loss as a tensor of shape \(8,\)"),
+        "a plain number": (with_loss(lambda x, y: F.cross_entropy(x, y).item()),
+                           "the loss as float; it has to be one number"),
         "not finite": (with_loss(lambda x, y: F.cross_entropy(x, y) / 0), "the loss = inf"),
         "a part's name": (broken(forward=a_part_called_lr), "a part 'lr'"),
-        "an error": (with_loss(lambda x, y: [][0]), "forward.*IndexError.*batch has step: int, progress: float, labelled: 1 of a tensor")},
+        "an error": (with_loss(lambda x, y: [][0]),
+                     "forward.*IndexError.*batch has step: int, progress: float, labelled: 1 of a tensor")},
     contract.learns: {
         "detached": (with_loss(lambda x, y: F.cross_entropy(x.detach(), y)), "No gradient reaches the network"),
         "argmax": (with_loss(lambda x, y: x.argmax(1).float().mean()), "No gradient reaches the network"),
-        "beside net": (with_head(lambda self, x: self.extra(x.detach()), setup=lambda self: setattr(self, "extra", nn.Linear(8, 8))),
+        "beside net": (with_head(lambda self, x: self.extra(x.detach()),
+                                 setup=lambda self: setattr(self, "extra", nn.Linear(8, 8))),
                        "No gradient reaches `net`"),
-        "a layer in a list": (with_head(lambda self, x: self.layers[0](x), setup=stray), "no parameter of it"),
-        "an unused layer": (broken(setup=unused), r"No gradient reaches extra.weight, extra.bias: with several processes"),
+        "a layer in a list": (with_head(lambda self, x: self.layers[0](x), setup=stray), "is not a parameter of it"),
+        "an unused layer": (broken(setup=unused),
+                            r"No gradient reaches extra.weight, extra.bias: with several processes"),
         "backward": (broken(forward=calls_backward), "calls backward itself"),
         "moves weights": (broken(forward=moves_weights), "forward changes parameters"),
-        "odd gradients": (with_loss(lambda x, y: (x - x).square().sum().sqrt() + F.cross_entropy(x, y)), "gradient of .* is not finite")},
-    contract.in_bf16: {"bf16": (with_loss(lambda x, y: -x[range(8), y].mean()), "Under bf16 the loss is .* in torch.bfloat16")},
+        "odd gradients": (with_loss(lambda x, y: (x - x).square().sum().sqrt() + F.cross_entropy(x, y)),
+                          "gradient of .* is not finite")},
+    contract.in_bf16: {
+        "bf16": (with_loss(lambda x, y: -x[range(8), y].mean()), "Under bf16 the loss is .* in torch.bfloat16")},
     contract.repeats: {
-        "numpy": (with_loss(lambda x, y: F.cross_entropy(x, y) * (1 + np.random.rand())), "Draw random numbers from torch"),
-        "random": (with_loss(lambda x, y: F.cross_entropy(x, y) * (1 + random.random())), "Draw random numbers from torch")},
+        "numpy": (with_loss(lambda x, y: F.cross_entropy(x, y) * (1 + np.random.rand())),
+                  "Draw random numbers from torch"),
+        "random": (with_loss(lambda x, y: F.cross_entropy(x, y) * (1 + random.random())),
+                   "Draw random numbers from torch")},
     contract.resumes: {
-        "a count": (broken(setup=counter, loss=counted), "another loss. steps changed in training and is no buffer"),
+        "a count": (broken(setup=counter, loss=counted), "another loss. Changed in training, but not a buffer: steps"),
         "a plain tensor": (broken(setup=plain_tensor), r"scale: a plain tensor.*register_buffer\('scale'")},
     contract.moves: {
         "after_step": (broken(after_step=lambda self: None), "after_step.*TypeError"),
-        "nothing": (after_epoch(None), "after_epoch gives NoneType"), "a tensor": (after_epoch({"a": torch.ones(1)}), r"use .item\(\)"),
+        "nothing": (after_epoch(None), "after_epoch gives NoneType"),
+        "a tensor": (after_epoch({"a": torch.ones(1)}), r"use .item\(\)"),
         "nan": (after_epoch({"a": float("nan")}), "takes finite numbers"),
-        "a name": (after_epoch({"epoch": 1}), "gives 'epoch', which means something else")},
+        "a name": (after_epoch({"epoch": 1}), "gives 'epoch', which has another meaning")},
     contract.evaluates: {
         "classes": (classify(lambda x: x.argmax(1)), r"classify gives a tensor of shape \(6,\)"),
         "by the batch": (classify(lambda x: x - x.mean(0)), "that depend on its batch"),
         "by chance": (classify(lambda x: x + torch.rand(8)), "other logits the second time"),
         "nan": (classify(lambda x: x * float("nan")), "logits that are not finite"),
-        "a map": (broken(encode=lambda self, images: self.evaluated.backbone.forward_features(images)), r"encode gives .*\(6, \d+, 1, 1\)"),
-        "trains": (broken(classify=lambda self, images: self.evaluated.train()(images)), "Evaluation changes its parameters or buffers"),
+        "a map": (broken(encode=lambda self, images: self.evaluated.backbone.forward_features(images)),
+                  r"encode gives .*\(6, \d+, 1, 1\)"),
+        "trains": (broken(classify=lambda self, images: self.evaluated.train()(images)),
+                   "Evaluation changes its parameters or buffers"),
         "another network": (broken(setup=other_head), "do not fit a new network")},
     contract.knows_no_device: {
         "the CPU": (with_loss(lambda x, y: (x.softmax(1) * torch.arange(8)).mean()), "makes a tensor on the CPU")},
@@ -156,7 +170,8 @@ BROKEN = {  # duty: {what: (method, what is said of it)}
 
 def test_every_duty_is_broken_below(): assert set(BROKEN) == {*contract.FIRST, *contract.DUTIES}
 
-@pytest.mark.parametrize("duty, what", [(duty, what) for duty in BROKEN for what in BROKEN[duty]], ids=lambda v: getattr(v, "__name__", v))
+@pytest.mark.parametrize("duty, what", [(duty, what) for duty in BROKEN for what in BROKEN[duty]],
+                         ids=lambda v: getattr(v, "__name__", v))
 def test_a_broken_duty_is_named(duty, what):
     make, says = BROKEN[duty][what]
     found = contract._answers(duty, contract.Trial(make, RunConfig(preset="tiny", ema=0.0)), [])
@@ -167,7 +182,8 @@ def test_all_that_is_wrong_comes_at_once_and_the_cause_with_it():
                   forward_only=lambda self, batch: batch["no such"])
     with pytest.raises(BenchError) as e: check_method(make)
     lines = str(e.value).splitlines()
-    assert lines[0].startswith("Mine does not keep") and [line[:2] for line in lines[1:]] == ["- "] * 4  # also: it cannot resume
+    assert lines[0].startswith("Mine does not keep")
+    assert [line[:2] for line in lines[1:]] == ["- "] * 4  # also: it cannot resume
     assert isinstance(e.value.__cause__, KeyError)
     with pytest.raises(BenchError, match="keep the contract") as e: check_method(broken(views={}, forward_only=None))
     assert len(str(e.value).splitlines()) == 2, "without views nothing else can be asked"
@@ -205,7 +221,9 @@ unused = 1
 @pytest.fixture
 def mylab(tmp_path, monkeypatch):
     "mylab(text) writes it as the module `mylab` into the working folder and forgets the one before."
-    monkeypatch.chdir(tmp_path); monkeypatch.setattr(sys, "path", list(sys.path)); monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     def write(text=SOURCE, name="mylab"):
         sys.modules.pop(name, None)
         (tmp_path/f"{name}.py").write_text(textwrap.dedent(text))
@@ -219,21 +237,24 @@ def mylab(tmp_path, monkeypatch):
     ("# a comment", "# another", True), ("unused = 1", "unused = 2", True), ("\nclass Base", "\n\n\nclass Base", True),
     ("x / 2", "x / 3", False), ('"a": 0.3', '"a": 0.4', False), ('["weak"]', '["strong"]', False),
     ("step): pass", "step): return 1", False),
-    ("net, 0.0", "net, 0.5", False), ("@torch.no_grad()", "@torch.inference_mode()", False), ("    @torch.no_grad()\n", "", False),
-    ("return 2", "return 3", False), ("x + 1", "x + 2", False), ("math.sqrt", "math.exp", False), ('"x", "y"', '"x", "z"', False)])
+    ("net, 0.0", "net, 0.5", False), ("@torch.no_grad()", "@torch.inference_mode()", False),
+    ("    @torch.no_grad()\n", "", False), ("return 2", "return 3", False), ("x + 1", "x + 2", False),
+    ("math.sqrt", "math.exp", False), ('"x", "y"', '"x", "z"', False)])
 def test_what_changes_the_hash(mylab, old, new, same):
     first = code_hash(mylab())
     assert SOURCE.count(old) == 1 and (code_hash(mylab(SOURCE.replace(old, new))) == first) is same
 
 def test_helpers_in_another_module_count(mylab, tmp_path):
-    source = SOURCE.replace("import functools", "import mylab_helpers, functools").replace("halved(x) *", "mylab_helpers.halved(x) *")
+    source = SOURCE.replace("import functools", "import mylab_helpers, functools")
+    source = source.replace("halved(x) *", "mylab_helpers.halved(x) *")
     def hash_with(text):
         sys.modules.pop("mylab_helpers", None)
         (tmp_path/"mylab_helpers.py").write_text(text)
         return code_hash(mylab(source))
     first = hash_with("RATE = 2\ndef halved(x): return x / RATE")
     assert hash_with("RATE = 2\ndef halved(x): return x / RATE  # same") == first
-    assert len({first, hash_with("RATE = 3\ndef halved(x): return x / RATE"), hash_with("RATE = 2\ndef halved(x): return x * RATE")}) == 3
+    others = ["RATE = 3\ndef halved(x): return x / RATE", "RATE = 2\ndef halved(x): return x * RATE"]
+    assert len({first, *map(hash_with, others)}) == 3
 
 def test_the_code_that_runs_counts_and_not_the_file(mylab, tmp_path):
     first = code_hash(mine := mylab())
@@ -255,7 +276,8 @@ def test_arguments_of_a_partial_count():
 
 @pytest.mark.parametrize("name, says", [
     ("no_such_lab.Mine", "cannot be imported: ModuleNotFoundError"), ("json.Mine", "has no 'Mine'"),
-    ("os.path.join", "is no class derived from fer_bench.Method"), ("json.decoder.JSONDecoder", "is no class derived"),
+    ("os.path.join", "is not a class derived from fer_bench.Method"),
+    ("json.decoder.JSONDecoder", "is not a class derived"),
     (".Mine", "cannot be imported"), ("fer_bench.methods.base.", "has no ''"),
     ("supervisd", "Did you mean 'supervised'.*in the process that registered it")])
 def test_names_that_find_nothing(name, says):
@@ -317,14 +339,15 @@ def test_a_class_by_name_in_another_process(own, mylab, tmp_path):
     config = own(method="mylab.Mine")
     (tmp_path/"config.json").write_text(json.dumps(config.model_dump()))
     code = "import json, fer_bench; print(fer_bench.run(json.load(open('config.json'))).id)"
-    quiet = {**os.environ, "FER_BENCH_PROGRESS": "log", "PYTHONHASHSEED": "1"}  # another order of the names in a set than here
+    # another hash seed: another order of the names in a set than in this process
+    quiet = {**os.environ, "FER_BENCH_PROGRESS": "log", "PYTHONHASHSEED": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=quiet)
     assert done.stdout.strip() == find_record(config).id and find_record(config).finished, done.stderr
     assert done.stdout.startswith("mylab.Mine-drawn-all-s0-")
 
 def test_unlabelled_faces_that_nobody_asked_for_and_that_nobody_wants(own):
     register_method("mine", Unlabelled)
-    with pytest.raises(BenchError, match="trains on unlabelled faces, and none are asked for. Say unlabelled='rest'"):
+    with pytest.raises(BenchError, match="unlabelled faces, but the config gives none. Set unlabelled='rest'"):
         run(own(method="mine"))
     with pytest.raises(BenchError, match="unlabelled = 'rest' needs mu"): own(method="mine", unlabelled="rest")
     register_method("mine", Good)
@@ -336,7 +359,8 @@ def test_an_own_method_learns_from_unlabelled_faces(own):
     register_method("mine", Unlabelled)
     config = own(method="mine", unlabelled="rest", mu=2, labels_per_class=1)
     record = run(config)
-    assert record.metrics["pool"]["faces"][0] > 16 and record.metrics["images_seen"] == 3 * record.metrics["labelled_seen"]
+    assert record.metrics["pool"]["faces"][0] > 16
+    assert record.metrics["images_seen"] == 3 * record.metrics["labelled_seen"]
     assert record.history["seen"].tolist() == [32, 64] and "agree" in record.history
     assert baseline(config).labels_per_class == 1 and baseline(config).unlabelled is None
 
@@ -361,7 +385,8 @@ def test_an_own_method_in_a_grid_and_on_the_command_line(own, mylab):
     mylab(TRAINED)
     cells = expand({"preset": "tiny", "method": ["supervised", "mylab.Mine"]})
     assert [cell.config.method for cell in cells] == ["supervised", "mylab.Mine"]
-    with pytest.raises(BenchError, match="Method 'mylab.Yours': the module 'mylab' has no 'Yours'"): expand({"method": "mylab.Yours"})
+    with pytest.raises(BenchError, match="Method 'mylab.Yours': the module 'mylab' has no 'Yours'"):
+        expand({"method": "mylab.Yours"})
 
 # options
 
@@ -383,9 +408,11 @@ class Scaled(Mine):
 def test_options_are_checked_and_recorded_flat(own, mylab):
     mylab(WITH_OPTIONS)
     config = own(method="mylab.Scaled", scale=2.0)
-    assert config.scale == 2.0 and config.options == {"scale": 2.0, "name": "plain"} and config.model_dump()["scale"] == 2.0
+    assert config.scale == 2.0 and config.options == {"scale": 2.0, "name": "plain"}
+    assert config.model_dump()["scale"] == 2.0
     assert own(method="mylab.Scaled") == own(method="mylab.Scaled", scale=1.0) != config
-    for wrong, says in ((dict(scale=20.0), "'scale' = 20.0: .*what the loss is multiplied by"), (dict(scale="2"), "'scale' = '2'"),
+    for wrong, says in ((dict(scale=20.0), "'scale' = 20.0: .*what the loss is multiplied by"),
+                        (dict(scale="2"), "'scale' = '2'"),
                         (dict(scael=2.0), "no parameter 'scael'. Did you mean 'scale'"),
                         (dict(floor=0.5), "'floor' is for other methods .*'mylab.Scaled' does not use it")):
         with pytest.raises(BenchError, match=says): own(method="mylab.Scaled", **wrong)
@@ -401,9 +428,9 @@ def test_an_option_is_swept_and_shown(own, mylab, tmp_path):
             "results_dir": str(tmp_path/"results"), "cache_dir": str(tmp_path/"cache")}
     records = [run(cell.config) for cell in expand(grid)]
     assert len({r.id for r in records}) == 3 and [r.config["scale"] for r in records] == [1.0, 2.0, 4.0]
-    assert compare(records)["method"].tolist() == ["mylab.Scaled", "mylab.Scaled (scale 2.0)", "mylab.Scaled (scale 4.0)"]
-    measured = fer_bench.measured(records)
-    assert sorted(measured["method"]) == ["mylab.Scaled", "mylab.Scaled (scale 2.0)", "mylab.Scaled (scale 4.0)"]
+    names = ["mylab.Scaled", "mylab.Scaled (scale 2.0)", "mylab.Scaled (scale 4.0)"]
+    assert compare(records)["method"].tolist() == names
+    assert sorted(fer_bench.measured(records)["method"]) == names
     with pytest.raises(BenchError, match="scael.*Did you mean 'scale'"): expand({**grid, "scael": [1.0]})
     assert fer_bench.store.verify(tmp_path/"results")[0].outcome == "sound"
 
@@ -418,7 +445,8 @@ def test_an_option_on_the_command_line_and_in_papermill(own, mylab, tmp_path, mo
         with pytest.raises(SystemExit) as done: cli.main([*common, *words])
         assert done.value.code in (0, None) and taken["scale"] == 2
     assert taken["name"] == "7"
-    for words, says in ((["--scael", "2"], "Did you mean 'scale'"), (["--scale"], "requires an argument"), (["more"], "extra argument")):
+    for words, says in ((["--scael", "2"], "Did you mean 'scale'"), (["--scale"], "requires an argument"),
+                        (["more"], "extra argument")):
         with pytest.raises(SystemExit) as done: cli.main([*common, *words])
         said = " ".join(re.sub("[│╭╰─╮╯]", " ", capsys.readouterr().err).split())
         assert done.value.code == 2 and says in said
@@ -441,12 +469,14 @@ def test_a_probe_trains_the_head_that_is_evaluated(own):
     assert weights.abs().max() > 0.1, "a head as it was initialised: N(0, 0.01)"
 
 def test_run_puts_torch_back(own):
-    before = torch.get_num_threads(), torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    settings = lambda: (torch.get_num_threads(), torch.backends.cudnn.benchmark,
+                        torch.are_deterministic_algorithms_enabled())
+    before = settings()
     torch.manual_seed(5)
     state = torch.get_rng_state()
     run(own(method="supervised", deterministic=True, seed=3))
     assert torch.equal(torch.get_rng_state(), state)
-    assert before == (torch.get_num_threads(), torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled())
+    assert before == settings()
 
 def test_a_number_that_is_not_finite_stops_the_run_with_a_sentence(own):
     class Odd(Good):

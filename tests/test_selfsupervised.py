@@ -1,4 +1,4 @@
-"""SimFLE and the self-supervised family: losses, steps against plain versions, what learns from what, resume, bad input."""
+"""SimFLE and the other self-supervised methods: losses, steps and gradients against plain versions; resume; errors."""
 import copy
 import math
 from types import SimpleNamespace
@@ -23,10 +23,10 @@ from fer_bench.models.grouping import semantic_mask
 
 SELF = methods_of("self-supervised")
 
-CONFIG = dict(momentum=0.9, momentum_schedule="constant", temperature=0.5, groups=8, mask_ratio=0.75, patch_size=None, facemae="tiny",
-              masking="semantic", lambda_d=0.3, lambda_g=0.03, proj_hidden=32, proj_dim=16, grouping_init="kaiming",
-              x0_statistics="frozen", joint_views=False, queue=20, ema=0.999, image_size=32, backbone="test_resnet", epochs=2,
-              steps_per_epoch=5, seed=0, batch_size=8)
+CONFIG = dict(momentum=0.9, momentum_schedule="constant", temperature=0.5, groups=8, mask_ratio=0.75, patch_size=None,
+              facemae="tiny", masking="semantic", lambda_d=0.3, lambda_g=0.03, proj_hidden=32, proj_dim=16,
+              grouping_init="kaiming", x0_statistics="frozen", joint_views=False, queue=20, ema=0.999, image_size=32,
+              backbone="test_resnet", epochs=2, steps_per_epoch=5, seed=0, batch_size=8)
 
 def make(name, seed=0, min_map=4, **given):
     torch.manual_seed(seed)
@@ -43,18 +43,26 @@ def batch_for(method, step=0, n=8):
     views = [torch.rand(n, 3, size, size, generator=draw) for _ in method.views["unlabelled"]]
     return {"unlabelled": views, "index": torch.arange(n), "step": step, "progress": step / 10}
 
-def optimiser_of(method): return torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+def optimiser_of(method):
+    return torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+
+def update(optimiser, loss):
+    "One step of `optimiser` along the gradient of `loss`."
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
 
 def train(method, steps, optimiser=None) -> list:
     optimiser, losses = optimiser or optimiser_of(method), []
     for step in steps:
         loss, _ = method(batch_for(method, step))
-        optimiser.zero_grad(); loss.backward(); optimiser.step(); method.after_step(step)
+        update(optimiser, loss)
+        method.after_step(step)
         losses.append(loss.item())
     return losses
 
 def weights(net) -> dict:
-    "Parameters and running statistics; not torch's counters of batches, which nothing reads and the pass of x0 moves on."
+    "Parameters and running statistics, without torch's batch counters: nothing reads them, and the pass of x0 counts."
     return {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
 
 def same(a, b): return all(torch.equal(v, w) for v, w in zip(weights(a).values(), weights(b).values(), strict=True))
@@ -87,7 +95,8 @@ def test_similarity_against_plain_loops(batch, dim, seed):
     dot = lambda a, b: sum(x * y for x, y in zip(a, b, strict=True))
     wanted = sum(2 - 2 * dot(a, b) / math.sqrt(dot(a, a) * dot(b, b)) for a, b in zip(p, t, strict=True)) / batch
     assert similarity_loss(torch.from_numpy(p), torch.from_numpy(t)).item() == pytest.approx(wanted, abs=1e-9)
-    assert similarity_loss(torch.from_numpy(p).float(), torch.from_numpy(t).float()).item() == pytest.approx(wanted, abs=1e-5)
+    single = similarity_loss(torch.from_numpy(p).float(), torch.from_numpy(t).float())
+    assert single.item() == pytest.approx(wanted, abs=1e-5)
 
 def test_the_teacher_gets_no_gradient_and_is_the_mean_of_three():
     "The gradient of T² KL(p ‖ softmax(z_k / T)) in z_k is T (q_k − p) / B, with p fixed."
@@ -105,14 +114,16 @@ def test_feature_std():
 def test_momentum():
     assert {momentum_at(s, 10, 0.99) for s in range(10)} == {0.99}
     rising = [momentum_at(s, 10, 0.99, "cosine") for s in range(11)]
-    assert rising == sorted(rising) and rising[0] == pytest.approx(0.99) and rising[5] == pytest.approx(0.995) and rising[10] == 1
+    assert rising == sorted(rising) and rising[10] == 1
+    assert rising[0] == pytest.approx(0.99) and rising[5] == pytest.approx(0.995)
 
 # ---- BYOL, GFL
 
 class PlainByol:
     "BYOL as one would write it down without the library."
     def __init__(self, method, lr=0.05):
-        self.f, self.projector, self.predictor = (copy.deepcopy(m) for m in (method.net.backbone, method.projector, method.predictor))
+        parts = method.net.backbone, method.projector, method.predictor
+        self.f, self.projector, self.predictor = (copy.deepcopy(part) for part in parts)
         self.slow_f, self.slow_projector = copy.deepcopy(self.f), copy.deepcopy(self.projector)
         self.mean, self.std = method.net.mean, method.net.std
         learned = [*self.f.parameters(), *self.projector.parameters(), *self.predictor.parameters()]
@@ -120,15 +131,15 @@ class PlainByol:
 
     def step(self, x1, x2, m=0.9) -> float:
         x1, x2 = (x1 - self.mean) / self.std, (x2 - self.mean) / self.std
-        h1 = self.f(x1); h2 = self.f(x2)
-        z1 = self.projector(h1); z2 = self.projector(h2)
-        p1 = self.predictor(z1); p2 = self.predictor(z2)
+        h1, h2 = self.f(x1), self.f(x2)
+        z1, z2 = self.projector(h1), self.projector(h2)
+        p1, p2 = self.predictor(z1), self.predictor(z2)
         with torch.no_grad():
             t1 = self.slow_projector(self.slow_f(x1))
             t2 = self.slow_projector(self.slow_f(x2))
         cos = nn.CosineSimilarity(dim=1)
         loss = (2 - 2 * cos(p1, t2).mean()) + (2 - 2 * cos(p2, t1).mean())
-        self.optimiser.zero_grad(); loss.backward(); self.optimiser.step()
+        update(self.optimiser, loss)
         with torch.no_grad():
             for slow, fast in ((self.slow_f, self.f), (self.slow_projector, self.projector)):
                 for a, b in zip(slow.parameters(), fast.parameters(), strict=True): a.lerp_(b, 1 - m)
@@ -139,10 +150,12 @@ def against_plain_byol(method, optimiser):
     for step in range(3):
         batch = batch_for(method, step)
         loss, parts = method(batch)
-        optimiser.zero_grad(); loss.backward(); optimiser.step(); method.after_step(step)
+        update(optimiser, loss)
+        method.after_step(step)
         assert parts["similarity"].item() == plain.step(*batch["unlabelled"][:2])
-    for ours, theirs in ((method.net.backbone, plain.f), (method.projector, plain.projector), (method.predictor, plain.predictor),
-                         (method.target.net.backbone, plain.slow_f), (method.target.projector, plain.slow_projector)):
+    for ours, theirs in ((method.net.backbone, plain.f), (method.projector, plain.projector),
+                         (method.predictor, plain.predictor), (method.target.net.backbone, plain.slow_f),
+                         (method.target.projector, plain.slow_projector)):
         assert same(ours, theirs)
 
 def test_three_steps_of_byol_are_a_plain_byol_to_the_bit():
@@ -164,7 +177,8 @@ def test_simfle_starts_from_the_weights_of_byol():
     batch = batch_for(simfle)
     ours, theirs = simfle(batch)[1], byol({**batch, "unlabelled": batch["unlabelled"][:2]})[1]
     assert torch.equal(ours["similarity"], theirs["similarity"])
-    assert all(torch.equal(v, weights(simfle)[k]) for k, v in weights(byol).items())  # statistics too, after x0 has passed
+    # running statistics too, after the pass of x0
+    assert all(torch.equal(v, weights(simfle)[k]) for k, v in weights(byol).items())
 
 def test_byol_builds_no_facemae_and_asks_for_no_x0():
     method = make("byol")
@@ -175,7 +189,9 @@ def test_byol_builds_no_facemae_and_asks_for_no_x0():
 def test_the_target_moves_after_the_step(schedule):
     method = make("byol", momentum_schedule=schedule)
     before = copy.deepcopy(method.target)
-    loss, _ = method(batch_for(method)); loss.backward(); optimiser_of(method).step()
+    loss, _ = method(batch_for(method))
+    loss.backward()
+    optimiser_of(method).step()
     assert all(torch.equal(a, b) for a, b in zip(method.target.parameters(), before.parameters(), strict=True))
     seen = [b.clone() for b in method.target.buffers()]
     method.after_step(4)
@@ -193,19 +209,23 @@ def gradients(method, part) -> set:
     "The first two words of the names of all parameters that `part` of the loss moves."
     method.zero_grad(set_to_none=True)
     method(batch_for(method))[1][part].backward()
-    return {".".join(n.split(".")[:2]) for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    moved = [n for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    return {".".join(name.split(".")[:2]) for name in moved}
 
 def test_each_part_of_the_loss_moves_its_own():
     method = make("simfle")
-    assert gradients(method, "reconstruction") == {"ffl.facemae"}, "not the backbone, and not the grouping: an argsort has no gradient"
+    # not the backbone, and not the grouping: an argsort has no gradient
+    assert gradients(method, "reconstruction") == {"ffl.facemae"}
     assert gradients(method, "grouping") == {"ffl.grouping"}
-    assert gradients(method, "similarity") == {"net.backbone"} | {f"{m}.{i}" for m in ("projector", "predictor") for i in (0, 1, 3)}
+    heads = {f"{m}.{i}" for m in ("projector", "predictor") for i in (0, 1, 3)}
+    assert gradients(method, "similarity") == {"net.backbone"} | heads
     assert gradients(method, "distillation") == {"net.backbone", "ffl.head_g", "ffl.head_f", "ffl.facemae"}
 
 def test_ffl_reaches_the_backbone_as_a_third_of_the_teacher_alone():
     "The backbone's gradient is the one that two students get from a teacher (z1 + z2 + z3) / 3 that is a constant."
     torch.manual_seed(0)
-    h, z3 = torch.randn(2, 4, 6, dtype=torch.double, requires_grad=True), torch.randn(4, 6, dtype=torch.double, requires_grad=True)
+    h = torch.randn(2, 4, 6, dtype=torch.double, requires_grad=True)
+    z3 = torch.randn(4, 6, dtype=torch.double, requires_grad=True)
     got, = torch.autograd.grad(distillation_loss(torch.stack([*h, z3])), h)
     teacher = ((h[0] + h[1] + z3) / 3).detach()
     students = sum(16 * F.kl_div((v / 4).log_softmax(1), (teacher / 4).softmax(1), reduction="batchmean") for v in h)
@@ -242,7 +262,8 @@ def test_the_parts_of_simfle_against_a_plain_version():
     assert parts.keys() == wanted.keys()
     for name, value in wanted.items(): torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-5)
     facts = method.after_epoch(0.1, None)
-    assert 0.03 * facts["g"] ** 2 == pytest.approx(parts["grouping"].item(), rel=1e-5) and 0.1 < facts["feature_std"] < 1.5
+    assert 0.03 * facts["g"] ** 2 == pytest.approx(parts["grouping"].item(), rel=1e-5)
+    assert 0.1 < facts["feature_std"] < 1.5
 
 def test_masks_change_with_step_and_seed_and_repeat():
     method, kept = make("simfle_random"), []
@@ -258,7 +279,8 @@ def test_masks_change_with_step_and_seed_and_repeat():
 def test_statistics_of_x0(given, moves):
     simfle, byol = make("simfle", **given), make("byol")
     batch = batch_for(simfle)
-    simfle(batch); byol({**batch, "unlabelled": batch["unlabelled"][:2]})
+    simfle(batch)
+    byol({**batch, "unlabelled": batch["unlabelled"][:2]})
     mean = lambda m: [b for n, b in m.net.named_buffers() if n.endswith("running_mean")]
     assert all(torch.equal(a, b) for a, b in zip(mean(simfle), mean(byol), strict=True)) is not moves
 
@@ -287,14 +309,15 @@ def test_views_joint_or_apart():
 def test_explain_shows_what_the_step_does():
     method, images = make("simfle").eval(), torch.rand(3, 3, 32, 32)
     seen = method.explain(images, torch.tensor([0, 1, 7]))
-    assert seen["activation"].shape[2:] == (4, 4) and seen["mask"].sum(1).tolist() == [12] * 3 and seen["ids_keep"].shape == (3, 4)
+    assert seen["activation"].shape[2:] == (4, 4) and seen["ids_keep"].shape == (3, 4)
+    assert seen["mask"].sum(1).tolist() == [12] * 3
     kept = (1 - seen["mask"]).view(3, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
     torch.testing.assert_close(seen["reconstructed"] * kept, images * kept, rtol=0, atol=1e-5)
     assert not torch.allclose(seen["reconstructed"], images, atol=0.05)
 
 @pytest.mark.parametrize("name", ["simfle_random", "mae"])
 def test_explain_of_random_masks(name):
-    "The same masks at every call, not those of the groups, and the error of painting under them."
+    "The same masks at every call, not those of the groups, and the reconstruction error under them."
     method, images = make(name).eval(), torch.rand(5, 3, 32, 32)
     one, two = (method.explain(images, torch.full((5,), group)) for group in (0, 1))
     assert torch.equal(one["mask"], two["mask"]) and len({tuple(m) for m in one["mask"].tolist()}) > 1
@@ -339,7 +362,8 @@ def test_mocov2_against_a_plain_version():
         for i in range(8): queue[(place + i) % 20] = k[i]
         place = (place + 8) % 20
         torch.testing.assert_close(method.queue, queue, rtol=1e-4, atol=1e-5)
-        for o, value in ((ours, loss), (theirs, wanted)): o.zero_grad(); value.backward(); o.step()
+        update(ours, loss)
+        update(theirs, wanted)
         method.after_step(step)
         with torch.no_grad():
             for a, b in ((plain.target.net, plain.net), (plain.target.projector, plain.projector)):
@@ -354,7 +378,8 @@ def test_simsiam_against_a_plain_version():
     D = lambda p, z: -(F.normalize(p, dim=1) * F.normalize(z.detach(), dim=1)).sum(1).mean()
     wanted = D(twin.predictor(z1), z2) / 2 + D(twin.predictor(z2), z1) / 2
     loss, _ = method(batch_for(method))
-    loss.backward(); wanted.backward()
+    loss.backward()
+    wanted.backward()
     assert loss.item() == pytest.approx(1 + wanted.item(), abs=1e-5)
     for (name, p), q in zip(method.named_parameters(), twin.parameters(), strict=True):
         if p.requires_grad: torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=name)
@@ -389,13 +414,15 @@ def test_the_view_against_torchvision_face_by_face(size, which, channels):
     got = make_view("ssl")(faces, size, **params)
     assert params["grey"].any() and (params["jitter"][:, 3] == 0).any() and not params["grey"].all()
     for i, face in enumerate(faces.float() / 255):
-        wanted = by_torchvision(face, params["theta"][i, which], *(params[k][i] for k in ("jitter", "grey", "sigma")), size)
+        jitter, grey, sigma = (params[k][i] for k in ("jitter", "grey", "sigma"))
+        wanted = by_torchvision(face, params["theta"][i, which], jitter, grey, sigma, size)
         torch.testing.assert_close(got[i], wanted, rtol=0, atol=2e-3)  # torchvision's grey has other fourth digits
 
 def test_draws_of_the_view():
     params = make_view("ssl").sample(seeded(2), 4000)
     jittered = params["jitter"][:, 3] != 0
-    for draws, share in ((jittered, 0.8), (params["grey"], 0.2)): assert draws.float().mean().item() == pytest.approx(share, abs=0.03)
+    for draws, share in ((jittered, 0.8), (params["grey"], 0.2)):
+        assert draws.float().mean().item() == pytest.approx(share, abs=0.03)
     assert torch.equal(params["jitter"][~jittered], torch.tensor([1.0, 1, 1, 0]).expand((~jittered).sum(), -1))
     for column, (low, high) in enumerate([(0.2, 1.8)] * 3 + [(-0.2, 0.2)]):
         drawn = params["jitter"][jittered, column]
@@ -403,7 +430,8 @@ def test_draws_of_the_view():
     for theta, least in zip(params["theta"].unbind(1), (0.2, 0.08), strict=True):
         width, height = theta[:, 0, 0].abs(), theta[:, 1, 1]
         assert least * 0.99 <= (width * height).min() < least + 0.02 and (width * height).max() <= 1
-        assert 0.45 < (theta[:, 0, 0] < 0).float().mean() < 0.55 and not theta[:, [0, 1], [1, 0]].any()  # flipped, not turned
+        assert 0.45 < (theta[:, 0, 0] < 0).float().mean() < 0.55  # flipped
+        assert not theta[:, [0, 1], [1, 0]].any()  # not turned
         assert (theta[:, 0, 2].abs() + width).max() <= 1.0001 and (theta[:, 1, 2].abs() + height).max() <= 1.0001
     assert 0.1 <= params["sigma"].min() < 0.11 and 1.99 < params["sigma"].max() <= 2
 
@@ -422,36 +450,41 @@ def test_contract(method):
         assert p.requires_grad is not (target or head) and (p.grad is None) is not p.requires_grad, name
     method(batch_for(method, 1))
     facts = method.after_epoch(0.1, None)
-    assert all(type(v) is float for v in facts.values()) and facts["feature_std"] > 0 and method.after_epoch(0.2, None) == {}
+    assert all(type(v) is float for v in facts.values()) and facts["feature_std"] > 0
+    assert method.after_epoch(0.2, None) == {}
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad(): assert torch.equal(method.eval().encode(images), method.net.encode(images))
 
-@pytest.mark.parametrize("name", [name for name in SELF if name != "mocov2"])  # whose queue gets harder before it gets easier
+# not mocov2: its queue gets harder before it gets easier
+@pytest.mark.parametrize("name", [name for name in SELF if name != "mocov2"])
 def test_training_lowers_the_loss(name):
     method = make(name)
     optimiser, losses = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.01), []
     for _ in range(8):
         loss, _ = method(batch_for(method))
-        optimiser.zero_grad(); loss.backward(); optimiser.step()
+        update(optimiser, loss)
         losses.append(loss.item())
     assert losses[-1] < losses[0]
 
 def test_bf16(method):
     kinds = []
     method.net.backbone.register_forward_hook(lambda m, i, out: kinds.append(out.dtype))
-    if method.net.backbone.__class__.__name__ == "FaceEncoder": kinds = [torch.bfloat16]  # it is asked for tokens, not for its mean
+    if method.net.backbone.__class__.__name__ == "FaceEncoder": kinds = [torch.bfloat16]  # its forward is not called
     with torch.autocast("cpu", torch.bfloat16): loss, parts = method(batch_for(method))
     loss.backward()
-    assert torch.bfloat16 in kinds and {loss.dtype, *(v.dtype for v in parts.values())} == {torch.float32} and loss.isfinite()
+    assert torch.bfloat16 in kinds and loss.isfinite()
+    assert {loss.dtype, *(v.dtype for v in parts.values())} == {torch.float32}
     for name, p in method.named_parameters():
-        if p.requires_grad: assert p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all(), name
+        if not p.requires_grad: continue
+        assert p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all(), name
 
 @pytest.mark.parametrize("name", SELF)
 def test_a_state_dict_goes_on_to_the_same_bits(name):
     method, twin = make(name, momentum_schedule="cosine"), make(name, seed=7, momentum_schedule="cosine")
     optimiser, other = optimiser_of(method), optimiser_of(twin)
     train(method, range(2), optimiser)
-    twin.load_state_dict(copy.deepcopy(method.state_dict())); other.load_state_dict(copy.deepcopy(optimiser.state_dict()))
+    twin.load_state_dict(copy.deepcopy(method.state_dict()))
+    other.load_state_dict(copy.deepcopy(optimiser.state_dict()))
     assert train(method, range(2, 4), optimiser) == train(twin, range(2, 4), other) and same(method, twin)
 
 # ---- bad input
@@ -476,4 +509,5 @@ def test_errors_before_training(words, name, given):
     with pytest.raises(BenchError, match=words) as caught: make(name, **given)
     assert str(caught.value).rstrip().endswith(".")
 
-def test_shared_parts_are_shared(): assert [type(m) for m in projector(4, 8, 2)] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+def test_layers_of_the_projector():
+    assert [type(m) for m in projector(4, 8, 2)] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]

@@ -77,7 +77,8 @@ def test_flexmatch_keeps_the_latest_confident_class_and_answers_before_it_counts
     policy = FlexMatch(2, n_unlabelled=4, threshold=0.9)
     sure0, sure1, unsure = [0.95, 0.05], [0.05, 0.95], [0.6, 0.4]
     assert policy(torch.tensor([sure0, sure0, sure1]), torch.tensor([0, 1, 2])).tolist() == [0, 0]
-    now = policy(torch.tensor([unsure, sure1]), torch.tensor([0, 1]))  # face 0 stays what it was, face 1 moves after the answer
+    # face 0 keeps its class, face 1 changes it after the answer
+    now = policy(torch.tensor([unsure, sure1]), torch.tensor([0, 1]))
     np.testing.assert_allclose(now, [0.9 * 1 / 1, 0.9 * 0.5 / 1.5], atol=1e-6)
     assert policy.latest.tolist() == [0, 1, 1, -1]
 
@@ -110,11 +111,12 @@ def test_fairness_against_a_plain_version(seed, k, n):
     rng = np.random.default_rng(seed)
     logits, used = 2 * rng.normal(size=(n, k)), rng.random(n) < 0.6
     p, h = rng.dirichlet([3] * k), rng.dirichlet([3] * k) * 0.9 + 0.1 / k
-    ours = fairness_loss(torch.tensor(logits, dtype=torch.float64), torch.tensor(used), torch.tensor(p), torch.tensor(h))
+    ours = fairness_loss(torch.tensor(logits, dtype=torch.float64), *(torch.tensor(v) for v in (used, p, h)))
     assert ours.item() == pytest.approx(plain_fairness(logits.tolist(), used, p, h), abs=1e-5)
 
 def plain_nt_xent(z1, z2, temperature, among):
-    z = np.concatenate([z1, z2]); z = z / np.linalg.norm(z, axis=1, keepdims=True)
+    z = np.concatenate([z1, z2])
+    z = z / np.linalg.norm(z, axis=1, keepdims=True)
     rows, n = [i for i in range(len(z)) if among[i % len(z1)]], len(z1)
     e = lambda i, j: math.exp(z[i] @ z[j] / temperature)
     losses = [-math.log(e(i, (i + n) % (2 * n)) / sum(e(i, j) for j in rows if j != i)) for i in rows]
@@ -145,7 +147,8 @@ def step(name, n=4, mu=2, **fields):
     torch.manual_seed(0)
     config = RunConfig(method=name, preset="tiny", **{"ema": 0.9, **fields})
     method = semisupervised(create_classifier("test_resnet", 8, 32)[0], config, [1] * 8, n_unlabelled=50).train()
-    batch = {"labelled": [torch.rand(n, 3, 32, 32)], "targets": torch.arange(n), "progress": 0.5, "index": torch.arange(mu * n),
+    batch = {"labelled": [torch.rand(n, 3, 32, 32)], "targets": torch.arange(n), "progress": 0.5,
+             "index": torch.arange(mu * n),
              "unlabelled": [torch.rand(mu * n, 3, 32, 32) for _ in method.views["unlabelled"]]}
     return method, batch
 
@@ -169,7 +172,8 @@ def test_every_method_of_the_family(name, bn):
     assert all(not torch.equal(a, b) for a, b in zip(before, method.ema.parameters(), strict=True))
 
 def test_fixmatch_step_against_a_plain_version():
-    (method, batch), (other, _) = step("fixmatch", threshold=0.6), step("fixmatch", threshold=0.6)  # the same weights, from one seed
+    # the same weights, from one seed
+    (method, batch), (other, _) = step("fixmatch", threshold=0.6), step("fixmatch", threshold=0.6)
     for m in (method, other): m.net.head.weight.data *= 100  # so that confidences differ
     loss, _ = method(batch)
     weak, strong = batch["unlabelled"]
@@ -185,7 +189,8 @@ def test_fixmatch_step_against_a_plain_version():
 def test_running_statistics_from_labelled_faces_only():
     stats = lambda m: torch.cat([v.flatten() for k, v in m.net.state_dict().items() if "running" in k])
     (apart, batch), (alone, _) = step("dtm", unlabelled_bn="apart"), step("dtm", unlabelled_bn="apart")
-    apart(batch); alone.net(batch["labelled"][0])
+    apart(batch)
+    alone.net(batch["labelled"][0])
     assert torch.equal(stats(apart), stats(alone))
     joint, _ = step("dtm")
     joint(batch)
@@ -225,7 +230,8 @@ def test_baseline_sees_the_same_labelled_batches(tiny):
     batches = []
     for config in (dtm, same):
         method = type("M", (), {"views": {"labelled": ["weak"], "unlabelled": ["weak", "strong"]}})
-        batches.append(make_batches(config, method, Feed(faces.images), faces, split, make_pool(config, faces, split))(1))
+        pool = make_pool(config, faces, split)
+        batches.append(make_batches(config, method, Feed(faces.images), faces, split, pool)(1))
     assert torch.equal(batches[0]["labelled"][0], batches[1]["labelled"][0]) and "unlabelled" not in batches[1]
     assert torch.equal(batches[0]["targets"], batches[1]["targets"]) and len(batches[0]["index"]) == 24
     one, two = run(dtm), run(same)
@@ -233,15 +239,15 @@ def test_baseline_sees_the_same_labelled_batches(tiny):
     assert run(baseline(dtm, "fixmatch")).config["policy"] == "fixed"
 
 def test_pools(tiny, tmp_path):
-    "The rest, a pool of its own, both; copies of test faces are dropped; each is another run, and where it lies is none."
+    "The rest, a separate pool, both. Copies of test faces are dropped. Each is another run, but another path is not."
     config = tiny(method="dtm")
     faces = load_data(config)
     split = split_data(config, faces)
     build_faceset(DrawnSource(64, 32), tmp_path/"copy")  # by mistake the labelled set itself
     build_faceset(DrawnSource(40, 32, seed=5), tmp_path/"other")
-    exam = split.counts["val"] + split.counts["test"]
+    held_out = split.counts["val"] + split.counts["test"]
     both = tiny(method="dtm", unlabelled="both", pool_root=str(tmp_path/"copy"))
-    assert make_pool(both, faces, split).dropped == [0, exam]
+    assert make_pool(both, faces, split).dropped == [0, held_out]
     other = tiny(method="dtm", unlabelled="pool", pool_root=str(tmp_path/"other"), labels_per_class=1)
     (tmp_path/"other").rename(tmp_path/"moved")
     moved = RunConfig(**{**other.model_dump(), "pool_root": str(tmp_path/"moved")})
@@ -260,21 +266,25 @@ def test_pools(tiny, tmp_path):
     ("ada_cm", "raf-db", 4, dict(budget="ada_cm-4000", cap=True, unlabelled="pool", pool_dataset="identities")),
 ])
 def test_paper_presets_on_fake_trees(tiny, tmp_path, name, dataset, faces, fields):
-    if "pool_dataset" in fields: fields = {**fields, "pool_root": str(fake("identities", tmp_path/"people", faces_per_class=4))}
+    if "pool_dataset" in fields:
+        fields = {**fields, "pool_root": str(fake("identities", tmp_path/"people", faces_per_class=4))}
     root = fake(dataset, tmp_path/"faces", faces_per_class=faces)
-    config = tiny(method=name, preset="paper", dataset=dataset, data_root=str(root), epochs=1, steps_per_epoch=2, warmup_epochs=0,
-                  **(dict(batch_size=8) if name == "dtm" else {}), **fields)
+    if name == "dtm": fields = {**fields, "batch_size": 8}
+    config = tiny(method=name, preset="paper", dataset=dataset, data_root=str(root), epochs=1, steps_per_epoch=2,
+                  warmup_epochs=0, **fields)
     record = run(config)
     assert record.finished and config.image_size == (112 if name == "dtm" else 224) and config.backbone == "resnet18"
     if name == "ada_cm":
-        assert (config.lr, config.optimizer, config.batch_size, config.mu, config.lambda_x) == (5e-4, "adam", 16, 1, 0.5)
+        assert (config.lr, config.optimizer, config.batch_size) == (5e-4, "adam", 16)
+        assert (config.mu, config.lambda_x) == (1, 0.5)
         assert record.metrics["capped"] if "4000" in fields["budget"] else record.metrics["n"]["labelled"] == 100
 
 # what a user can get wrong
 
 @pytest.mark.parametrize("fields, says", [
     (dict(mu=0), "'mu' = 0: input should be greater than 0"),
-    (dict(threshold=0.0), "'threshold' = 0.0"), (dict(threshold=1.01), "'threshold' = 1.01"), (dict(floor=0.0), "'floor'"),
+    (dict(threshold=0.0), "'threshold' = 0.0"), (dict(threshold=1.01), "'threshold' = 1.01"),
+    (dict(floor=0.0), "'floor'"),
     (dict(beta=1.5), "'beta'"), (dict(gamma=1.0), "'gamma'"), (dict(policy="flex"), "'policy' = 'flex'"),
     (dict(unlabelled="pool"), "needs pool_root"), (dict(pool_root="x"), "does not use it"),
     (dict(below="contrast"), "pseudo='two_weak'"), (dict(below="fairness"), "policy='freematch'"),
@@ -292,18 +302,20 @@ def test_no_unlabelled_face_left(tiny, tree, tmp_path):
     with pytest.raises(BenchError, match="this split leaves none"): run(config)
     (tmp_path/"empty").mkdir()
     with pytest.raises(BenchError, match="empty"):
-        run(tiny(method="dtm", dataset="folder", data_root=str(tree), unlabelled="pool", pool_root=str(tmp_path/"empty")))
+        pool = dict(unlabelled="pool", pool_root=str(tmp_path/"empty"))
+        run(tiny(method="dtm", dataset="folder", data_root=str(tree), **pool))
 
-def test_pool_of_nothing_but_exam_faces(tiny, tmp_path):
+def test_pool_of_nothing_but_held_out_faces(tiny, tmp_path):
     faces = load_data(tiny())
     split = split_data(tiny(), faces)
-    exam = np.concatenate([split.val, split.test])
+    held_out = np.concatenate([split.val, split.test])
     source = DrawnSource(64, 32)
-    keys = set(faces.index["key"].iloc[exam])
+    keys = set(faces.index["key"].iloc[held_out])
     rows = source.rows()
     source.rows = lambda: rows[rows["key"].isin(keys)].reset_index(drop=True)
-    build_faceset(source, tmp_path/"exam")
-    with pytest.raises(BenchError, match="pool is empty"): run(tiny(method="dtm", unlabelled="pool", pool_root=str(tmp_path/"exam")))
+    build_faceset(source, tmp_path/"held out")
+    with pytest.raises(BenchError, match="pool is empty"):
+        run(tiny(method="dtm", unlabelled="pool", pool_root=str(tmp_path/"held out")))
 
 def test_manifest_with_fewer_labelled_classes(tiny, tmp_path):
     faces = load_data(tiny())
@@ -312,7 +324,8 @@ def test_manifest_with_fewer_labelled_classes(tiny, tmp_path):
     lines = (tmp_path/"split.csv").read_text().splitlines()
     kept = [line for line in lines if not (line.endswith(",labelled") and ",fear," in line)]
     (tmp_path/"split.csv").write_text("\n".join(kept) + "\n")
-    with pytest.raises(BenchError, match="'fear' has no training face"): run(tiny(method="dtm", split=str(tmp_path/"split.csv")))
+    with pytest.raises(BenchError, match="'fear' has no training face"):
+        run(tiny(method="dtm", split=str(tmp_path/"split.csv")))
 
 def test_finished_records_hold_what_the_figures_need(tiny):
     record = find_record(tiny(method="dtm"))

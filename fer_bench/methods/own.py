@@ -49,8 +49,7 @@ def _code(thing, top: str, seen: dict):
     if isinstance(thing, property): return go([thing.fget, thing.fset])
     if isinstance(thing, type) and issubclass(thing, BaseModel):  # Options
         return [_name(thing), thing.model_json_schema()]
-    if hasattr(thing, "__wrapped__"):  # decorated
-        return [_name(getattr(thing, "__code__", type(thing))), go(thing.__wrapped__)]
+    if hasattr(thing, "__wrapped__"): return [*_decorator(thing), go(thing.__wrapped__)]
     if isinstance(thing, (FunctionType, type, ModuleType)):
         return _own(thing, go, seen) if _is_own(thing, top) else _name(thing)
     if hasattr(thing, "tolist"): return thing.tolist()  # numbers of numpy and torch
@@ -69,6 +68,12 @@ def _own(thing, go, seen: dict):
         closure = inspect.getclosurevars(thing).nonlocals
         parts = [thing.__code__, thing.__defaults__, thing.__kwdefaults__, closure, global_values]
     return [_name(thing), go(parts)]
+
+def _decorator(thing) -> list[str]:
+    "What decorated `thing`: the wrapper's name, and the types of what it closes over, such as torch.no_grad."
+    held = [cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()]
+    owners = [getattr(value, "__self__", value) for value in held if value is not thing.__wrapped__]
+    return [_name(getattr(thing, "__code__", type(thing))), *(_name(type(owner)) for owner in owners)]
 
 def _defined_in(module, value) -> bool: return getattr(value, "__module__", module.__name__) == module.__name__
 

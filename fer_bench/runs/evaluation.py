@@ -25,7 +25,7 @@ from .task import pool_truth
 
 # %% ../../nbs/runs/evaluation.ipynb #e47ad890
 def evaluate_logits(logits: np.ndarray, labels: np.ndarray, classes) -> dict:
-    "`classification_metrics` of logits (N, K) and labels (N,), with `WAR_ci`, `UAR_ci` and `macro_F1_ci` as [low, high]."
+    "`classification_metrics` of logits (N, K) and labels (N,), plus WAR_ci, UAR_ci and macro_F1_ci as [low, high]."
     scores = classification_metrics(logits, labels, classes)
     hits = int((logits.argmax(1) == labels).sum())
     intervals = {"WAR": wilson(hits, len(labels)), **bootstrap_intervals(logits, labels)}
@@ -33,20 +33,23 @@ def evaluate_logits(logits: np.ndarray, labels: np.ndarray, classes) -> dict:
 
 # %% ../../nbs/runs/evaluation.ipynb #616f8abe
 def watch(config, method, feed, faceset, split, pool):
-    "→ `after_epoch(progress)`: updates of the method that need no gradient, and the numbers of the epoch."
+    "→ `after_epoch(progress)`: it makes the method's updates without a gradient, and returns the epoch's numbers."
     logits = lambda rows: predict(method, feed, rows, config.image_size)
     war = lambda rows: float((logits(rows).argmax(1) == faceset.labels[rows]).mean())
     to_device = lambda values: torch.from_numpy(values).to(feed.device)
     labelled = lambda: (to_device(logits(split.labelled)), to_device(faceset.labels[split.labelled]))
     truth = pool_truth(pool, faceset) if "pseudo_labels" in method_entry(config.method).flags else None
-    if config.probe: war = partial(_knn_war, config, method, feed, faceset, split)  # it has no classifier yet
+    if config.probe: war = partial(_knn_war, config, method, feed, faceset, split)  # there is no classifier yet
 
     def after_epoch(progress: float) -> dict:
-        facts, n_classes = {}, len(faceset.meta["classes"])
-        if truth is not None: facts = pseudo_label_counts(method.last_pseudo_label.cpu().numpy(), truth, n_classes)
+        facts = {}
+        if truth is not None:
+            labels = method.last_pseudo_label.cpu().numpy()
+            facts = pseudo_label_counts(labels, truth, len(faceset.meta["classes"]))
         facts |= method.after_epoch(progress, labelled)
         if len(split.val):
-            if getattr(method, "reconstructs", False): facts |= _masks(config, method, feed, faceset, subsample(split.val, 200))
+            if getattr(method, "reconstructs", False):
+                facts |= _masks(config, method, feed, faceset, subsample(split.val, 200))
             facts["val_WAR"] = war(split.val)
         if config.select == "oracle": facts["test_WAR"] = war(split.test)
         name = {"val": "val_WAR", "oracle": "test_WAR"}.get(config.select)
@@ -59,21 +62,25 @@ def subsample(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
 
 def voters(labels: np.ndarray, rows: np.ndarray, most: int = 2000, least: int = 20) -> np.ndarray:
-    "At most `most` of `rows` (N,), evenly spread, and up to `least` more of each class in `labels` that they would miss."
+    "At most `most` of `rows` (N,), evenly spread, plus up to `least` of each class of `labels` that is missing there."
     chosen = subsample(rows, most)
     missed = np.setdiff1d(labels[rows], labels[chosen])
     return np.concatenate([chosen, *(subsample(rows[labels[rows] == c], least) for c in missed)])
 
 def _knn_war(config, method, feed, faceset, split, rows) -> float:
-    known, asked, n_classes = voters(faceset.labels, split.labelled), subsample(rows, 1000), len(faceset.meta["classes"])
+    known, asked = voters(faceset.labels, split.labelled), subsample(rows, 1000)
     features = predict(method, feed, np.concatenate([known, asked]), config.image_size, what="encode")
-    votes = knn_logits(features[:len(known)], faceset.labels[known], features[len(known):], n_classes, k=min(20, len(known)))
+    bank, queries = features[:len(known)], features[len(known):]
+    votes = knn_logits(bank, faceset.labels[known], queries, len(faceset.meta["classes"]), k=min(20, len(known)))
     return float((votes.argmax(1) == faceset.labels[asked]).mean())
 
 def _masks(config, method, feed, faceset, rows) -> dict:
-    "Error of the method's reconstruction of the faces `rows`, a mask group a face in turn, and the landmarks the masks keep."
+    """Reconstruction error on the faces `rows`, and the share of landmarks of each region that is not masked.
+
+    The mask groups are assigned to the faces in turn."""
     images = make_view("plain")(feed(rows), config.image_size)
-    with evaluating(method): seen = method.explain(images, torch.arange(len(rows), device=images.device) % method.groups)
+    with evaluating(method):
+        seen = method.explain(images, torch.arange(len(rows), device=images.device) % method.groups)
     facts = {"val_reconstruction": float(seen["reconstruction"])}
     if faceset.index["landmarks"].isna().any(): return facts
     points = landmarks_of(faceset, rows) / faceset.images.shape[1]
@@ -81,14 +88,16 @@ def _masks(config, method, feed, faceset, rows) -> dict:
     return facts | {f"hit_{region}": share for region, share in hits.items()}
 
 def probe(config, method, feed, faceset, split) -> tuple[dict, list[dict]]:
-    "Train the head of the evaluated network on frozen features of the labelled faces; → (facts for the record, history)."
+    "Train the head of the evaluated network on frozen features of the labelled faces; → facts for the record, history."
     labels, n_classes = faceset.labels[split.labelled], len(faceset.meta["classes"])
     balance = "none" if config.balance == "none" else "weights"
     if config.probe == "sgd":
-        history = sgd_probe(method.evaluated, feed, split.labelled, labels, config.image_size, seed=config.seed, balance=balance)
+        history = sgd_probe(method.evaluated, feed, split.labelled, labels, config.image_size, seed=config.seed,
+                            balance=balance)
         return {"kind": "sgd"}, history
     features, val = (extract(method, feed, rows, config.image_size) for rows in (split.labelled, split.val))
-    found = linear_probe(features, labels, val, faceset.labels[split.val], n_classes, balance=balance, device=feed.device)
+    found = linear_probe(features, labels, val, faceset.labels[split.val], n_classes, balance=balance,
+                         device=feed.device)
     probe_head(method.evaluated, found)
     loss = F.cross_entropy(torch.from_numpy(found.logits(features)), torch.from_numpy(labels)).item()
     tried = {f"{strength:g}": float(war) for strength, war in found.val_WAR.items()}
