@@ -490,7 +490,7 @@ def test_a_state_dict_goes_on_to_the_same_bits(name):
 # ---- bad input
 
 @pytest.mark.parametrize("words, name, given", [
-    ("96 channels cannot be cut into 7 groups", "simfle", {"groups": 7}),
+    ("96 channels cannot be divided into 7 groups", "simfle", {"groups": 7}),
     ("mask_ratio=0.99 keeps none", "simfle", {"mask_ratio": 0.99}),
     ("mask_ratio=0.0 keeps all", "simfle_random", {"mask_ratio": 0.0}),
     ("mask_ratio=1.0 keeps none", "mae", {"mask_ratio": 1.0}),
