@@ -1,11 +1,14 @@
 # make demo: the main job on the drawn faces.  make test: everything CI runs.  Both make their own .venv.
+# make nightly: more of the same, for changes to what it tries.  make soak: two hundred runs.  make package: built, installed, run.
 # make gpu-study MINUTES=9 DATA=path/to/FERPlus: the study of results/gpu-study.yaml on one GPU, as far as it comes in that time.
 PYTHON ?= python3
 BIN := .venv/bin
+# two processes of one thread each; a file stays in one of them, for the sake of its fixtures
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 # threads that spin while they wait crawl on a shared machine
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test soak browser site export gpu-study gpu-bench
+.PHONY: demo test nightly soak package browser site export gpu-study gpu-bench
 
 .venv/installed: settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -19,12 +22,20 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/nbdev-test --n-workers 2
-	$(BIN)/python -m pytest -m "not soak"
+	$(PYTEST) -m "not nightly and not soak"
+
+# what `make test` tries a few of, and ten times as many random examples, other ones each time
+nightly: .venv/installed
+	HYPOTHESIS_PROFILE=nightly $(PYTEST) -m "not soak"
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak
 
-# Chromium, with which `make test` also runs the tour in a real JupyterLab
+# built, then installed in a fresh environment of $(PYTHON) outside of this folder, and run there
+package: .venv/installed
+	PYTHON=$(PYTHON) .ci/package
+
+# Chromium, with which `make nightly` runs the tour in a real JupyterLab
 browser: .venv/installed
 	$(BIN)/python -m playwright install chromium
 

@@ -8,7 +8,10 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 facts = config["DEFAULT"]
-lines = lambda key: facts[key].split("\n")[1:]  # noqa: E731
+
+def lines(key: str) -> list[str]: return facts[key].split("\n")[1:]
+
+def exported(notebook: str) -> bool: return Path("fer_bench", Path(notebook).stem).with_suffix(".py").exists()
 
 setup(
     name=facts["lib_name"],
@@ -19,8 +22,9 @@ setup(
     license=facts["license"],
     python_requires=f">={facts['min_python']},<{facts['max_python']}",
     packages=find_packages(include=["fer_bench", "fer_bench.*"]),
-    package_data={"fer_bench.report": ["published.csv"]},
-    data_files=[("share/fer_bench/nbs", glob("nbs/*.ipynb"))],  # the notebooks that papermill runs
+    package_data={"fer_bench": ["py.typed"], "fer_bench.report": ["published.csv"]},
+    # the tour, and what papermill runs
+    data_files=[("share/fer_bench/nbs", [n for n in sorted(glob("nbs/*.ipynb")) if not exported(n)])],
     install_requires=lines("requirements"),
     extras_require={extra: lines(f"{extra}_requirements") for extra in ("dev", "ray", "tensorboard", "onnx", "site")},
     entry_points={"console_scripts": lines("console_scripts")},

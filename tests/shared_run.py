@@ -15,7 +15,8 @@ from fer_bench.train.batches import make_batches
 from fer_bench.train.loop import fit, make_accelerator, prepare, seed_step, train_step
 
 METHODS = methods_of("supervised", "semi-supervised", "self-supervised")
-STEPS = dict.fromkeys(METHODS, 6) | dict.fromkeys(("supervised", "dtm", "byol", "simfle"), 20)
+FEW = ("supervised", "dtm", "byol", "simfle")  # those that `make test` runs, and that run longer
+STEPS = dict.fromkeys(METHODS, 6) | dict.fromkeys(FEW, 20)
 
 def setup(method: str):
     config = RunConfig(method=method, preset="tiny", drawn_faces=200, lr=0.003, threads=1, device="cpu")
@@ -64,7 +65,7 @@ def stopped_and_taken_up(folder: Path) -> list:
 
 if __name__ == "__main__":
     if launched_processes() > 1: make_accelerator("cpu")
-    place = Path(sys.argv[1])
-    found = {method: some_steps(method) for method in METHODS}
+    place, methods = Path(sys.argv[1]), sys.argv[2:]
+    found = {method: some_steps(method) for method in methods}
     found |= {"stopped": stopped_and_taken_up(place), "processes": world()[1]}
     if is_main(): (place/"found.json").write_text(json.dumps(found))

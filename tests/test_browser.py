@@ -22,7 +22,7 @@ SCREENSHOTS = ROOT/"build/browser"
 PATIENCE = 300  # seconds; a machine with other work is slow, and the figures of the test are not about speed
 TINY = {"preset": '"tiny"', "device": '"cpu"'}
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.nightly]
 
 def chromium() -> str | None:
     "A Chromium of the system, else the one that Playwright has installed."

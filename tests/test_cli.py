@@ -1,4 +1,6 @@
-"""The command line and the notebook through papermill: what is checked before they start, and what they leave behind."""
+"""The command line, and the notebook through papermill: what is checked before they start, and what they leave."""
+import contextlib
+import io
 import json
 import shutil
 import subprocess
@@ -10,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fer_bench import run
-from fer_bench.cli import app
+from fer_bench.cli import app, main
 from fer_bench.config import RunConfig, notebook_parameters
 from fer_bench.core import BenchError
 from fer_bench.data.labels import VOTED
@@ -20,14 +22,23 @@ from fer_bench.record import load_runs
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT/"nbs/run_benchmark.ipynb"
 
-def fer_bench(*words, cwd=None):
-    "The command as a shell runs it: (exit code, standard output, standard error)."
-    done = subprocess.run([sys.executable, "-c", "from fer_bench.cli import main; main()", *map(str, words)],
-                          cwd=cwd, capture_output=True, text=True)
-    return done.returncode, done.stdout, done.stderr
+def fer_bench(*words, cwd="."):
+    "The command, in this process: (exit code, standard output, standard error)."
+    out, err = io.StringIO(), io.StringIO()
+    with (contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
+          pytest.raises(SystemExit) as ended): main([str(word) for word in words])
+    return ended.value.code or 0, out.getvalue(), err.getvalue()
+
+def test_as_a_shell_runs_it(tmp_path):
+    code = "from fer_bench.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "run", "--preset", "tinny"], cwd=tmp_path, capture_output=True,
+                          text=True)
+    assert done.returncode == 1 and done.stdout == "" and "Did you mean 'tiny'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 def test_run_then_compare(tmp_path):
-    code, out, err = fer_bench("run", "--preset", "tiny", "--device", "cpu", "--results-dir", tmp_path/"my results", cwd=tmp_path)
+    code, out, err = fer_bench("run", "--preset", "tiny", "--device", "cpu", "--results-dir", tmp_path/"my results",
+                               cwd=tmp_path)
     assert code == 0, err
     record, = load_runs(tmp_path/"my results")
     assert "supervised" in out and record.id in out and "drawn faces" in out.lower()
@@ -42,7 +53,7 @@ def test_run_then_compare(tmp_path):
 
 @pytest.mark.parametrize("words, says", [
     (["run", "--preset", "tinny"], "Did you mean 'tiny'"),
-    (["run", "--metod", "supervised"], "--method"),
+    (["run", "--metod", "supervised"], "Did you mean 'method'"),
     (["run", "--lr", "fast"], "number"),
     (["run", "--labels-per-class", "0"], "labels_per_class"),
     (["run", "--dataset", "ferplus"], "needs data_root"),
@@ -65,7 +76,8 @@ def test_data_build_verify_list(tree, tmp_path):
     assert code == 0 and "32 faces" in out, err
     assert fer_bench("data", "verify", target)[0] == 0
     assert fer_bench("data", "build", "folder", target, "--data-root", tree)[0] != 0  # never over what is there
-    with open(target/"images.npy", "r+b") as f: f.seek(-1, 2); byte = f.read(1); f.seek(-1, 2); f.write(bytes([byte[0] ^ 1]))
+    with open(target/"images.npy", "r+b") as f:
+        f.seek(-1, 2); byte = f.read(1); f.seek(-1, 2); f.write(bytes([byte[0] ^ 1]))
     code, _, err = fer_bench("data", "verify", target)
     assert code == 1 and "happiness" in err  # names the face
     assert fer_bench("data", "list", "--cache-dir", tmp_path)[0] == 0
@@ -82,14 +94,17 @@ def test_audit_command(tmp_path):
     names = [f"Training,{line.split(',')[0]},{','.join(['0'] * 10)}" for line in votes]
     (root/"fer2013new.csv").write_text("\n".join([f"Usage,Image name,{','.join(VOTED)}", *names]) + "\n")
     invoke("data", "build", "ferplus", tmp_path/"set", "--data-root", root)
-    report = json.loads(invoke("data", "audit", tmp_path/"set", "--json", "--second-labels", root, "--markdown", tmp_path/"report.md"))
+    report = json.loads(invoke("data", "audit", tmp_path/"set", "--json", "--second-labels", root, "--markdown",
+                               tmp_path/"report.md"))
     levels = {f["check"]: f["level"] for f in report["findings"]}
     assert report["failed"] and levels["copies across splits"] == "failure" and levels["second label file"] == "warning"
-    assert "copies across splits" in (tmp_path/"report.md").read_text() and "FAILED" in invoke("data", "audit", tmp_path/"set")
+    assert "copies across splits" in (tmp_path/"report.md").read_text()
+    assert "FAILED" in invoke("data", "audit", tmp_path/"set")
 
 def test_evaluate_and_benchmark_commands(tmp_path):
     record = run(RunConfig(preset="tiny", device="cpu", results_dir=str(tmp_path)))
-    out = invoke("evaluate", record.id, "--dataset", "affectnet-8", "--data-root", fake("affectnet", tmp_path), "--results-dir", tmp_path)
+    out = invoke("evaluate", record.id, "--dataset", "affectnet-8", "--data-root", fake("affectnet", tmp_path),
+                 "--results-dir", tmp_path)
     assert "16 faces of 8 classes" in out and "UAR" in out
     assert "searching near-copies" in invoke("data", "benchmark", "--faces", 200)
     out = invoke("results", "leaderboard", "--results-dir", tmp_path)
@@ -98,7 +113,8 @@ def test_evaluate_and_benchmark_commands(tmp_path):
 def test_export_and_predict_commands(tmp_path, tree):
     record = run(RunConfig(preset="tiny", device="cpu", results_dir=str(tmp_path)))
     assert "the same answers" in invoke("export", record.id, tmp_path/"model", "--results-dir", tmp_path)
-    of_run, of_model = (invoke("predict", what, tree/"test/fear", "--results-dir", tmp_path) for what in (record.id, tmp_path/"model"))
+    of_run, of_model = (invoke("predict", what, tree/"test/fear", "--results-dir", tmp_path)
+                        for what in (record.id, tmp_path/"model"))
     assert of_run == of_model and of_run.count("fear/") == 4 and "contempt" in of_run.splitlines()[0]
     assert "4 pictures in" in invoke("predict", tmp_path/"model", tree/"test/fear", "--output", tmp_path/"said.csv")
     assert (tmp_path/"said.csv").read_text().count("fear/") == 4
@@ -127,5 +143,6 @@ def test_two_commands_at_the_top_of_the_readme():
     assert "make test" in (ROOT/".ci/run").read_text()
 
 def test_strict_types():
-    for wrong in (dict(seed="0"), dict(lr=float("nan")), dict(epochs=1.5), dict(cap=1), dict(preset=3), dict(epochs=2, warmup_epochs=2)):
+    for wrong in (dict(seed="0"), dict(lr=float("nan")), dict(epochs=1.5), dict(cap=1), dict(preset=3),
+                  dict(epochs=2, warmup_epochs=2)):
         with pytest.raises(BenchError): RunConfig(**wrong)

@@ -311,6 +311,7 @@ def test_the_notebook_compares_every_task_of_a_folder(results, tmp_path):
     numbers = pd.read_csv(folder/f"{name}.csv").set_index("method")
     assert numbers.loc["dtm", "WAR_gain"] == pytest.approx(0.1) and len(numbers) == 4
 
+@pytest.mark.nightly
 def test_the_notebook_takes_filters_and_refuses_what_it_does_not_know(results, tmp_path):
     text = execute(results, tmp_path, dataset="ferplus", labels="10", methods="dtm", published=False,
                    output_dir=str(tmp_path/"here"))

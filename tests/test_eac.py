@@ -54,7 +54,7 @@ def test_training_makes_maps_agree():
     for factor in (0.0, 20.0):
         method = make(lambda_eac=factor)
         faces, targets = torch.rand(12, 3, 32, 32, generator=seeded(0)), torch.arange(12) % 3
-        optimizer = torch.optim.SGD(method.parameters(), 0.02, 0.9)
+        optimizer = torch.optim.SGD(method.parameters(), 0.01, 0.9)
         for _ in range(40):
             loss, _ = method({"labelled": [faces], "targets": targets})
             optimizer.zero_grad()

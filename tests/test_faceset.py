@@ -449,15 +449,6 @@ def test_csv_with_all_its_faults(photos, tmp_path):
     assert len(faces.meta["rejected"]) == 5
 
 
-@pytest.fixture(scope="module")
-def ferplus(tmp_path_factory):
-    place = Path(os.environ.get("FER_BENCH_DATA") or Path(__file__).parents[2]/"shared"/"data")/"ferplus.tar.xz"
-    if not place.exists(): pytest.skip(f"no real faces: {place} is missing (set FER_BENCH_DATA)")
-    folder = tmp_path_factory.mktemp("real")
-    with tarfile.open(place) as tar: tar.extractall(folder, filter="data")
-    return folder/"FERPlus"
-
-
 def plain_rule(counts):
     "The FER+ rule once more, in the words of the data's README."
     names = ["neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF"]

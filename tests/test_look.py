@@ -213,6 +213,7 @@ def test_paper_figures_notebook(results, tmp_path):
         assert {f"{name}.pdf", f"{name}.png"} <= made or name.startswith("ablation_")
     assert "fer-bench run --dataset drawn --method simfle --mask-ratio 0.5" in said
 
+@pytest.mark.nightly
 def test_notebook_without_runs_says_what_to_make(tmp_path):
     given = {"results_dir": str(tmp_path/"none"), "only": "attention"}
     papermill.execute_notebook(NOTEBOOK, tmp_path/"out.ipynb", given, progress_bar=False)

@@ -28,7 +28,10 @@ def stop_after(monkeypatch, epoch):
         if done == epoch: raise KeyboardInterrupt
     monkeypatch.setattr(loop, "save_checkpoint", save)
 
-@pytest.mark.parametrize("name", methods_of("self-supervised"))
+FEW = ("simfle", "mocov2")  # a masked autoencoder beside a momentum encoder; a queue
+NIGHTLY = [pytest.param(name, marks=pytest.mark.nightly) for name in methods_of("self-supervised") if name not in FEW]
+
+@pytest.mark.parametrize("name", [*FEW, *NIGHTLY])
 def test_interrupted_pretraining_ends_with_the_same_bits(tiny, tmp_path, name, monkeypatch):
     fields = dict(method=name, epochs=3, queue=16)
     if name in ("simclr", "mae", "simsiam", "byol"): fields.pop("queue")
@@ -84,9 +87,10 @@ def test_probe_of_the_same_labels_is_that_of_the_pretraining(tiny, pretrained):
     again = run(tiny(method="linear_probe", init=f"run:{pretrained.id}"))
     np.testing.assert_array_equal(*(np.stack(r.predictions["logits"]) for r in (again, pretrained)))
 
+PAPER = [("affectnet", "affectnet-8"), ("affectnet-csv", "affectnet-7"), ("ferplus", "ferplus"), ("sfew", "sfew")]
+
 @pytest.mark.parametrize("layout, dataset", [
-    ("affectnet", "affectnet-8"), ("affectnet-csv", "affectnet-7"), ("raf-db", "raf-db"), ("ferplus", "ferplus"),
-    ("sfew", "sfew")])
+    ("raf-db", "raf-db"), *(pytest.param(*names, marks=pytest.mark.nightly) for names in PAPER)])
 def test_paper_preset_on_fake_trees(tiny, tmp_path, layout, dataset):
     "Two steps of the paper's settings, but for the widths that two cores cannot carry in a test."
     config = RunConfig(method="simfle", preset="paper", dataset=dataset, data_root="x")

@@ -26,15 +26,19 @@ def launch(n: int, *command) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory) -> list[dict]:
-    "What `shared_run` found in one process and in two."
+def steps(request, tmp_path_factory) -> list[dict]:
+    "What `shared_run` found in one process and in two, for the methods whose tests were asked for."
+    asked = [item.callspec.params["method"] for item in request.session.items
+             if item.originalname == "test_steps_in_two_processes"]
     places = [tmp_path_factory.mktemp(f"processes{n}") for n in (1, 2)]
-    for n, place in zip((1, 2), places, strict=True): launch(n, shared_run.__file__, place)
+    for n, place in zip((1, 2), places, strict=True): launch(n, shared_run.__file__, place, *asked)
     found = [json.loads((place/"found.json").read_text()) for place in places]
     assert [f["processes"] for f in found] == [1, 2]
     return found
 
-@pytest.mark.parametrize("method", shared_run.METHODS)
+NIGHTLY = [pytest.param(m, marks=pytest.mark.nightly) for m in shared_run.METHODS if m not in shared_run.FEW]
+
+@pytest.mark.parametrize("method", [*shared_run.FEW, *NIGHTLY])
 def test_steps_in_two_processes(steps, method):
     one, two = (s[method] for s in steps)
     np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-5)
@@ -47,15 +51,15 @@ def test_a_stopped_training_is_taken_up_by_all(steps):
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    "The same three runs in one process and in two, which the run starts itself."
+    "records(method) → the same run in one process and in two, which the run starts itself."
     place = tmp_path_factory.mktemp("shared")
     base = dict(preset="tiny", drawn_faces=203, threads=1, device="cpu", cache_dir=str(place/"cache"))
     config = lambda m, n: RunConfig(**base, method=m, processes=n, results_dir=str(place/f"results{n}"))
-    return [[run(config(m, n)) for m in ("supervised", "dtm", "byol")] for n in (1, 2)]
+    return lambda m: [run(config(m, n)) for n in (1, 2)]
 
-@pytest.mark.parametrize("i", range(3), ids=["supervised", "dtm", "byol"])
-def test_records_of_two_processes(records, i):
-    one, two = (r[i] for r in records)
+@pytest.mark.parametrize("method", ["dtm", *(pytest.param(m, marks=pytest.mark.nightly) for m in ("supervised", "byol"))])
+def test_records_of_two_processes(records, method):
+    one, two = records(method)
     assert one.id == two.id and two.environment["processes"] == 2
     assert len(one.predictions) % 2  # so that one face is there to fill up, and must not be counted
     assert two.predictions["key"].tolist() == one.predictions["key"].tolist()
@@ -77,6 +81,7 @@ def test_batches_that_cannot_be_shared():
         RunConfig(batch_size=9, processes=2)
     with pytest.raises(BenchError, match="A batch of 9 faces"): distributed.part_of(range(9), (0, 2))
 
+@pytest.mark.nightly
 def test_notebook_launcher(tmp_path):
     "As in a notebook, whose cell forks; `run` itself is the function."
     config = dict(preset="tiny", threads=1, device="cpu", results_dir=str(tmp_path))

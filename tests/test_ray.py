@@ -91,6 +91,7 @@ def _nodes(nodes):
     try: return ray.nodes()
     finally: ray.shutdown()
 
+@pytest.mark.nightly
 def test_a_node_dies_and_nothing_is_lost(nodes, watched, tmp_path):
     check(nodes, watched, THREE, tmp_path)
     weights = {p.parent.name.split("-")[0] for p in (tmp_path/"ray").glob("runs/*/weights.safetensors")}

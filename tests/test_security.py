@@ -1,4 +1,4 @@
-"""Names, paths and files from outside are data and never code. (What archives may try: test_archives and test_store.)"""
+"""Names, paths and files from outside are data and never code. Archives: see test_archives and test_store."""
 import ast
 import contextlib
 import io
@@ -36,8 +36,10 @@ from fer_bench.show.gallery import figure_features
 from fer_bench.store import merge, pack
 
 ROOT = Path(__file__).parent.parent
-PLACE = "a b/-rf '\"$(touch pwned) `touch pwned` ; touch pwned # {seed} {0} %s üñ\U0001f600 <b>\nx/.."  # a path that ends in `..`
-CLASSES = ["$(touch pwned)", "-rf", "<img src=x onerror=alert(1)>", "\\input{pwned} $\\frac$ $", "[red]{0}%s**b**|", "new\nline", "../x"]
+# a path that ends in `..`
+PLACE = "a b/-rf '\"$(touch pwned) `touch pwned` ; touch pwned # {seed} {0} %s üñ\U0001f600 <b>\nx/.."
+CLASSES = ["$(touch pwned)", "-rf", "<img src=x onerror=alert(1)>", "\\input{pwned} $\\frac$ $", "[red]{0}%s**b**|",
+           "new\nline", "../x"]
 
 # what stands in the code
 
@@ -45,18 +47,23 @@ TREES = {p.relative_to(ROOT).as_posix(): list(ast.walk(ast.parse(p.read_text(enc
          for p in sorted((ROOT/"fer_bench").rglob("*.py"))}
 CALLS = [(f"{file}:{n.lineno}", ast.unparse(n.func), n) for file, tree in TREES.items() for n in tree
          if isinstance(n, ast.Call) and isinstance(n.func, (ast.Name, ast.Attribute))]  # (place, name as written, call)
-IMPORTED = [(file, a.name) for file, tree in TREES.items() for n in tree if isinstance(n, ast.Import) for a in n.names] + [
+IMPORTED = [(file, a.name) for file, tree in TREES.items() for n in tree if isinstance(n, ast.Import)
+            for a in n.names] + [
     (file, n.module) for file, tree in TREES.items() for n in tree if isinstance(n, ast.ImportFrom) and not n.level]
 
 def given(call: ast.Call, name: str): return next((ast.unparse(k.value) for k in call.keywords if k.arg == name), None)
 
 def test_no_text_becomes_code_and_no_file_is_unpickled():
-    never = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "tempfile.mktemp", "pd.read_pickle", "torch.hub.load",
-             "subprocess.getoutput", "subprocess.getstatusoutput", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all"}
+    never = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "tempfile.mktemp", "pd.read_pickle",
+             "torch.hub.load",
+             "subprocess.getoutput", "subprocess.getstatusoutput",
+             "yaml.unsafe_load", "yaml.full_load", "yaml.load_all"}
     endings = (".extractall", ".to_pickle", ".load_state", ".save_state")
     assert [place for place, name, _ in CALLS if name in never or name.endswith(endings)] == []
-    assert [place for place, name, call in CALLS if name == "torch.load" and given(call, "weights_only") != "True"] == []
-    assert [place for place, name, call in CALLS if name == "np.load" and given(call, "allow_pickle") not in (None, "False")] == []
+    assert [place for place, name, call in CALLS if name == "torch.load"
+            and given(call, "weights_only") != "True"] == []
+    assert [place for place, name, call in CALLS if name == "np.load"
+            and given(call, "allow_pickle") not in (None, "False")] == []
     assert [place for place, _, call in CALLS if given(call, "shell") not in (None, "False")] == []
     assert {"fer_bench/sweeps/grid.py"} >= {place.split(":")[0] for place, name, _ in CALLS if name == "yaml.load"}
     from fer_bench.sweeps.grid import GridLoader, read_value
@@ -64,15 +71,17 @@ def test_no_text_becomes_code_and_no_file_is_unpickled():
     with pytest.raises(BenchError): read_value("!!python/object/apply:os.system ['touch pwned']")
 
 def test_nothing_is_imported_that_unpickles_or_talks_to_a_network():
-    never = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "urllib", "http", "requests", "httpx", "aiohttp", "ftplib",
+    never = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "urllib", "http", "requests", "httpx",
+             "aiohttp", "ftplib",
              "smtplib", "webbrowser", "huggingface_hub", "wandb", "mlflow", "xml", "lxml"}
     assert [found for found in IMPORTED if found[1].split(".")[0] in never] == []
-    assert {file for file, module in IMPORTED if module == "socket"} <= {"fer_bench/sweeps/ray.py"}  # does the named cluster answer?
+    # does the named cluster answer?
+    assert {file for file, module in IMPORTED if module == "socket"} <= {"fer_bench/sweeps/ray.py"}
 
 def test_text_from_outside_imports_only_what_a_method_is_called():
     ways = {place.split(":")[0] for place, name, call in CALLS
             if name.split(".")[-1] == "import_module" and not isinstance(call.args[0], ast.Constant)}
-    assert ways <= {"fer_bench/__init__.py", "fer_bench/methods/own.py"}
+    assert ways <= {"fer_bench/__init__.py", "fer_bench/catalogue.py"}
 
 # hostile names, from end to end
 
@@ -124,14 +133,16 @@ def test_command_and_papermill_hand_them_on_as_data(hostile, monkeypatch, capsys
     monkeypatch.setattr(cli, "_execute", execute)
     words = ["--preset", "tiny", "--device", "cpu", "--threads", "1", "--dataset", "csv"]
     with contextlib.chdir(home), pytest.raises(SystemExit) as ended:
-        cli.main(["run", *words, f"--data-root={config.data_root}", f"--results-dir={config.results_dir}", "--compare-with="])
+        cli.main(["run", *words, f"--data-root={config.data_root}", f"--results-dir={config.results_dir}",
+                  "--compare-with="])
     assert ended.value.code == 0 and record.id.split("-")[0] in capsys.readouterr().out and untouched(home)
 
 def test_papermill_does_not_fill_in_a_path_with_braces(monkeypatch, tmp_path):
     import papermill
     from papermill.parameterize import parameterize_path
     there, asked = tmp_path/"{seed} {nobody} {0}"/"out.ipynb", []
-    monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **_: asked.extend(parameterize_path(str(p), {"seed": 3}) for p in a[:2]))
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *a,
+                        **_: asked.extend(parameterize_path(str(p), {"seed": 3}) for p in a[:2]))
     cli._execute(there, there, {"seed": 3})
     assert asked == [str(there)] * 2
 
@@ -141,11 +152,14 @@ def test_pages_hold_names_as_text(hostile):
     table = compare([record]).assign(method="\n".join(CLASSES))
     with contextlib.chdir(home):
         faces = load_data(config)
-        md, tex, page, _ = (p.read_text(encoding="utf-8") for p in save_tables(table, home/"a b/tables", "t", [sentence, *CLASSES]))
+        md, tex, page, _ = (p.read_text(encoding="utf-8")
+                            for p in save_tables(table, home/"a b/tables", "t", [sentence, *CLASSES]))
         record.metrics = record.metrics.model_copy(update={"audit": [sentence]})
-        texts = [md, page, to_markdown(replace(found := audit(faces), findings=[replace(found.findings[0], sentence=sentence)]))]
+        texts = [md, page, to_markdown(replace(found := audit(faces),
+                                               findings=[replace(found.findings[0], sentence=sentence)]))]
     assert all("<script>alert" not in text and "<img src=x" not in text for text in texts)
-    assert "![](" not in md and all(line.startswith(("|", "- ")) or not line for line in md.splitlines()), "a name broke out of its line"
+    assert "![](" not in md and all(line.startswith(("|", "- ")) or not line
+                                    for line in md.splitlines()), "a name broke out of its line"
     assert "\\input" not in tex and "\\frac" not in tex and "there are 3." in tex
     assert sentence in notes([record])[-1], "on the terminal it stands as it is"
 
@@ -164,7 +178,8 @@ class Evil:
 
 @pytest.fixture(scope="module")
 def once(alone, tmp_path_factory):
-    return run(RunConfig(preset="tiny", device="cpu", threads=1, results_dir=str(tmp_path_factory.mktemp("once")/"results")))
+    return run(RunConfig(preset="tiny", device="cpu", threads=1,
+                         results_dir=str(tmp_path_factory.mktemp("once")/"results")))
 
 @pytest.fixture
 def drawn(once, tmp_path, monkeypatch):
@@ -209,7 +224,8 @@ def test_no_field_leads_out_of_the_results(drawn, tmp_path, field):
     split = next((tmp_path/"results/splits").glob("*.csv"))
     before = set(tmp_path.rglob("*"))
     with pytest.raises(BenchError):
-        run({"preset": "tiny", "device": "cpu", "threads": 1, "results_dir": config.results_dir, "split": str(split), "data_root": "x",
+        run({"preset": "tiny", "device": "cpu", "threads": 1, "results_dir": config.results_dir, "split": str(split),
+             "data_root": "x",
              field: "../../../../out"})
     assert set(tmp_path.rglob("*")) == before
 
@@ -222,7 +238,7 @@ def test_a_member_without_a_name_refuses_the_archive(tmp_path):
     assert open_files(tmp_path/"faces.zip").rejected == [("\\0ed.png", "its name holds a NUL byte")]
 
 def forged(record, folder: Path, metrics: dict = {}, **config) -> Path:  # noqa: B006
-    "A record like `record` with other fields, its id and seals right, in the results folder `folder`; → its own folder."
+    "A record like `record` with other fields, its id and seals right, in the results folder `folder`; → its folder."
     config, metrics = record.config | config, record.metrics.model_dump() | metrics
     name = run_id(recorded_config(config), metrics["data_hash"], metrics["split_hash"], metrics.get("init_hash", ""))
     place = shutil.copytree(record.folder, folder/"runs"/name, ignore=shutil.ignore_patterns("lock", "figures"))
@@ -247,5 +263,6 @@ def test_what_a_record_from_outside_says_is_text(drawn, tmp_path):
     _, record = drawn
     said = "<script>alert(1)</script>"
     forged(record, tmp_path/"theirs", {"audit": [said], "dataset": said, "device": said}, dataset="ck+", data_root="x")
-    assert [f.outcome for f in merge(pack(load_runs(tmp_path/"theirs"), tmp_path/"runs.zip"), tmp_path/"ours")] == ["added"]
+    assert [f.outcome for f in merge(pack(load_runs(tmp_path/"theirs"), tmp_path/"runs.zip"),
+                                     tmp_path/"ours")] == ["added"]
     assert "<script>" not in leaderboard(tmp_path/"ours")

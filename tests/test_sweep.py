@@ -326,16 +326,21 @@ def check_kills(undisturbed, tmp_path, kills, seed):
     assert not [p for r in load_runs(tmp_path/"results") for p in checkpoints(r.folder)]
 
 def test_killed_sweeps_end_with_the_same_records(undisturbed, tmp_path):
-    check_kills(undisturbed, tmp_path, kills=2, seed=0)
+    check_kills(undisturbed, tmp_path, kills=1, seed=0)
+
+@pytest.mark.nightly
+def test_sweeps_killed_again_and_again(undisturbed, tmp_path):
+    check_kills(undisturbed, tmp_path, kills=5, seed=0)
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_many_kills(undisturbed, tmp_path, seed): check_kills(undisturbed, tmp_path, kills=5, seed=seed)
 
-def test_time_is_up_then_it_goes_on(tmp_path):
+@pytest.mark.parametrize("epochs, minutes", [(24, 0.04), pytest.param(60, 0.1, marks=pytest.mark.nightly)])
+def test_time_is_up_then_it_goes_on(tmp_path, epochs, minutes):
     "Stopped by the clock in the middle of a run, by SIGTERM, and then finished: as if nothing had been."
     from fer_bench.runs.experiment import run
-    fields = {**TINY, "epochs": 60, "steps_per_epoch": 10}
+    fields = {**TINY, "epochs": epochs, "steps_per_epoch": 10}
     grid, results = write(tmp_path/"grid.yaml", yaml.safe_dump(fields)), tmp_path/"results"
     process = start(grid, results)
     while not list(results.glob("runs/*/checkpoint*")) and process.poll() is None: time.sleep(0.05)
@@ -345,7 +350,7 @@ def test_time_is_up_then_it_goes_on(tmp_path):
     folder, = runs_folder(results).iterdir()
     assert Record(folder).status.state == "interrupted" and checkpoints(folder)
     began = time.monotonic()
-    second = sweep(grid, results, workers=1, minutes=0.1)
+    second = sweep(grid, results, workers=1, minutes=minutes)
     assert time.monotonic() - began < 30
     assert (second.exit_code, second.why, states(second)) == (3, "time", ["interrupted"])
     assert sweep(grid, results, workers=1).exit_code == 0
