@@ -29,7 +29,7 @@ def test_maps_and_disagreement_are_those_of_plain_loops():
     assert mirror_disagreement(*map(torch.from_numpy, (maps, other))).item() == pytest.approx(total / maps.size)
 
 def test_loss_is_that_of_two_plain_passes():
-    "In evaluation mode, where the two pictures do not share batch statistics."
+    "In evaluation mode, where the two images do not share batch statistics."
     method, faces, targets = make(lambda_eac=2.0).eval(), torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
     loss, parts = method({"labelled": [faces], "targets": targets})
     net = method.net

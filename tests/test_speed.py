@@ -84,7 +84,7 @@ def test_kept_memory_is_used_again():
     "Blocks of 128 MiB, over the 32 from which glibc asks the system; in a process that has freed none before."
     code = """
 import contextlib, resource, torch
-from fer_bench.train.memory import memory_kept
+from fer_bench.train.loop import memory_kept  # with the imports of a run, which shape the heap
 def faults(way):
     start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     with way:
