@@ -19,6 +19,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fer_bench.catalogue.Projection': ('catalogue.html#projection', 'fer_bench/catalogue.py'),
                                      'fer_bench.catalogue.PseudoLabelOptions': ( 'catalogue.html#pseudolabeloptions',
                                                                                  'fer_bench/catalogue.py'),
+                                     'fer_bench.catalogue.PseudoLabelOptions._fit_together': ( 'catalogue.html#pseudolabeloptions._fit_together',
+                                                                                               'fer_bench/catalogue.py'),
                                      'fer_bench.catalogue.SimCLROptions': ('catalogue.html#simclroptions', 'fer_bench/catalogue.py'),
                                      'fer_bench.catalogue.SimFLEOptions': ('catalogue.html#simfleoptions', 'fer_bench/catalogue.py'),
                                      'fer_bench.catalogue.SimSiamOptions': ('catalogue.html#simsiamoptions', 'fer_bench/catalogue.py'),

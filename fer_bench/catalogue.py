@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .core import BenchError, lookup, unknown
 
@@ -57,6 +57,16 @@ class PseudoLabelOptions(Options):
         "progress", description="policy labelled: t in twentieths of the training, or in epochs")
     unlabelled_bn: Literal["joint", "apart"] = Field(
         "joint", description="batch norm: labelled and unlabelled faces in one forward pass, or in two")
+
+    @model_validator(mode="after")
+    def _fit_together(self):
+        if self.below == "contrast" and self.pseudo != "two_weak":
+            raise ValueError("below = 'contrast' compares two weak views, so it needs pseudo='two_weak', not "
+                             f"{self.pseudo!r}.")
+        if self.below == "fairness" and self.policy != "freematch":
+            raise ValueError("below = 'fairness' needs the running means of policy='freematch', not "
+                             f"{self.policy!r}.")
+        return self
 
 # %% ../nbs/catalogue.ipynb #6f010ffc
 class Projection(Options):

@@ -121,12 +121,7 @@ def semisupervised(net, config, counts, n_unlabelled: int) -> SemiSupervised:
     """`SemiSupervised` with the options of `config` (a `RunConfig`).
 
     `counts` (K,): labelled faces of each class; `n_unlabelled`: faces of the pool. `BenchError` for a threshold outside
-    (0, 1], and for options that do not fit together."""
-    if config.below == "contrast" and config.pseudo != "two_weak":
-        raise BenchError(f"below = 'contrast' compares two weak views, so it needs pseudo='two_weak', not "
-                         f"{config.pseudo!r}.")
-    if config.below == "fairness" and config.policy != "freematch":
-        raise BenchError(f"below = 'fairness' needs the running means of policy='freematch', not {config.policy!r}.")
+    (0, 1], and for an averaged teacher without averaging."""
     if config.pseudo == "ema" and not config.ema:
         raise BenchError("pseudo = 'ema' takes its targets from the averaged network, so ema must be above 0, such as "
                          "0.999.")
