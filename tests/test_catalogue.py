@@ -5,6 +5,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 import fer_bench
 from fer_bench import catalogue, cli
@@ -164,6 +165,23 @@ def test_a_data_set_of_ones_own_by_its_name(tmp_path, monkeypatch, tiny):
     record = fer_bench.run(config)
     assert record.metrics.classes == ["anger", "fear"] and record.id.startswith("supervised-mydata.Stripes-")
     sys.modules.pop("mydata", None)
+
+def test_a_backbone_of_ones_own_by_its_name(tmp_path, monkeypatch, tiny):
+    "Its code is part of the run id; a record that names a module which nobody imported does not import it."
+    (tmp_path/"mynet.py").write_text(textwrap.dedent(THROW_AWAY))
+    monkeypatch.syspath_prepend(tmp_path)
+    fields = dict(backbone="mynet.small", threads=1, cache_dir=str(tmp_path/"cache"))
+    record = fer_bench.run(tiny(**fields))
+    assert record.metrics.init_hash and fer_bench.load_classifier(record)(torch.rand(2, 3, 32, 32)).shape == (2, 8)
+    del sys.modules["mynet"]
+    with pytest.raises(BenchError, match="If you trust that module, import mynet first"): fer_bench.load_classifier(record)
+    assert "mynet" not in sys.modules
+    (tmp_path/"mynet.py").write_text(textwrap.dedent(THROW_AWAY).replace("Conv2d(3, 8, 3, 4)", "Conv2d(3, 8, 3, 2)"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    import importlib
+    importlib.invalidate_caches()
+    assert fer_bench.runs.experiment.find_record(tiny(**fields)).id != record.id
+    sys.modules.pop("mynet", None)
 
 # names stand once
 

@@ -28,8 +28,8 @@ from ..data.sources.pictures import decode, to_8_bit, to_pixels, upright
 from ..data.views import make_view
 from ..evaluate.predict import evaluating
 from .experiment import FACE_FACTS
-from .networks import load_classifier
-from ..models.backbones import create_classifier
+from .networks import load_classifier, need_imported
+from ..models.backbones import create_classifier, is_own_backbone
 from ..record import Record, load_run
 from ..report.card import MODEL, ONNX, model_card
 from .task import load_data
@@ -44,7 +44,7 @@ def load_model(run, results_dir="results") -> nn.Module:
     missing run, or a run without weights. Source: ours."""
     if isinstance(run, (str, os.PathLike)) and (project_path(run)/FACTS).exists(): return _exported(project_path(run))
     record = _record(run, results_dir)
-    return _with_facts(load_classifier(record), {"run_id": record.id, "classes": record.metrics["classes"],
+    return _with_facts(load_classifier(record), {"run_id": record.id, "classes": record.metrics.classes,
                                                  "image_size": record.config["image_size"], "faces": _faces(record)})
 
 FACTS = "model.json"  # beside the weights of an exported model
@@ -194,6 +194,7 @@ def _exported(folder: Path) -> nn.Module:
     facts = read_json(folder/FACTS)
     try:
         if sha256((folder/MODEL).read_bytes()) != facts["sha256"]: raise ValueError(f"{MODEL} is not what was exported")
+        if is_own_backbone(facts["backbone"]): need_imported(str(facts.get("run_id")), facts["backbone"])
         net, _ = create_classifier(facts["backbone"], len(facts["classes"]), facts["image_size"],
                                    min_map=facts["min_map"])
         net.load_state_dict(load_file(folder/MODEL))

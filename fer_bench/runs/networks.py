@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'PRETRAINED', 'init_of', 'init_hash', 'create_network', 'save_weights', 'load_classifier',
-           'load_pretrained', 'evaluate_on']
+           'load_pretrained', 'need_imported', 'evaluate_on']
 
 # %% ../../nbs/runs/networks.ipynb #08085120
 import functools
@@ -16,15 +16,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..catalogue import make_method
+from ..catalogue import import_own, make_method
 from ..config import recorded_config
 from ..core import BenchError, atomic_file, json_hash, sha256
 from ..data.feed import Feed
 from ..data.labels import label_map
 from ..evaluate.predict import predict
 from ..methods.base import Method
-from ..methods.own import own_code
-from ..models.backbones import Classifier, create_classifier, weights_path
+from ..methods.own import code_hash, own_code
+from ..models.backbones import Classifier, create_classifier, is_own_backbone, weights_path
 from ..record import Record, load_run
 from .evaluation import evaluate_logits
 
@@ -44,10 +44,11 @@ def init_of(config) -> str:
     return str(_file_of(record, WEIGHTS))
 
 def init_hash(config) -> str:
-    "SHA-256 of the weights file that `init` names and of the code of an own method; empty if there is neither."
+    "SHA-256 of the weights file that `init` names and of the code of an own method and backbone; empty without any."
     weights = "" if config.init in ("scratch", "timm") else _file_hash(weights_path(init_of(config)))
-    code = own_code(config.method)
-    return json_hash([weights or config.init, code]) if code else weights
+    backbone = code_hash(import_own("backbone", config.backbone)) if is_own_backbone(config.backbone) else ""
+    codes = [code for code in (own_code(config.method), backbone) if code]
+    return json_hash([weights or config.init, *codes]) if codes else weights
 
 def _file_hash(path: Path) -> str:
     facts = path.stat()
@@ -71,9 +72,10 @@ def save_weights(path: Path, module: torch.nn.Module) -> None:
 def load_classifier(record: Record) -> Classifier:
     """The trained network of `record`, in evaluation mode: faces (B, 3, H, W) in [0, 1] → logits (B, K).
 
-    `BenchError` if its weights are missing or damaged."""
-    path = _file_of(record, WEIGHTS)
-    net, _ = create_network(recorded_config(record.config), len(record.metrics["classes"]))
+    `BenchError` if its weights are missing or damaged, and for an own backbone that is not imported."""
+    config, path = recorded_config(record.config), _file_of(record, WEIGHTS)
+    if is_own_backbone(config.backbone): need_imported(record.id, config.backbone)
+    net, _ = create_network(config, len(record.metrics.classes))
     return _with_weights(net, path).eval()
 
 def load_pretrained(record: Record) -> Method:
@@ -82,12 +84,16 @@ def load_pretrained(record: Record) -> Method:
     In evaluation mode, on the CPU. A method that reconstructs has `.explain(faces, groups)`. `BenchError` if its
     weights are missing or damaged, and for an own method that is not imported."""
     config, path = recorded_config(record.config), _file_of(record, PRETRAINED)
-    if "." in config.method and (module := config.method.rpartition(".")[0]) not in sys.modules:
-        raise BenchError(f"Run {record.id!r} was trained with {config.method!r}. If you trust that module, import "
-                         f"{module} first.")
-    net, _ = create_network(config, len(record.metrics["classes"]))
-    method = make_method(config, net, record.metrics["labelled_counts"], 0)
+    if "." in config.method: need_imported(record.id, config.method)
+    if is_own_backbone(config.backbone): need_imported(record.id, config.backbone)
+    net, _ = create_network(config, len(record.metrics.classes))
+    method = make_method(config, net, record.metrics.labelled_counts, 0)
     return _with_weights(method, path).eval()
+
+def need_imported(run: str, name: str) -> None:
+    "`BenchError` unless the module of `name`, package.module.Name, is imported already: someone else may have chosen it."
+    if (module := name.rpartition(".")[0]) not in sys.modules:
+        raise BenchError(f"Run {run!r} was trained with {name!r}. If you trust that module, import {module} first.")
 
 def _with_weights(module, path: Path):
     "`module` with the weights in `path`."
@@ -112,7 +118,7 @@ def evaluate_on(record: Record, faceset) -> dict:
     Without test faces, its validation faces are used, or else all its labelled faces. "classes": those that both have,
     in the network's order. "left_out": the number of faces of other classes. `BenchError` if there is no mapping of the
     classes (`label_map`)."""
-    known, index = list(record.metrics["classes"]), faceset.index
+    known, index = list(record.metrics.classes), faceset.index
     to = label_map(faceset.classes, known)  # class of the face -> class of the network, or None
     rows = _test_rows(index)
     names = index["label"].iloc[rows].map(to)
