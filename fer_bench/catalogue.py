@@ -7,8 +7,8 @@ __all__ = ['KINDS', 'FLAGS', 'SEMI', 'SEMI_PRESETS', 'PRETRAIN', 'PRETRAIN_PRESE
            'BACKBONES', 'BUILT_IN', 'Options', 'EACOptions', 'PseudoLabelOptions', 'Projection', 'JointViews', 'Target',
            'Masking', 'BYOLOptions', 'SimFLEOptions', 'SimCLROptions', 'MoCoOptions', 'SimSiamOptions', 'load_object',
            'MethodEntry', 'semi_supervised', 'self_supervised', 'DatasetEntry', 'dataset', 'BackboneEntry',
-           'import_own', 'own_entry', 'method_entry', 'AnyOptions', 'known_entry', 'methods_of', 'find_method',
-           'register_method', 'registered', 'dataset_entry', 'make_source', 'make_method']
+           'import_own', 'need_imported', 'own_entry', 'method_entry', 'AnyOptions', 'known_entry', 'methods_of',
+           'find_method', 'register_method', 'registered', 'dataset_entry', 'make_source', 'make_method']
 
 # %% ../nbs/catalogue.ipynb #0c20426a
 import importlib
@@ -314,6 +314,11 @@ def _is_module_class(thing) -> bool:
     "Whether `thing` is a class derived from `torch.nn.Module`, asked without importing torch."
     return _derived(thing, "torch.nn.modules.module", "Module")
 
+def need_imported(what: str, name: str) -> None:
+    "`BenchError` unless the module of `name`, package.module.Name, is imported already. `what` names it: a run, a record."
+    if (module := name.rpartition(".")[0]) not in sys.modules:
+        raise BenchError(f"{what} was made with {name!r}. If you trust that module, import {module} first.")
+
 def own_entry(make: Callable, about: str = "") -> MethodEntry:
     """The entry of a user's own method. Its options and its kind are read from `Options` and `views` of its class.
 
@@ -391,9 +396,12 @@ def registered(name: str, make: Callable):
         else: METHODS[name] = before
 
 # %% ../nbs/catalogue.ipynb #922faeb9
-def dataset_entry(name: str) -> DatasetEntry:
-    "The entry of the data set `name`: built in, or your own class 'package.module.Source', called with the root."
+def dataset_entry(name: str, from_record: bool = False) -> DatasetEntry:
+    """The entry of the data set `name`: built in, or your own class "package.module.Source", called with the root.
+
+    `from_record`: a record names it, perhaps someone else's. Then a class that is not imported yet is a `BenchError`."""
     if name in DATASETS or "." not in name: return lookup("data set", name, DATASETS)
+    if from_record: need_imported("A record", name)
     source = import_own("data set", name)
     if not callable(source):
         raise BenchError(f"Data set {name!r} is a {type(source).__name__}. Give a class derived from fer_bench.Source.")
@@ -401,7 +409,7 @@ def dataset_entry(name: str) -> DatasetEntry:
 
 def make_source(config):
     "The source that `config.dataset` names. `BenchError` for an unknown name or missing files."
-    entry = dataset_entry(config.dataset)
+    entry = dataset_entry(config.dataset, config.from_record)
     return entry.call(entry.load(), str(config.path("data_root")), config)
 
 def make_method(config, net, counts, n_unlabelled: int = 0):

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from .catalogue import METHODS, MethodEntry, known_entry, method_entry
 from .core import BenchError, json_hash, project_path, unknown
@@ -155,6 +155,13 @@ class RunConfig(BaseModel):
     def defaults(cls) -> dict:
         "The defaults of the shared fields that have one. The preset fills in the others."
         return {n: f.default for n, f in cls.model_fields.items() if not f.is_required()}
+
+    _from_record: bool = PrivateAttr(False)
+
+    @property
+    def from_record(self) -> bool:
+        "Whether `recorded_config` read it. What such a config names is not imported."
+        return self._from_record
 
     @property
     def options(self) -> dict:
@@ -304,7 +311,9 @@ def recorded_config(values: dict) -> RunConfig:
     if before_options or not entry.own:
         foreign = {n for e in METHODS.values() for n in e.options.model_fields} - entry.options.model_fields.keys()
         values = {n: v for n, v in values.items() if n not in foreign}
-    return RunConfig(**values, _entry=entry)
+    config = RunConfig(**values, _entry=entry)
+    config._from_record = True
+    return config
 
 # %% ../nbs/config.ipynb #9af0d41f
 def baseline(config: RunConfig, method: str = "supervised", images: str = "labelled") -> RunConfig:

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..catalogue import need_imported
 from ..config import recorded_config
 from ..core import BenchError, atomic_folder, progress, project_path, read_json, sha256, write_json, write_text
 from ..data.drawn.faces import draw_faces
@@ -28,7 +29,7 @@ from ..data.sources.pictures import decode, to_8_bit, to_pixels, upright
 from ..data.views import make_view
 from ..evaluate.predict import evaluating
 from .experiment import FACE_FACTS
-from .networks import load_classifier, need_imported
+from .networks import load_classifier
 from ..models.backbones import create_classifier, is_own_backbone
 from ..record import Record, load_run
 from ..report.card import MODEL, ONNX, model_card
@@ -194,7 +195,7 @@ def _exported(folder: Path) -> nn.Module:
     facts = read_json(folder/FACTS)
     try:
         if sha256((folder/MODEL).read_bytes()) != facts["sha256"]: raise ValueError(f"{MODEL} is not what was exported")
-        if is_own_backbone(facts["backbone"]): need_imported(str(facts.get("run_id")), facts["backbone"])
+        if is_own_backbone(facts["backbone"]): need_imported(f"The model {str(folder)!r}", facts["backbone"])
         net, _ = create_classifier(facts["backbone"], len(facts["classes"]), facts["image_size"],
                                    min_map=facts["min_map"])
         net.load_state_dict(load_file(folder/MODEL))

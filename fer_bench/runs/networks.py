@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'PRETRAINED', 'init_of', 'init_hash', 'create_network', 'save_weights', 'load_classifier',
-           'load_pretrained', 'need_imported', 'evaluate_on']
+           'load_pretrained', 'evaluate_on']
 
 # %% ../../nbs/runs/networks.ipynb #08085120
 import functools
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..catalogue import import_own, make_method
+from ..catalogue import import_own, make_method, need_imported
 from ..config import recorded_config
 from ..core import BenchError, atomic_file, json_hash, sha256
 from ..data.feed import Feed
@@ -74,7 +73,7 @@ def load_classifier(record: Record) -> Classifier:
 
     `BenchError` if its weights are missing or damaged, and for an own backbone that is not imported."""
     config, path = recorded_config(record.config), _file_of(record, WEIGHTS)
-    if is_own_backbone(config.backbone): need_imported(record.id, config.backbone)
+    if is_own_backbone(config.backbone): need_imported(f"Run {record.id!r}", config.backbone)
     net, _ = create_network(config, len(record.metrics.classes))
     return _with_weights(net, path).eval()
 
@@ -84,16 +83,11 @@ def load_pretrained(record: Record) -> Method:
     In evaluation mode, on the CPU. A method that reconstructs has `.explain(faces, groups)`. `BenchError` if its
     weights are missing or damaged, and for an own method that is not imported."""
     config, path = recorded_config(record.config), _file_of(record, PRETRAINED)
-    if "." in config.method: need_imported(record.id, config.method)
-    if is_own_backbone(config.backbone): need_imported(record.id, config.backbone)
+    if "." in config.method: need_imported(f"Run {record.id!r}", config.method)
+    if is_own_backbone(config.backbone): need_imported(f"Run {record.id!r}", config.backbone)
     net, _ = create_network(config, len(record.metrics.classes))
     method = make_method(config, net, record.metrics.labelled_counts, 0)
     return _with_weights(method, path).eval()
-
-def need_imported(run: str, name: str) -> None:
-    "`BenchError` unless the module of `name`, package.module.Name, is imported already: someone else may have chosen it."
-    if (module := name.rpartition(".")[0]) not in sys.modules:
-        raise BenchError(f"Run {run!r} was trained with {name!r}. If you trust that module, import {module} first.")
 
 def _with_weights(module, path: Path):
     "`module` with the weights in `path`."

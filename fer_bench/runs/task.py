@@ -18,7 +18,7 @@ from ..data.splits import Split, make_split
 # %% ../../nbs/runs/task.ipynb #8e98224e
 def load_data(config):
     "The FaceSet of `config`, built into the cache if it is not there yet. `BenchError` for data that cannot be read."
-    entry, root = dataset_entry(config.dataset), config.path("data_root")
+    entry, root = dataset_entry(config.dataset, config.from_record), config.path("data_root")
     if config.data_root and (root/"meta.json").exists(): return open_faceset(root)
     size = None if "native_size" in entry.flags else config.image_size
     return cached_faceset(make_source(config), config.cache_dir, size)
