@@ -28,7 +28,7 @@ class Ours(Method):
         self.weight = config.weight
     def forward(self, batch):
         loss = self.weight * F.cross_entropy(self.net(batch["labelled"][0]), batch["targets"])
-        return loss, {"weighted": loss}
+        return loss, {"weighted": loss, "half": loss / 2}
 
 def ours(net, config, counts, n_unlabelled=0): return Ours(net, config)
 
@@ -88,7 +88,8 @@ def test_one_entry_each_is_found_everywhere(added, tiny, tmp_path, capsys):
     assert fer_bench.store.verify(config.results_dir)[0].outcome == "sound"
     from fer_bench.report.figures import training_curve
     drawn = [line.get_label() for line in training_curve(records[0]).axes[0].lines]
-    assert drawn == ["loss", "weighted"]
+    assert drawn == ["loss", "half"], "a part that equals the loss has no line of its own"
+    assert records[0].loss_parts == ["weighted", "half"]
     from fer_bench.sweeps.grid import expand
     grid = {"preset": "tiny", "method": "ours", "weight": [1.0, 2.0], "dataset": "stripes", "data_root": "x"}
     assert len(expand(grid)) == 2

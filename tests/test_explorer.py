@@ -216,7 +216,7 @@ def test_names_of_others_are_text(faces):
     assert "&lt;img src=x" in pages.sheet.value
 
 def test_a_still_picture_of_drawn_faces_alone(runs, faces):
-    drawn, real = browse(faces), browse(replace(faces, meta=faces.meta | {"name": "ferplus"}))
+    drawn, real = browse(faces), browse(replace(faces, meta=faces.meta | {"facts": {}}))
     assert "image/png" in drawn._repr_mimebundle_() and "image/png" not in real._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in real._repr_mimebundle_()
     assert len(repr(drawn)) < 100

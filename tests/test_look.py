@@ -152,9 +152,9 @@ def test_a_face_whose_landmarks_lie_beside_it_is_put_aside(tree, tmp_path):
     assert len(faces.images) == len(keys) - 1 and faces.images.shape[1:3] == (24, 24)
 
 def test_crops_need_landmarks(tree):
-    with pytest.raises(BenchError, match="no landmarks with eyes and mouth"): cropped(FolderSource(str(tree)))
+    with pytest.raises(BenchError, match="no landmarks of eyes and mouth"): cropped(FolderSource(str(tree)))
     keys = FolderSource(str(tree)).rows()["key"]
-    with pytest.raises(BenchError, match="no landmarks with eyes and mouth"):
+    with pytest.raises(BenchError, match="no landmarks of eyes and mouth"):
         cropped(with_landmarks(FolderSource(str(tree)), {k: [[1, 2]] for k in keys}, {"eyes": [0]}))
     marked = with_landmarks(FolderSource(str(tree)), {k: [[9, 9], [9, 9]] for k in keys}, {"eyes": [0], "mouth": [1]})
     with pytest.raises(BenchError, match="eyes where its mouth is"): cropped(marked)

@@ -79,7 +79,7 @@ def test_every_notebook_has_its_place_after_what_it_imports(conf):
     pages = re.findall(r"^nbs/(\S+)$", conf.navigation(), re.MULTILINE)
     paths = [p for p in (ROOT/"nbs").rglob("*.ipynb") if "checkpoints" not in str(p)]
     assert sorted(pages) == sorted(p.relative_to(ROOT/"nbs").with_suffix("").as_posix() for p in paths)
-    assert pages.index("data/faceset") < pages.index("data/feed") < pages.index("train/batches")
+    assert pages.index("data/shards") < pages.index("data/faceset") < pages.index("train/batches")
     assert pages.index("sweeps/plan") < pages.index("sweeps/scheduler") < pages.index("sweeps/sweep")
 
 def test_definitions_are_headed_by_signatures(conf):

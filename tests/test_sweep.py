@@ -41,7 +41,7 @@ def states(outcome): return [c.state for c in outcome.cells]
     ("seed: 0\nbakbone: resnet18", r"line 2: There is no parameter 'bakbone'. Did you mean 'backbone'"),
     ("runs:\n  - method: dtm\n    lr: [0.1, fast]", r"line 3: Parameter 'lr' = 'fast'"),
     ("runs:\n  - seed: 1\n  - method: dmt", r"line 3: There is no method 'dmt'. Did you mean 'dtm'"),
-    ("runs:\n  - seed: 1\n    dataset: ferplus", r"line 2: data set 'ferplus' needs data_root"),
+    ("runs:\n  - seed: 1\n    dataset: ferplus", r"line 2: Data set 'ferplus' needs data_root"),
     ("method: linear_probe\ninit:\n  metod: byol", r"line 3: There is no parameter 'metod'"),
     ("method: linear_probe\ninit:\n  method: byol\n  epochs: 0", r"line 4: Parameter 'epochs' = 0"),
     ("epochs: 3\nruns:\n  - seed: 0\n  - warmup_epochs: 3", r"line 4: warmup_epochs \(3\) must be smaller"),

@@ -8,7 +8,6 @@ __all__ = ['KEPT', 'save_checkpoint', 'checkpoints', 'load_checkpoint', 'drop_ch
 # %% ../../nbs/train/checkpoint.ipynb #08c57bed
 import contextlib
 import io
-import pickle
 import warnings
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def load_checkpoint(folder, device="cpu") -> dict | None:
     "The newest intact checkpoint in `folder`, or None; damaged ones are skipped with a warning."
     for path in checkpoints(folder):
         data = path.read_bytes()
-        with contextlib.suppress(pickle.UnpicklingError, RuntimeError):  # not written by us, whatever its name
+        with contextlib.suppress(torch.serialization.pickle.UnpicklingError, RuntimeError):  # not written by us, whatever its name
             if sha256(data)[:12] == path.stem.split("-")[-1]:
                 return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
         warnings.warn(f"Checkpoint {path.name} is damaged and was skipped. The run resumes from the one before it, or "
