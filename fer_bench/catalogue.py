@@ -315,7 +315,7 @@ def _is_module_class(thing) -> bool:
     return _derived(thing, "torch.nn.modules.module", "Module")
 
 def need_imported(what: str, name: str) -> None:
-    "`BenchError` unless the module of `name`, package.module.Name, is imported already. `what` names it: a run, a record."
+    "`BenchError` unless the module of `name`, package.module.Name, is imported already; `what` was made with it."
     if (module := name.rpartition(".")[0]) not in sys.modules:
         raise BenchError(f"{what} was made with {name!r}. If you trust that module, import {module} first.")
 
@@ -399,7 +399,7 @@ def registered(name: str, make: Callable):
 def dataset_entry(name: str, from_record: bool = False) -> DatasetEntry:
     """The entry of the data set `name`: built in, or your own class "package.module.Source", called with the root.
 
-    `from_record`: a record names it, perhaps someone else's. Then a class that is not imported yet is a `BenchError`."""
+    `from_record`: a record names it, perhaps someone else's. Then `BenchError` for a class that is not imported."""
     if name in DATASETS or "." not in name: return lookup("data set", name, DATASETS)
     if from_record: need_imported("A record", name)
     source = import_own("data set", name)

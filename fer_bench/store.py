@@ -74,7 +74,8 @@ def _metrics(data: dict[str, bytes]) -> Metrics:
 
 def _check_scores(metrics: Metrics, predictions: bytes) -> None:
     "Compute confusion matrix and rates again; `BenchError` where they differ from `metrics`."
-    if _values(predictions) > LARGEST // 4: raise BenchError("its predictions are larger than any test split when unpacked")
+    if _values(predictions) > LARGEST // 4:
+        raise BenchError("its predictions are larger than any test split when unpacked")
     table, classes = pd.read_parquet(io.BytesIO(predictions), columns=["label", "logits"]), metrics.classes
     labels = table["label"].map(classes.index).to_numpy()
     counts, test = confusion_counts(np.stack(table["logits"]).argmax(1), labels, len(classes)), metrics.test

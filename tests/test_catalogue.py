@@ -178,7 +178,8 @@ def test_a_backbone_of_ones_own_by_its_name(tmp_path, monkeypatch, tiny):
     record = fer_bench.run(tiny(**fields))
     assert record.metrics.init_hash and fer_bench.load_classifier(record)(torch.rand(2, 3, 32, 32)).shape == (2, 8)
     del sys.modules["mynet"]
-    with pytest.raises(BenchError, match="If you trust that module, import mynet first"): fer_bench.load_classifier(record)
+    with pytest.raises(BenchError, match="If you trust that module, import mynet first"):
+        fer_bench.load_classifier(record)
     assert "mynet" not in sys.modules
     (tmp_path/"mynet.py").write_text(textwrap.dedent(THROW_AWAY).replace("Conv2d(3, 8, 3, 4)", "Conv2d(3, 8, 3, 2)"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)

@@ -57,7 +57,9 @@ def records(tmp_path_factory):
     config = lambda m, n: RunConfig(**base, method=m, processes=n, results_dir=str(place/f"results{n}"))
     return lambda m: [run(config(m, n)) for n in (1, 2)]
 
-@pytest.mark.parametrize("method", ["dtm", *(pytest.param(m, marks=pytest.mark.nightly) for m in ("supervised", "byol"))])
+NIGHTLY = [pytest.param(name, marks=pytest.mark.nightly) for name in ("supervised", "byol")]
+
+@pytest.mark.parametrize("method", ["dtm", *NIGHTLY])
 def test_records_of_two_processes(records, method):
     one, two = records(method)
     assert one.id == two.id and two.environment["processes"] == 2

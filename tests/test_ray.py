@@ -73,7 +73,7 @@ def watched(monkeypatch):
     return sent, kept
 
 def check(nodes, watched, grid, tmp_path):
-    "With a node that dies: all records there, none twice, no path of the driver sent, numbers as with the local engine."
+    "A node dies: all records are there, none twice, no path of the driver is sent, numbers as with the local engine."
     sent, kept = watched
     nodes.kill_when_at_work()
     outcome = sweep(grid, tmp_path/"ray", engine="ray", address=nodes.address)

@@ -173,7 +173,8 @@ def test_a_plan_knows_the_fields_that_the_data_depend_on(fields):
         with pytest.raises(BenchError): split_data(watched[1], faceset)
     else: split_data(watched[1], faceset)
     make_pool(watched[2], faceset, split_data(plain, faceset))
-    for w, names in zip(watched, (FACESET_FIELDS, SPLIT_FIELDS, POOL_FIELDS), strict=True): assert w.seen() <= set(names)
+    for w, names in zip(watched, (FACESET_FIELDS, SPLIT_FIELDS, POOL_FIELDS), strict=True):
+        assert w.seen() <= set(names)
 
 VALUES = {"seed": st.integers(0, 5), "lr": st.floats(0.01, 1), "batch_size": st.integers(2, 9),
           "ema": st.floats(0, 0.9), "balance": st.sampled_from(["none", "sampler"]),

@@ -19,7 +19,8 @@ def made(method="supervised", **changes):
     shares = {f"share_{n}": v for n, v in zip(SECTIONS, (0.1, 0.1, 0.3, 0.4, 0.06, 0.04), strict=True)}
     setting = dict(device="Toy, 2 cores", method=method, backbone="resnet18", image_size=48, batch_size=8, faces=8,
                    threads=2, precision="fp32", deterministic=False)
-    times = dict(images_a_second=80.0, step_ms=100.0, step_ms_low=90.0, step_ms_high=110.0, passes_ms=90.0, of_limit=0.9)
+    times = dict(images_a_second=80.0, step_ms=100.0, step_ms_low=90.0, step_ms_high=110.0, passes_ms=90.0,
+                 of_limit=0.9)
     work = dict(memory_mib=200.0, gflops=5.0, flops_a_byte=20.0, flops_a_second=5e10, of_peak=0.25, peak_matmul=2e11,
                 peak_convolution=1e11, peak_copy=1e10)
     return setting | times | work | shares | changes
@@ -105,7 +106,8 @@ def test_rows_saved_before_are_read():
     assert (speed_table(table)[list(SECTIONS)] != "").all(axis=None)
 
 def test_notebook_measures_and_keeps(tmp_path):
-    given = dict(methods="supervised", preset="tiny", backbone="test_resnet", image_sizes="32", faces="16", device="cpu",
+    given = dict(methods="supervised", preset="tiny", backbone="test_resnet", image_sizes="32", faces="16",
+                 device="cpu",
                  threads=1, workers=0, repeats=1, growth="batch_size", growth_backbone="test_resnet", growth_batch=8,
                  output_dir=str(tmp_path/"rows"))
     papermill.execute_notebook(NOTEBOOK, tmp_path/"out.ipynb", given, progress_bar=False, kernel_name="python3")

@@ -88,7 +88,7 @@ class Weak:
 class Strong:
     """Crop of `weak`, two operations of RandAugment, cutout of up to half the side: (B, 3, size, size) in [0, 1].
 
-    `theta` (n, 2, 3) is the whole geometric map, so landmarks are moved as in `weak`; `op` and `magnitude` (n, 2) are the
+    `theta` (n, 2, 3) is the whole geometric map, so landmarks move as in `weak`; `op` and `magnitude` (n, 2) are the
     operations, `square` (n, 3) the cutout. Ranges: FixMatch, arXiv 2001.07685, appendix; one warp: ours."""
     def sample(self, generator, n: int) -> dict:
         op = torch.randint(len(OPS), (n, 2), generator=generator)  # with replacement, as in Cubuk's code

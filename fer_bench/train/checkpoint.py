@@ -35,7 +35,7 @@ def load_checkpoint(folder, device="cpu") -> dict | None:
     "The newest intact checkpoint in `folder`, or None; damaged ones are skipped with a warning."
     for path in checkpoints(folder):
         data = path.read_bytes()
-        with contextlib.suppress(torch.serialization.pickle.UnpicklingError, RuntimeError):  # not written by us, whatever its name
+        with contextlib.suppress(torch.serialization.pickle.UnpicklingError, RuntimeError):  # not written by us
             if sha256(data)[:12] == path.stem.split("-")[-1]:
                 return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
         warnings.warn(f"Checkpoint {path.name} is damaged and was skipped. The run resumes from the one before it, or "
