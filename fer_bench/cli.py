@@ -147,12 +147,15 @@ def _run_shared(config: RunConfig) -> None:
     if is_main(): _print_comparison(load_runs(project_path(config.results_dir)), record)
 
 def _execute(notebook: Path, output: Path, parameters: dict) -> None:
+    import logging
+
     import papermill
     from jupyter_client.kernelspec import NoSuchKernel
     from papermill.exceptions import PapermillExecutionError
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while waiting are slow on a shared machine
     # the kernel cannot detect where its output is shown
     os.environ.setdefault("FER_BENCH_PROGRESS", "bar" if sys.stderr.isatty() else "log")
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of options, which the cell does not declare
     literal = lambda path: str(path).replace("{", "{{").replace("}", "}}")  # papermill substitutes parameters in braces
     given = {name: value for name, value in parameters.items() if value is not None}
     try:
