@@ -273,12 +273,14 @@ def compare_(
 ) -> None:
     "Print tables of the recorded runs: one for each group with the same data, split and budget."
     from fer_bench.record import load_run, load_runs
-    results, done = project_path(results_dir), set()
+    from fer_bench.report.tables import task_key
+    results, done, tasks = project_path(results_dir), set(), {}
     runs = load_runs(results)
     if not runs:
         raise BenchError(f"There is no finished run in {str(results)!r}. Begin with: fer-bench run --preset tiny")
+    for record in runs: tasks.setdefault(task_key(record), []).append(record)
     for record in [load_run(run_id, results)] if run_id else runs:
-        if record.id not in done: done |= _print_comparison(runs, record)
+        if record.id not in done: done |= _print_comparison(tasks[task_key(record)], record)
 
 @app.command("difference")
 def difference_(

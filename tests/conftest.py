@@ -25,7 +25,13 @@ settings.register_profile("nightly", deadline=None, print_blob=True)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 settings.load_profile(PROFILE)
 
+LONGEST = ("processes", "sweep", "ray", "semisupervised", "experiment", "faults", "pretraining", "look", "facemae",
+           "explain")
+
 def pytest_collection_modifyitems(items):
+    "The longest files first, so that no process is left alone with one at the end."
+    place = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.module.__name__, len(place)))
     if PROFILE != "nightly": return
     seen = set()
     for test in (getattr(item, "function", None) for item in items):

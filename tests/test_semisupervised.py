@@ -262,7 +262,7 @@ def test_pools(tiny, tmp_path):
 
 @pytest.mark.parametrize("name, dataset, faces, fields", [
     ("dtm", "abaw5-expr", 4, dict(pool_dataset="identities")),
-    ("ada_cm", "raf-db", 22, dict(budget="ada_cm-100")),
+    pytest.param("ada_cm", "raf-db", 22, dict(budget="ada_cm-100"), marks=pytest.mark.nightly),
     ("ada_cm", "raf-db", 4, dict(budget="ada_cm-4000", cap=True, unlabelled="pool", pool_dataset="identities")),
 ])
 def test_paper_presets_on_fake_trees(tiny, tmp_path, name, dataset, faces, fields):
