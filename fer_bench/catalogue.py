@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'FLAGS', 'SEMI', 'SEMI_PRESETS', 'PRETRAIN', 'PRETRAIN_PRESETS', 'MAE_PRESETS', 'METHODS', 'DATASETS',
            'BACKBONES', 'BUILT_IN', 'Options', 'EACOptions', 'PseudoLabelOptions', 'Projection', 'JointViews', 'Target',
            'Masking', 'BYOLOptions', 'SimFLEOptions', 'SimCLROptions', 'MoCoOptions', 'SimSiamOptions', 'load_object',
-           'MethodEntry', 'semi_supervised', 'self_supervised', 'DatasetEntry', 'dataset', 'BackboneEntry',
+           'Entry', 'MethodEntry', 'semi_supervised', 'self_supervised', 'DatasetEntry', 'dataset', 'BackboneEntry',
            'import_own', 'need_imported', 'own_entry', 'method_entry', 'AnyOptions', 'known_entry', 'methods_of',
            'find_method', 'register_method', 'registered', 'dataset_entry', 'make_source', 'make_method']
 
@@ -123,8 +123,12 @@ def load_object(where: str):
     module, _, name = where.partition(":")
     return getattr(importlib.import_module(f"fer_bench.{module}"), name)
 
+class Entry:
+    "Base of the entries: `load()` gives the object `make`, or imports it from its location."
+    def load(self) -> Callable: return load_object(self.make) if isinstance(self.make, str) else self.make
+
 @dataclass(frozen=True)
-class MethodEntry:
+class MethodEntry(Entry):
     """What the catalogue knows about a method.
 
     `make`: a function called as `make(net, config, counts, n_unlabelled)`, or its location ("module:name").
@@ -144,8 +148,6 @@ class MethodEntry:
     flags: frozenset = frozenset()
     own: bool = False
 
-    def load(self) -> Callable: return load_object(self.make) if isinstance(self.make, str) else self.make
-
 # %% ../nbs/catalogue.ipynb #b0fb5b5c
 SEMI = dict(balance="sampler", mu=2, unlabelled="rest")
 SEMI_PRESETS = {"tiny": dict(labels_per_class=1), "quick": dict(labels_per_class=25, batch_size=32, steps_per_epoch=40),
@@ -157,10 +159,12 @@ PRETRAIN_PRESETS = {"tiny": dict(facemae="tiny", proj_hidden=64), "quick": dict(
 MAE_PRESETS = {name: values | {"backbone": f"facemae_{values['facemae']}"} for name, values in PRETRAIN_PRESETS.items()}
 
 def semi_supervised(about: str, paper: str, recipe=(), flags=("thresholds",), **defaults) -> MethodEntry:
+    "An entry of the semi-supervised family; `defaults` are added to those of the family."
     return MethodEntry("methods.semisupervised:semisupervised", "semi-supervised", about, paper, PseudoLabelOptions,
                        SEMI | defaults, SEMI_PRESETS, dict(recipe), frozenset({"unlabelled", "pseudo_labels", *flags}))
 
 def self_supervised(make: str, about: str, paper: str, options, flags=(), presets=PRETRAIN_PRESETS, **defaults):
+    "An entry of the self-supervised family, `make` below `methods`; `defaults` are added to those of the family."
     return MethodEntry(f"methods.{make}", "self-supervised", about, paper, options, PRETRAIN | defaults, presets,
                        flags=frozenset({"unlabelled", *flags}))
 
@@ -226,7 +230,7 @@ METHODS = {
 
 # %% ../nbs/catalogue.ipynb #6fee5044
 @dataclass(frozen=True)
-class DatasetEntry:
+class DatasetEntry(Entry):
     """What the catalogue knows about a data set.
 
     `make`: its `Source` class, or the location of that class ("module:name"). `about`: one line that describes it.
@@ -237,9 +241,8 @@ class DatasetEntry:
     call: Callable = lambda source, root, config: source(root)
     own: bool = False
 
-    def load(self) -> Callable: return load_object(self.make) if isinstance(self.make, str) else self.make
-
 def dataset(make: str, about: str, *flags: str, **how) -> DatasetEntry:
+    "An entry for a source below `data`."
     return DatasetEntry(f"data.{make}", about, frozenset(flags), **how)
 
 DATASETS = {
@@ -271,15 +274,13 @@ DATASETS = {
 
 # %% ../nbs/catalogue.ipynb #c9dda64a
 @dataclass(frozen=True)
-class BackboneEntry:
+class BackboneEntry(Entry):
     """What the catalogue knows about a backbone.
 
     `make`: a function, or its location ("module:name"). `about`: one line. `call(make, image_size)` → module."""
     make: str | Callable
     about: str
     call: Callable = lambda function, image_size: function(image_size)
-
-    def load(self) -> Callable: return load_object(self.make) if isinstance(self.make, str) else self.make
 
 def _face_encoder(size: str) -> BackboneEntry:
     return BackboneEntry("models.facemae:create_face_encoder", f"encoder of FaceMAE, size {size}",

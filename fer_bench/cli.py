@@ -394,7 +394,7 @@ def predict_(
 @app.command("export")
 def export_(
     run_id: TrainedRun,
-    folder: Annotated[str, typer.Argument(help="folder for the model; must not exist yet")],
+    folder: Annotated[str, typer.Argument(help="folder for the model: a new one, or an earlier export")],
     onnx: Annotated[bool, typer.Option("--onnx", help="also export ONNX; needs onnx and onnxscript")] = False,
     results_dir: Results = "results",
 ) -> None:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Rate', 'Interval', 'Count', 'Text', 'Hash', 'Classes', 'PerClass', 'Seconds', 'Kind', 'SEALED', 'Facts', 'Scores',
-           'Pool', 'FaceFacts', 'ProbeFacts', 'Loaded', 'Metrics', 'Environment', 'Status', 'checked', 'not_a_record',
-           'completed', 'kind_of', 'example_environment', 'example_metrics']
+           'PoolFacts', 'FaceFacts', 'ProbeFacts', 'Loaded', 'Metrics', 'Environment', 'Status', 'checked',
+           'not_a_record', 'completed', 'kind_of', 'example_environment', 'example_metrics']
 
 # %% ../nbs/schema.ipynb #c7f30a25
 from typing import Annotated, Any, Literal
@@ -53,7 +53,7 @@ class Scores(Facts):
     recall: dict[Text, Rate | None] = Field(max_length=1000, description="class → recall; None without a test face")
     confusion: list[PerClass] = Field(max_length=1000, description="counts (K, K), rows truth, columns prediction")
 
-class Pool(Facts):
+class PoolFacts(Facts):
     "The unlabelled faces of a run."
     members: Classes = Field(description="names of the data sets they come from")
     faces: list[Count] = Field(description="faces taken from each")
@@ -101,7 +101,7 @@ class Metrics(Facts):
     labelled_seen: Count | None = Field(None, description="labelled faces seen in training; 0 for a probe")
     images_seen: Count = Field(description="faces seen in training, each time counted")
     labelled_counts: PerClass | None = Field(None, description="labelled faces of each class (K,)")
-    pool: Pool | None = Field(None, description="the unlabelled faces, where the method takes any")
+    pool: PoolFacts | None = Field(None, description="the unlabelled faces, where the method takes any")
     pool_truth: PerClass | None = Field(None, description="faces of the pool whose class is known, by class (K,)")
     parameters: Count = Field(description="of the network")
     loaded: Loaded = Field(Loaded(), description="what fitted of the start weights; nothing from scratch")

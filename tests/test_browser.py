@@ -169,8 +169,8 @@ def turn_the_page(page, browse) -> None:
 
 def choose_a_cell(page, mistakes) -> None:
     "A click on a cell of the confusion matrix leaves the faces of that cell, each beside its map."
-    cells = mistakes.locator("button[title*=' are named ']:enabled").all()
-    said = [re.fullmatch(r"(\d+) of the \d+ faces of (\w+) are named (\w+)", c.get_attribute("title")).groups()
+    cells = mistakes.locator("button[title*=' are predicted as ']:enabled").all()
+    said = [re.fullmatch(r"(\d+) of the \d+ faces of (\w+) are predicted as (\w+)", c.get_attribute("title")).groups()
             for c in cells]
     cell, (count, true, named) = next((c, words) for c, words in zip(cells, said, strict=True) if words[1] != words[2])
     mistakes.scroll_into_view_if_needed()

@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from PIL import Image
 
-from ..core import (BenchError, atomic_folder, cache_folder, json_hash, make_folder, progress, read_json,
-                            sha256, write_json)
+from ..core import (BenchError, atomic_folder, cache_folder, cpu_cores, json_hash, make_folder, progress,
+                            read_json, sha256, write_json)
 from .shards import PIXELS, SHARD_BYTES, ShardedImages, ShardWriter, open_images
 from .sources.base import COLUMNS, fingerprint_of
 from .stamps import FILES, belongs, file_stamps, is_verified, note_verified, one_verifies
@@ -153,8 +153,7 @@ def _pack(source, rows: pd.DataFrame, writer: ShardWriter, size, workers) -> tup
     "Write the pixels of `rows`; (index, shape of a face, rejected)."
     keys, marks = rows.key.tolist(), rows.landmarks.tolist() if "landmarks" in rows else [None] * len(rows)
     chunks = (list(zip(keys[i:i+32], marks[i:i+32], strict=True)) for i in range(0, len(rows), 32))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    loaded = chain.from_iterable(_in_order(partial(_load, source, size), chunks, workers or cores))
+    loaded = chain.from_iterable(_in_order(partial(_load, source, size), chunks, workers or cpu_cores()))
     kept, rejected = [], list(source.rejected)
     with writer as pixels, progress(loaded, total=len(rows), desc=source.name, unit="face") as bar:
         for i, (image, *facts) in enumerate(bar):

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['FOLDS', 'REPEATS', 'LAST_BITS', 'BUDGET', 'FACTS', 'data_name', 'code_state', 'data_title', 'label_budget',
            'label_phrase', 'split_name', 'repeat_unit', 'repeat', 'method_of_id', 'origin', 'start', 'called',
-           'option_defaults', 'method_title', 'with_settings', 'preset_values', 'settings', 'telling', 'setting_names',
-           'pretraining_seed', 'run_names']
+           'usual_options', 'usual_settings', 'method_title', 'with_settings', 'preset_values', 'settings', 'telling',
+           'setting_names', 'pretraining_seed', 'run_names']
 
 # %% ../../nbs/report/names.ipynb #2c93d4e5
 import re
 from pathlib import Path
 
 from ..catalogue import DATASETS, METHODS, known_entry
-from ..config import NO_NUMBER, USUAL, RunConfig, filled, own_values, usual_values
+from ..config import NO_NUMBER, USUAL, RunConfig, filled, option_defaults, own_values, usual_values
 from ..core import BenchError, read_json
 
 # %% ../../nbs/report/names.ipynb #4eb5f607
@@ -95,16 +95,19 @@ def called(record) -> str:
     if record.metrics.kind == "probe": return f"{method.replace('_', ' ')} of {origin(record)}"
     return method if start(record) == "scratch" else f"{method} from {origin(record)}"
 
-def option_defaults(record) -> dict:
-    "The options of the method of `record` and the values that it has by default, as recorded or in the catalogue."
+def usual_options(record) -> dict:
+    "The options of the method of `record` and their default values, as recorded or in the catalogue."
     method = record.config["method"]
-    options = known_entry(method).options.model_fields
     own = {n: value for n, value in own_values(method).items() if n not in RunConfig.model_fields}
-    return {n: f.default for n, f in options.items() if not f.is_required()} | record.metrics.option_defaults | own
+    return option_defaults(method) | record.metrics.option_defaults | own
+
+def usual_settings(record) -> dict:
+    "As `config.usual_values`, with `usual_options`."
+    return usual_values(record.config["method"]) | usual_options(record)
 
 def method_title(record) -> str:
     "What the run is called, and in brackets the settings that its method chooses otherwise: mixup (alpha 0.4)."
-    usual, config = option_defaults(record) | own_values(record.config["method"]), record.config
+    usual, config = usual_options(record) | own_values(record.config["method"]), record.config
     changed = [n for n, value in usual.items() if config.get(n) is not None and config[n] != value]
     return with_settings(called(record), [f"{n} {config[n]}" for n in changed])
 
@@ -125,7 +128,7 @@ def preset_values(record) -> dict:
 def settings(record, without=()) -> dict:
     "Name → value of everything that the run could have done otherwise, but for repeats and `without`."
     method, config = record.config["method"], record.config
-    usual = usual_values(method) | option_defaults(record) | preset_values(record)
+    usual = usual_settings(record) | preset_values(record)
     options = known_entry(method).options.model_fields.keys() | record.metrics.option_defaults.keys()
     foreign = {n for entry in METHODS.values() for n in entry.options.model_fields} - options  # in early records
     left_out = {*NO_NUMBER, *REPEATS, *LAST_BITS, *foreign, *without}
@@ -155,7 +158,7 @@ def setting_names(runs) -> list[str]:
     apart = {name: telling(group) for name, group in groups.items()}
     for run, name, mine in zip(runs, bases, values, strict=True):
         method, fill = run.config["method"], preset_values(run)
-        usual = usual_values(method) | option_defaults(run)
+        usual = usual_settings(run)
         asked = [n for n in usual if n not in RunConfig.model_fields or (n in own_values(method) and n not in USUAL)]
         changed = [n for n in asked if mine.get(n) != fill.get(n, usual[n])]
         said = [f"{n} {mine.get(n)}" for n in dict.fromkeys([*changed, *apart[name]]) if mine.get(n) != usual.get(n)]

@@ -134,10 +134,10 @@ def bar(*controls) -> ui.HBox:
 BLUE, ORANGE = "70, 130, 180", "214, 98, 38"  # classified correctly, wrongly
 
 class Cells(ui.GridBox):
-    """A confusion matrix of buttons. `value`: (true class, named class); `ANY` in one place: all mistakes of that row
+    """A confusion matrix of buttons. `value`: (true class, predicted class); `ANY` in one place: all errors of that row
     or column.
 
-    `cells`: (true class, named class) → Button; `show(counts)` writes and shades them."""
+    `cells`: (true class, predicted class) → Button; `show(counts)` writes and shades them."""
     value = Tuple(Unicode(), Unicode(), default_value=(ANY, ANY))
 
     def __init__(self, classes):
@@ -160,7 +160,7 @@ class Cells(ui.GridBox):
                 button, count = self.cells[t, n], int(counts[i, j])
                 share = count / max(1, counts[i].sum())
                 button.description, button.disabled = str(count) if count else "", not count
-                button.tooltip = f"{count} of the {counts[i].sum()} faces of {t} are named {n}"
+                button.tooltip = f"{count} of the {counts[i].sum()} faces of {t} are predicted as {n}"
                 colour = f"rgba({BLUE if i == j else ORANGE}, {0.08 + 0.72 * share:.2f})"
                 button.style.button_color = colour if count else "transparent"
 

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from ..catalogue import methods_of
-from ..config import usual_values
 from ..core import BenchError
 from ..evaluate.statistics import paired_bootstrap, t_interval
 from fer_bench.report.names import (
@@ -23,12 +22,12 @@ from fer_bench.report.names import (
     data_name,
     label_budget,
     method_title,
-    option_defaults,
     repeat,
     repeat_unit,
     settings,
     start,
     telling,
+    usual_settings,
     with_settings,
 )
 from .tables import MEASURES
@@ -47,7 +46,7 @@ def grouped(records) -> list[tuple[str, list]]:
         named.setdefault((method_title(r), r.metrics.images_seen, r.config["backbone"], called(r)), []).append(r)
     for (name, *_), group in named.items():
         values, parts = [settings(r, BUDGET) for r in group], {}
-        apart, usual = telling(values), usual_values(group[0].config["method"]) | option_defaults(group[0])
+        apart, usual = telling(values), usual_settings(group[0])
         for r, s in zip(group, values, strict=True):
             said = [f"{n} {s.get(n)}" for n in apart if s.get(n) != usual.get(n)]
             parts.setdefault(with_settings(name, said), []).append(r)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from ..catalogue import need_imported
@@ -29,7 +29,7 @@ from ..data.sources.pictures import decode, to_8_bit, to_pixels, upright
 from ..data.views import make_view
 from ..evaluate.predict import evaluating
 from .experiment import FACE_FACTS
-from .networks import load_classifier
+from .networks import load_classifier, save_weights
 from ..models.backbones import create_classifier, is_own_backbone
 from ..record import Record, load_run
 from ..report.card import MODEL, ONNX, model_card
@@ -178,8 +178,7 @@ def export(run, folder, onnx: bool = False, results_dir="results") -> Path:
         raise BenchError(f"{str(target)!r} exists and is no exported model. Choose another folder, so that nothing is "
                          "lost.")
     with atomic_folder(target) as part:
-        state = {k: v.contiguous().clone() for k, v in model.state_dict().items()}
-        save_file(state, part/MODEL, {"run_id": model.run_id})
+        save_weights(part/MODEL, model, {"run_id": model.run_id})
         config = {"backbone": record.config["backbone"], "min_map": record.config.get("min_map", 0)}
         write_json(part/FACTS, {"run_id": model.run_id, "classes": list(model.classes), "image_size": model.image_size,
                                 "faces": model.faces, **config, "sha256": sha256((part/MODEL).read_bytes())})

@@ -63,10 +63,10 @@ def create_network(config, n_classes: int, init: str = "scratch") -> tuple[Class
     return create_classifier(config.backbone, n_classes, config.image_size, init, min_map=config.min_map)
 
 # %% ../../nbs/runs/networks.ipynb #a1559f25
-def save_weights(path: Path, module: torch.nn.Module) -> None:
-    "Write the state of `module` to `path` as safetensors, atomically."
+def save_weights(path: Path, module: torch.nn.Module, metadata: dict[str, str] | None = None) -> None:
+    "Write the state of `module` to `path` as safetensors, atomically, with `metadata` in the file's header."
     with atomic_file(path) as part:
-        save_file({k: v.contiguous().clone() for k, v in module.state_dict().items()}, part)
+        save_file({k: v.contiguous().clone() for k, v in module.state_dict().items()}, part, metadata)
 
 def load_classifier(record: Record) -> Classifier:
     """The trained network of `record`, in evaluation mode: faces (B, 3, H, W) in [0, 1] → logits (B, K).

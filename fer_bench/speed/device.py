@@ -6,8 +6,6 @@
 __all__ = ['SIZES', 'device_name', 'now', 'seconds', 'in_turns', 'digits', 'speed_up', 'PeakMemory', 'peaks']
 
 # %% ../../nbs/speed/device.ipynb #58bb63e7
-import contextlib
-import ctypes
 import gc
 import platform
 import re
@@ -20,6 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+
+from ..train.memory import glibc
 
 # %% ../../nbs/speed/device.ipynb #77ab9d8f
 def device_name(device) -> str:
@@ -100,7 +100,7 @@ def _anonymous_memory() -> int:
     return 2**10 * int(re.search(r"RssAnon:\s*(\d+)", status.read_text())[1]) if status.exists() else 0
 
 def _trim_heap() -> None:
-    with contextlib.suppress(OSError, AttributeError): ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc only
+    if libc := glibc(): libc.malloc_trim(0)
 
 # %% ../../nbs/speed/device.ipynb #290bfa24
 SIZES = {"cuda": dict(n=8192, batch=256, channels=256, side=56, copied=2**30, tries=20),

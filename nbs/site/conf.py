@@ -18,7 +18,6 @@ root_doc = "README"  # the source folder is the project's, so that every link ho
 PROJECT = ("CHANGELOG", "CONTRIBUTING")
 include_patterns = ["README.md", *(f"{name}.md" for name in PROJECT), "nbs/**.ipynb", "results/*.md",
                     "results/throughput/README.md"]
-suppress_warnings = ["ref.python"]  # a class in a signature may have a namesake in another module
 exclude_patterns = ["**/.ipynb_checkpoints"]
 nb_execution_mode = "off"  # outputs are those that are committed
 myst_enable_extensions = ["dollarmath"]
