@@ -99,10 +99,13 @@ def start(record) -> str:
     return init if init in ("scratch", "timm") else origin(record)
 
 def called(record) -> str:
-    "What a run is called: its method, and from or of what where it starts from other weights or is a probe."
-    method = record.config["method"]
-    if record.metrics.kind == "probe": return f"{method.replace('_', ' ')} of {origin(record)}"
-    return method if start(record) == "scratch" else f"{method} from {origin(record)}"
+    """What a run is called: its method, and from or of what where it starts from other weights or is a probe.
+
+    In brackets, the number of tensors that `init_partial` left random."""
+    method, random = record.config["method"], record.metrics.loaded.random()
+    if record.metrics.kind == "probe": name = f"{method.replace('_', ' ')} of {origin(record)}"
+    else: name = method if start(record) == "scratch" else f"{method} from {origin(record)}"
+    return with_settings(name, [random] if random else [])
 
 def own_defaults(record) -> dict:
     "As `config.own_values`, with the defaults of the time of `record`."

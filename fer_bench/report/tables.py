@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'NOTES', 'APART', 'check_classes', 'compare', 'comparable', 'task_key', 'notes', 'drawn_note',
-           'oracle_note', 'selection_note', 'data_note', 'fold_note', 'budget_note', 'capped_note', 'code_note',
-           'numerics_note', 'audit_note', 'leaderboard_table']
+           'oracle_note', 'selection_note', 'data_note', 'fold_note', 'budget_note', 'capped_note', 'weights_note',
+           'code_note', 'numerics_note', 'audit_note', 'leaderboard_table']
 
 # %% ../../nbs/report/tables.ipynb #b65df781
 from collections import Counter
@@ -89,7 +89,8 @@ def notes(records) -> list[str]:
     """The sentences that must stand under a table of `records`, an empty list where there is nothing to say.
 
     They tell of drawn faces, selection on the test split, mixed selection, splits, budgets, commits and numerics,
-    incomplete folds, classes smaller than the budget, and problems that the audit of the data found."""
+    incomplete folds, classes smaller than the budget, weights that were loaded, and problems that the audit of the
+    data found."""
     records = list(records)
     return [sentence for note in NOTES if (sentence := note(records))]
 
@@ -147,6 +148,11 @@ def capped_note(records) -> str:
     sizes = ", ".join(f"{c} {n}" for c, n in capped.items())
     return f"Capped: these classes have fewer faces than the labels asked for, and gave all they have ({sizes})."
 
+def weights_note(records) -> str:
+    "Runs start from a weights file, or from those of another run."
+    found = dict.fromkeys(r.metrics.loaded.sentence(r.config["init"]) for r in records if r.metrics.loaded.matched)
+    return f"Start weights: {'. '.join(found)}." if found else ""
+
 def code_note(records) -> str:
     "Commits differ, or some had uncommitted changes."
     commits = sorted({code_state(r) for r in records})
@@ -166,8 +172,8 @@ def audit_note(records) -> str:
     problems = dict.fromkeys(p for r in records for p in r.metrics.audit)
     return f"The audit of the data found: {' '.join(problems)}" if problems else ""
 
-NOTES = (drawn_note, oracle_note, selection_note, data_note, fold_note, budget_note, capped_note, code_note,
-         numerics_note, audit_note)
+NOTES = (drawn_note, oracle_note, selection_note, data_note, fold_note, budget_note, capped_note, weights_note,
+         code_note, numerics_note, audit_note)
 
 # %% ../../nbs/report/tables.ipynb #b5a33e5a
 APART = {"classes": "numbers of classes", "data": "data sets", "drawn": "kinds of faces, drawn and real"}

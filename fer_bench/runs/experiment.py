@@ -152,7 +152,8 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
         logits = predict(method, feed, split.test, config.image_size)
     for faces in sets: check_unchanged(faces)
     if not is_main(): return
-    facts = {"audit": audit, "loaded": loaded, "probe": found, "device": device, "peak_memory_mb": peak_memory(device)}
+    facts = {"audit": audit, "loaded": loaded, "pixels": method.net.pixels(), "probe": found, "device": device,
+             "peak_memory_mb": peak_memory(device)}
     _write(config, faceset, split, pool, folder, method, history, logits, facts)
 
 # %% ../../nbs/runs/experiment.ipynb #3fcfc590
