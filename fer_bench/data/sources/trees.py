@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ...core import BenchError
-from ..labels import field_name, plain_name
+from ..labels import field_name, need_few, plain_name
 from .files import ARCHIVES, split_name
 
 # %% ../../../nbs/data/sources/trees.ipynb #be1ef23e
@@ -95,7 +95,7 @@ def _need_one_reading(pairs: set) -> None:
                              f"{_some(below)} in {top!r}")
     if len(tops) > 1 and _numbered(tops) and not re.match("c|e|l", min(tops).lower()):  # class, emotion, label
         raise _ambiguous(f"{_some(tops)} differ in a number alone: are they subjects, films or parts, not classes?")
-    if len(tops) > 50: raise _ambiguous(f"{len(tops)} folders, such as {_some(tops)}, are too many for expressions")
+    need_few(tops, "The level of the folders on top")
 
 def _numbered(names) -> bool:
     "Whether `names` are the same but for a number, with at least one letter."
