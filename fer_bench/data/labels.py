@@ -69,8 +69,8 @@ def odd_names(classes) -> list[str]:
     return [f"The class {name!r} is no expression that is known{near[name]}." for name in odd]
 
 def need_few(classes, where: str) -> None:
-    "`BenchError` if the `classes` found in `where` are too many for expressions, and none is named as one."
-    if len(classes) > MOST and not any(map(field_name, classes)):
+    "`BenchError` if the `classes` found in `where` are too many for expressions, and most are not named as such."
+    if len(classes) > MOST and sum(map(bool, map(field_name, classes))) < len(classes) / 2:
         shown = ", ".join(sorted(classes)[:5])
         raise BenchError(f"{where} has {len(classes)} different labels, such as {shown}: too many for expressions. Are "
                          "they names of people or files, or numbers on a scale? Give the expressions.")

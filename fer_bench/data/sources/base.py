@@ -8,7 +8,7 @@ __all__ = ['COLUMNS', 'Source', 'fingerprint_of', 'FileSource', 'known_label', '
 # %% ../../../nbs/data/sources/base.ipynb #5b25b9db
 import pandas as pd
 
-from ...core import json_hash, lookup, sha256
+from ...core import BenchError, json_hash, lookup, sha256
 from .archives import open_files
 from .pictures import CHANNELS, decode
 

@@ -68,7 +68,7 @@ def _class_levels(folders: dict, known) -> dict[tuple, int]:
         above = [len(parent) for parent in parents if len(parent) < len(parts) and parts[:len(parent)] == parent]
         if len(above) > 1:
             raise _ambiguous(f"{parts[min(above)]!r} stands beside class folders and holds class folders itself")
-        if above: levels[parts] = above[0]
+        if above and not split_name(parts[above[0]]): levels[parts] = above[0]
     return levels
 
 def _plain_levels(folders: dict, names) -> dict[tuple, int]:
@@ -95,7 +95,6 @@ def _need_one_reading(pairs: set) -> None:
                              f"{_some(below)} in {top!r}")
     if len(tops) > 1 and _numbered(tops) and not re.match("c|e|l", min(tops).lower()):  # class, emotion, label
         raise _ambiguous(f"{_some(tops)} differ in a number alone: are they subjects, films or parts, not classes?")
-    need_few(tops, "The level of the folders on top")
 
 def _numbered(names) -> bool:
     "Whether `names` are the same but for a number, with at least one letter."
@@ -150,8 +149,9 @@ def _without_class(folders: dict, levels: dict, unlabelled: bool) -> dict[tuple,
     return {}
 
 def _check_names(levels: dict, names) -> None:
-    "`BenchError` if two neighbours mean the same class, or a folder is no class of the set."
+    "`BenchError` if two neighbours mean the same class, a folder is no class of the set, or there are too many."
     meant, known = {}, names or field_name
+    if not names: need_few({parts[at] for parts, at in levels.items()}, "The folder of the set")
     for parts, at in levels.items():
         part = parts[at]
         if names and names(part) is None:
