@@ -16,6 +16,7 @@ from fer_bench.cli import main
 from fer_bench.core import BenchError
 from fer_bench.data.faceset import build_faceset, cached_faceset
 from fer_bench.data.sources.base import known_label
+from fer_bench.data.sources.ferplus import FerplusSource
 from fer_bench.data.sources.files import Folder, rubbish, split_name
 from fer_bench.data.sources.folders import CsvSource, FolderSource
 from fer_bench.data.sources.parquet import ParquetSource
@@ -81,6 +82,15 @@ READ = {
                          by((1, PARTS))),
     "a wrapper in each split": (grid("train/train_images", "test/test_images"), by((0, PARTS))),
     "splits below the classes": ([f"{c}/{s}/1.png" for c in TWO for s in ("train", "test")], by((1, PARTS), label=0)),
+    "splits with numbers before": (grid("01_train", "02_test"), by((0, {"01_train": "train", "02_test": "test"}))),
+    "classes of splits": (grid("train_class", "val_class", names=("class001", "class002")),
+                          by((0, {"train_class": "train", "val_class": "val"}))),
+    "a packed split that is unpacked": ([*grid("train", "test"), "test.zip"], by((0, PARTS))),
+    "splits in file names": (grid("", files=("train_001.png", "test_002.png")),
+                             lambda parts: by()(parts)[:1] + (parts[-1].split("_")[0], None)),
+    "labels beside images": ([*grid("images"), "labels/happy/1.txt"], by()),
+    "names with more words": (grid("", names=("Happy Faces", "sad-faces")),
+                              lambda parts: ({"H": "happiness", "s": "sadness"}[parts[0][0]], None, None)),
     "no split": (grid(""), by()),
     "no split, one level too high": (grid("images"), by()),
     "numbered names": (grid("train", "test", names=("0_happy", "1_sad")), by((0, PARTS))),
@@ -104,7 +114,21 @@ READ = {
 
 REFUSED = {
     "splits in another language": (grid("entrenamiento", "prueba"), "Arrange them as train"),
-    "a copy of the set": (grid("images/train", "images/images/train"), "copies of the set"),
+    "a copy of the set": (grid("images/train", "images/images/train"), "have splits of their own"),
+    "folds with their own splits": (grid("fold1/train", "fold1/test", "fold2/train", "fold2/test"),
+                                    "have splits of their own"),
+    "two versions": (grid("raw", "aligned"), "copies of the set"),
+    "the split in the name of the class": ([f"{c}_{s}/1.png" for c in TWO for s in ("train", "test")],
+                                           "happy_test, happy_train.* could name splits"),
+    "the same in camel case": (["TrainHappy/1.png", "TestHappy/2.png", "TrainSad/3.png"], "could name splits"),
+    "the same below": (["happy/happy_train/1.png", "happy/happy_test/2.png", "sad/sad_train/1.png"],
+                       "could name splits"),
+    "a split that is still packed": ([*grid("train"), "test.zip"], "the archive 'test.zip'.*Unpack it too"),
+    "flat pictures": (["happy_1.png", "sad_2.png"], "2 pictures lie in no class folder.*csv"),
+    "days": (["2021-05-01/1.png", "2021-05-02/2.png"], "differ in a number alone"),
+    "sessions of KDEF": (["AF01/AF01ANS.png", "AM02/AM02HAS.png"], "differ in a number alone"),
+    "numbers in one split, names in the other": ([*grid("train"), *grid("test", names=("0", "1"))], "'test/0'"),
+    "intensities": (grid("low", "medium", "high"), "high, low, medium hold class folders"),
     "a split of unknown name": (grid("train", "test", "extra"), "'extra/happy'.*Name the folders above them"),
     "trainval": (grid("trainval", "test"), "'trainval/happy'"),
     "an unlabelled test set": ([*grid("train"), "test/1.png", "test/2.png"],
@@ -273,6 +297,13 @@ def test_a_part_that_cannot_be_read_is_an_error(put, tmp_path, part, says):
     for path in (root/part).rglob("*.png"): path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(BenchError, match=f"None of the . faces of the {says} can be read.*Git LFS"):
         build_faceset(FolderSource(root), tmp_path/"out")
+
+
+def test_one_level_too_high_or_low_names_the_right_folder(put):
+    root = put("data/FER2013Train/label.csv", "data/FER2013Train/1.png", "README.md")
+    with pytest.raises(BenchError, match=f"It lies deeper: give {root}/data as data_root"): FerplusSource(root)
+    with pytest.raises(BenchError, match=f"Give the folder above as data_root: {root}/data"):
+        FerplusSource(root/"data"/"FER2013Train")
 
 
 # csv

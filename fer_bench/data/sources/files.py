@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'LFS_POINTER', 'SPLITS', 'ARCHIVES', 'RUBBISH', 'OURS', 'FACESET', 'RECORD', 'NOT_UTF8', 'NO_FILE',
-           'NOWHERE', 'not_too_large', 'Files', 'split_name', 'rubbish', 'written_by_us', 'without_rubbish',
-           'printable', 'Folder']
+           'NOWHERE', 'not_too_large', 'Files', 'split_name', 'names_a_split', 'rubbish', 'written_by_us',
+           'without_rubbish', 'printable', 'Folder']
 
 # %% ../../../nbs/data/sources/files.ipynb #17b11ef3
 import os
@@ -66,12 +66,16 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
           "development": "val", "publictest": "val", "test": "test", "testing": "test", "eval": "test",
           "evaluation": "test", "privatetest": "test"}
 _SPLIT = re.compile(f"(?:fer2013|dataset|data|images?|faces|aligned)?({'|'.join(SPLITS)})"
-                    "(?:set|split|data|images?|imgs?|faces|pictures|aligned|cropped|new)*")
+                    "(?:set|split|data|images?|imgs?|faces|pictures|aligned|cropped|new|class|classes|labell?ed)*")
 
 def split_name(name: str) -> str | None:
     "The split that the `name` of a folder or a field of a table means: train, val, test, or None if it is unknown."
-    found = _SPLIT.fullmatch(re.sub(r"[-_.\s]", "", str(name)).lower())
+    found = _SPLIT.fullmatch(re.sub(r"^\d+|[-_.\s]", "", str(name)).lower())
     return SPLITS[found[1]] if found else None
+
+def names_a_split(name: str) -> bool:
+    "Whether one of the words of `name` is that of a split: `happy_train`, `TestPart2`."
+    return any(map(split_name, re.findall("[A-Z]*[a-z]+|[A-Z]+", str(name))))
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z")
 RUBBISH = {"@eadir", "@tmp", "#recycle", "@recycle", "#snapshot", "$recycle.bin", "recycler", "lost+found",

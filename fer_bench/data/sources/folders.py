@@ -56,11 +56,21 @@ def csv_lines(files, key: str, **form):
         raise BenchError(f"{name!r} is not UTF-8. Save it again as csv with UTF-8 encoding.") from None
     except csv.Error as e:
         raise BenchError(f"{name!r} cannot be read as csv: {e}. Is a quotation mark left open?") from None
-    except KeyError: raise BenchError(f"Cannot read {name!r}: no such file. Is data_root spelt right?") from None
+    except (KeyError, FileNotFoundError):
+        raise BenchError(f"Cannot read {name!r}: no such file. {_right_root(files, key)}") from None
     except BenchError: raise
     except Exception as e:
         why = getattr(e, "strerror", None) or e
         raise BenchError(f"Cannot read {name!r}: {why}. Is data_root spelt right?") from None
+
+def _right_root(files, key: str) -> str:
+    "What to do where `files` lack the `key` of a data set: the folder that would be right as data_root, if it is near."
+    top, _, rest = key.partition("/")
+    if rest and (deeper := next((k for k in files.keys if k.endswith(f"/{key}")), None)):
+        return f"It lies deeper: give {files.root}/{deeper.removesuffix(f'/{key}')} as data_root."
+    if rest in files.keys and posixpath.basename(files.root) == top:
+        return f"Give the folder above as data_root: {posixpath.dirname(files.root)}."
+    return "Is data_root spelt right?"
 
 COLUMN_NAMES = {
     "path": ("image", "img", "pth", "file", "filename", "filepath", "imagepath", "imgpath", "imagename", "imagefile"),
