@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'USUAL', 'NORMALISE', 'BGR', 'NUMERICS', 'PROBE', 'NO_NUMBER', 'BY_HASH', 'UNLABELLED', 'GROUPS',
            'own_values', 'filled', 'normalisation', 'RunConfig', 'no_parameter', 'usual_values', 'option_defaults',
-           'run_id', 'recorded_config', 'baseline', 'assigned_names', 'notebook_parameters']
+           'former_values', 'run_id', 'recorded_config', 'baseline', 'assigned_names', 'notebook_parameters']
 
 # %% ../nbs/config.ipynb #abd5a8cd
 import ast
@@ -33,7 +33,7 @@ PRESETS = {
 }
 
 # %% ../nbs/config.ipynb #80d05f74
-USUAL = dict(balance="none", optimizer="sgd", weight_decay=5e-4, ema=0.999, clip_grad=5.0, min_map=0)
+USUAL = dict(balance="none", optimizer="sgd", beta2=0.999, weight_decay=5e-4, ema=0.999, clip_grad=5.0, min_map=0)
 
 def own_values(method: str) -> dict:
     "The default values of `method` at any preset: `USUAL`, overridden by the method's own. Imports nothing."
@@ -70,7 +70,7 @@ def normalisation(text: str) -> dict:
     return {"mean": six[:3], "std": six[3:], "channels": "BGR" if text in BGR else "RGB"}
 
 # %% ../nbs/config.ipynb #ee0a3934
-NUMERICS, PROBE = 1, 2  # raised when the same config gives new numbers; PROBE: for runs that end in a probe
+NUMERICS, PROBE = 2, 3  # raised when the same config gives new numbers; PROBE: for runs that end in a probe
 NO_NUMBER = {"data_root", "results_dir", "cache_dir", "device", "processes", "track"}  # fields that change no number
 BY_HASH = {"split", "pool_dataset", "pool_root"}  # the run id holds the hashes of the split and of the pool instead
 UNLABELLED = ("unlabelled", "pool_dataset", "pool_root", "mu")  # only for methods that train on unlabelled faces
@@ -81,7 +81,7 @@ GROUPS = {  # the shared fields by topic, in the order of the help and of the no
                         "split", "dedupe", "label_seed"),
     "Unlabelled faces": UNLABELLED,
     "Network": ("backbone", "min_map", "init", "init_partial", "normalise"),
-    "Training": ("epochs", "steps_per_epoch", "batch_size", "lr", "optimizer", "weight_decay", "warmup_epochs",
+    "Training": ("epochs", "steps_per_epoch", "batch_size", "lr", "optimizer", "beta2", "weight_decay", "warmup_epochs",
                  "clip_grad", "ema", "label_smoothing", "balance", "seed"),
     "Evaluation": ("probe", "select"),
     "Machine and output": ("precision", "threads", "deterministic", "compile", "device", "processes", "track",
@@ -143,8 +143,11 @@ class RunConfig(BaseModel):
     steps_per_epoch: int = Field(gt=0, description="training steps per epoch")
     batch_size: int = Field(gt=1, description="labelled faces per step")
     lr: float = Field(gt=0, description="peak learning rate")
-    optimizer: Literal["sgd", "adam", "adamw"] | None = Field(
-        None, description="sgd (Nesterov, momentum 0.9), adam or adamw; None: sgd, or as in the method's recipe")
+    optimizer: Literal["sgd", "momentum", "lars", "adam", "adamw"] | None = Field(
+        None,
+        description="sgd (Nesterov), momentum (plain SGD), lars, adam, adamw; None: sgd, in pretraining as published")
+    beta2: float | None = Field(
+        None, ge=0, lt=1, description="second beta of adam and adamw (the first is 0.9); None: 0.999, of mae 0.95")
     weight_decay: float | None = Field(
         None, ge=0, description="weight decay, not applied to norms and biases; None: 5e-4, in pretraining 1e-4")
     warmup_epochs: int = Field(ge=0, description="epochs of linear warm-up before the cosine schedule")
@@ -242,6 +245,10 @@ class RunConfig(BaseModel):
         if self.init_partial and self.init in ("scratch", "timm"):
             raise ValueError(f"init_partial is for weights files, but init = {self.init!r}. Leave it out, or give one.")
         self._check_use()
+        expected = {USUAL["beta2"], filled(self.method, self.preset)["beta2"]}
+        if self.beta2 not in expected and self.optimizer not in ("adam", "adamw"):
+            raise ValueError(f"beta2 = {self.beta2}: optimizer {self.optimizer!r} has no betas. Leave it out, or take "
+                             "adam or adamw.")
         if self.unlabelled and not self.mu:
             raise ValueError(f"unlabelled = {self.unlabelled!r} needs mu, the number of unlabelled faces per labelled "
                              "face in a step.")
@@ -314,14 +321,19 @@ def option_defaults(method: str) -> dict:
     defaults = {n: f.default for n, f in entry.options.model_fields.items() if not f.is_required()}
     return {n: entry.defaults.get(n, v) for n, v in defaults.items()}
 
+def former_values(method: str, numerics) -> dict:
+    "The default values of `method` that differed at `numerics`, the `NUMERICS` and `PROBE` of a record."
+    return known_entry(method).former if numerics[0] == 1 else {}
+
 def run_id(config: RunConfig, data_hash: str, split_hash: str, init_hash: str = "", pool_hash: str = "",
-           bf16: bool = False, dataset: str = "") -> str:
+           bf16: bool = False, dataset: str = "", numerics: tuple[int, int] = (NUMERICS, PROBE)) -> str:
     """The run id: a readable part and ten hexadecimal digits, such as `supervised-drawn-50-s0-1f2e3d4c5b`.
 
     `init_hash`: hash of the weights file, if `init` names one; it replaces the file's path. `pool_hash`: hash of the
     unlabelled faces, if the method uses any. `bf16`: whether the run trains in bf16. `dataset`: name of the data in the
-    readable part, if it is not the config's."""
+    readable part, if it is not the config's. `numerics`: `NUMERICS` and `PROBE` of the code that does the run."""
     values, usual = config.model_dump(), usual_values(config.method)
+    usual |= former_values(config.method, numerics)
     left_out = {*NO_NUMBER, *BY_HASH, "precision"}
     shaping = {n: v for n, v in values.items() if n not in left_out and not (n in usual and usual[n] == v)}
     # Preset values that this method does not use: they were part of the ids before methods had options.
@@ -329,8 +341,8 @@ def run_id(config: RunConfig, data_hash: str, split_hash: str, init_hash: str = 
     shaping |= {n: v for n, v in preset.items() if n not in values}
     if bf16: shaping["precision"] = "bf16"
     if init_hash: shaping["init"] = init_hash
-    more = filter(None, [pool_hash, config.probe and PROBE])
-    digest = json_hash([NUMERICS, shaping, data_hash, split_hash, *more])[:10]
+    more = filter(None, [pool_hash, config.probe and numerics[1]])
+    digest = json_hash([numerics[0], shaping, data_hash, split_hash, *more])[:10]
     labels = config.budget or config.labels_per_class or "all"
     return f"{config.method}-{dataset or config.dataset}-{labels}-s{config.seed}-{digest}"
 
@@ -342,6 +354,7 @@ def recorded_config(values: dict) -> RunConfig:
     if before_options or not entry.own:
         foreign = {n for e in METHODS.values() for n in e.options.model_fields} - entry.options.model_fields.keys()
         values = {n: v for n, v in values.items() if n not in foreign}
+    values = entry.former | values  # a record lacks the fields that are newer than itself
     config = RunConfig(**values, _entry=entry)
     config._from_record = True
     return config

@@ -127,6 +127,8 @@ class Metrics(Facts):
     data_hash: Hash = Field(description="of the FaceSet's content")
     split_hash: Hash = Field(description="of the split's manifest")
     init_hash: Hash | Literal[""] = Field("", description="of the start weights and of an own method's code")
+    numerics: list[Count] = Field([1, 2], min_length=2, max_length=2,
+                                  description="NUMERICS and PROBE of the code that made it; early records do not say")
     select: Literal["last", "val", "oracle"] = Field(description="how the reported epoch was chosen")
     epoch: Count = Field(description="the reported epoch")
     labelled_seen: Count | None = Field(None, description="labelled faces seen in training; 0 for a probe")
