@@ -4,9 +4,13 @@
 
 # %% auto #0
 __all__ = ['FERPLUS8', 'BASIC7', 'RAFDB7', 'FER2013_7', 'AFFECTNET8', 'ABAW8', 'CK7', 'JAFFE7', 'SYNONYMS', 'DROPPED', 'VOTED',
-           'LABEL_RULES', 'field_name', 'label_map', 'majority', 'argmax']
+           'LABEL_RULES', 'plain_name', 'field_name', 'nearest_name', 'label_map', 'majority', 'argmax']
 
 # %% ../../nbs/data/labels.ipynb #ece961a5
+import difflib
+import re
+import unicodedata
+
 import numpy as np
 
 from ..core import BenchError
@@ -23,16 +27,28 @@ JAFFE7 = ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surpri
 
 # %% ../../nbs/data/labels.ipynb #b3f5958b
 SYNONYMS = {
-    "neutral": ("ne", "neutrality", "neutral face"), "happiness": ("ha", "happy", "joy", "smile"),
-    "surprise": ("su", "surprised"), "sadness": ("sa", "sad"), "anger": ("an", "angry"),
-    "disgust": ("di", "disgusted"), "fear": ("fe", "fearful", "afraid", "scared"),
-    "contempt": ("co", "contemptuous"), "other": ("others",),
+    "neutral": ("ne", "neu", "neutrality"), "happiness": ("ha", "hap", "happy", "joy", "smile"),
+    "surprise": ("su", "sur", "surprised"), "sadness": ("sa", "sad"), "anger": ("an", "ang", "angry"),
+    "disgust": ("di", "dis", "disgusted"), "fear": ("fe", "fea", "af", "fearful", "afraid", "scared"),
+    "contempt": ("co", "con", "contemptuous"), "other": ("others",),
 }
 _FIELD = {word: name for name, words in SYNONYMS.items() for word in (name, *words)}
 
+def plain_name(name: str) -> str:
+    "`name` in small letters, in one Unicode form, with single blanks for -, _ and blanks: names that mean the same."
+    return " ".join(re.split(r"[-_\s]+", unicodedata.normalize("NFC", str(name)).lower().strip(" -_")))
+
 def field_name(name: str) -> str | None:
-    "The field's name of an expression given in any case or as one of `SYNONYMS`; None if it is unknown."
-    return _FIELD.get(str(name).strip().lower())
+    """The field's name of an expression; None if it is unknown.
+
+    `name`: an expression in any case or as one of `SYNONYMS`, perhaps with a number before it (`0_angry`), or with a
+    word such as "faces" after it."""
+    return _FIELD.get(re.sub(r"^\d+[ .]*|( (face|faces|images|expression|emotion))$", "", plain_name(name)))
+
+def nearest_name(name: str) -> str | None:
+    "The field's name of the expression that the unknown `name` is probably misspelt for; None if none is near."
+    near = difflib.get_close_matches(plain_name(name), [word for word in _FIELD if len(word) > 3], 1, cutoff=0.8)
+    return _FIELD[near[0]] if near else None
 
 # %% ../../nbs/data/labels.ipynb #d16dffae
 DROPPED = ("contempt", "other")
