@@ -16,26 +16,48 @@ from fer_bench.core import BenchError
 from fer_bench.data.drawn.faces import draw_faces
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.labels import ABAW8, AFFECTNET8, BASIC7, CK7, FER2013_7, FERPLUS8, JAFFE7, RAFDB7
-from fer_bench.data.sources.abaw import AbawSource
+from fer_bench.data.sources.abaw import Abaw2Source, AbawMtlSource, AbawSource
 from fer_bench.data.sources.affectnet import AffectnetSource, read_npy
 from fer_bench.data.sources.face_recognition import HEAD, MAGIC, IdentitySource, RecordSource
 from fer_bench.data.sources.fer2013 import Fer2013Source
-from fer_bench.data.sources.ferplus import FerplusCsvSource, FerplusSource, ferplus
+from fer_bench.data.sources.ferplus import (
+    FerplusCsvSource, FerplusPicturesSource, FerplusSource, FerplusTreeSource, ferplus)
 from fer_bench.data.sources.fixtures import LAYOUTS, fake
-from fer_bench.data.sources.sets import CkSource, ExpwSource, JaffeSource, RafdbSource, SfewSource
+from fer_bench.data.sources.sets import RAFDB11, ExpwSource, RafdbCompoundSource, RafdbSource, SfewSource
+from fer_bench.data.sources.studio import OULU6, CkSource, JaffeSource, KdefSource, OuluCasiaSource, RafdSource
 
 TT, TV, TVT = ("train", "test"), ("train", "val"), ("train", "val", "test")
 SETS = {  # layout: source, classes, splits, side, labelled faces a class and split for each face asked for
     "raf-db": (RafdbSource, RAFDB7, TT, 100, 1), "raf-db-folders": (RafdbSource, RAFDB7, TT, 100, 1),
+    "raf-db-kaggle": (RafdbSource, RAFDB7, TT, 100, 1), "raf-db-names": (RafdbSource, RAFDB7, TT, 100, 1),
+    "raf-db-compound": (RafdbCompoundSource, RAFDB11, TT, 100, 1),
     "fer2013": (Fer2013Source, FER2013_7, TVT, 48, 1), "fer2013-icml": (Fer2013Source, FER2013_7, TVT, 48, 1),
-    "fer2013-folders": (Fer2013Source, FER2013_7, TT, 48, 1),
+    "fer2013-train": (Fer2013Source, FER2013_7, ("train",), 48, 1),
+    "fer2013-folders": (Fer2013Source, FER2013_7, TT, 48, 1), "fer2013-numbered": (Fer2013Source, FER2013_7, TVT, 48, 1),
     "ferplus": (FerplusSource, FERPLUS8, TVT, 48, 1), "ferplus-csv": (FerplusCsvSource, FERPLUS8, TVT, 48, 1),
+    "ferplus-pictures": (FerplusPicturesSource, FERPLUS8, TVT, 48, 1),
+    "ferplus-folders": (FerplusTreeSource, FERPLUS8, TVT, 48, 1),
     "affectnet": (AffectnetSource, AFFECTNET8, TV, 112, 1), "affectnet-csv": (AffectnetSource, AFFECTNET8, TV, 64, 1),
-    "sfew": (SfewSource, BASIC7, TV, 143, 1), "expw": (ExpwSource, FER2013_7, (None,), 64, 1),
+    "affectnet-names": (AffectnetSource, AFFECTNET8, TV, 96, 1),
+    "affectnet-numbers": (AffectnetSource, AFFECTNET8, TV, 96, 1),
+    "affectnet-labels": (AffectnetSource, AFFECTNET8, (None,), 96, 1),
+    "affectnet-yolo": (AffectnetSource, AFFECTNET8, TVT, 96, 1),
+    "sfew": (SfewSource, BASIC7, TV, 143, 1), "sfew-inner": (SfewSource, BASIC7, TV, 143, 1),
+    "sfew-parts": (SfewSource, BASIC7, TV, 143, 1), "sfew-doubled": (SfewSource, BASIC7, TV, 143, 1),
+    "expw": (ExpwSource, FER2013_7, (None,), 64, 1),
     "ck48": (CkSource, CK7, (None,), 48, 1), "ck-raw": (CkSource, CK7, (None,), 112, 3),
-    "jaffe": (JaffeSource, JAFFE7, (None,), 128, 1), "abaw5-expr": (AbawSource, ABAW8, TV, 112, 2),
+    "ck-csv": (CkSource, CK7, TVT, 48, 1),
+    "jaffe": (JaffeSource, JAFFE7, (None,), 128, 1), "kdef": (KdefSource, JAFFE7, (None,), 96, 1),
+    "rafd": (RafdSource, FERPLUS8, (None,), 96, 1), "oulu-casia": (OuluCasiaSource, OULU6, (None,), 96, 3),
+    "abaw5-expr": (AbawSource, ABAW8, TV, 112, 2), "abaw2-expr": (Abaw2Source, ABAW8[:7], TV, 112, 2),
+    "abaw-mtl": (AbawMtlSource, ABAW8, TV, 112, 1),
 }
-POOLS = {"identities": IdentitySource, "identities-flat": IdentitySource, "records": RecordSource}
+FILMS = {"00-1920x1080", "01-1920x1080", "10-1920x1080", "11-1920x1080"}
+SUBJECTS = {"ck48": {"S010", "S011"}, "ck-raw": {"S010", "S011"}, "jaffe": {"KA", "KL"}, "kdef": {"F01", "F02"},
+            "rafd": {"01", "02"}, "oulu-casia": {"P001", "P002"}, "abaw5-expr": FILMS, "abaw2-expr": FILMS,
+            "abaw-mtl": FILMS}  # of two faces a class; elsewhere nobody is known
+POOLS = {"identities": IdentitySource, "identities-flat": IdentitySource, "celeba": IdentitySource,
+         "records": RecordSource}
 
 
 @cache
@@ -57,16 +79,18 @@ def test_every_layout_is_tested(): assert {*SETS, *POOLS} == set(LAYOUTS)
 def test_labels_and_pixels_belong_together(name, tmp_path):
     make, classes, splits, side, times = SETS[name]
     source = make(fake(name, tmp_path, 2))
+    if name.startswith("ferplus"): assert type(ferplus(tmp_path/name)) is make
     faces = build_faceset(source, tmp_path/"faces")
     assert faces.classes == classes and faces.images.shape[1:] == (side, side, 1 if source.colour == "grey" else 3)
     wanted = Counter({(split or "none", c): 2 * times for split in splits for c in classes})
-    if name == "ferplus-csv":
+    if name in ("ferplus-csv", "ferplus-pictures"):
         wanted = Counter({k: n for k, n in wanted.items() if k[1] != "contempt"})  # FER2013 has none
     found = {(s, c): n for s, part in faces.meta["counts"].items() for c, n in part["labelled"].items() if n}
     assert Counter(found) == wanted
     for image, label in zip(faces.images, faces.index.label, strict=True):
         drawn_as = label if label in FERPLUS8 else "neutral"
-        if isinstance(label, str): assert expression(image, 8 if times == 2 else 2 * len(splits)) == drawn_as
+        if isinstance(label, str): assert expression(image, 8 if times == 2 else 2 * len(splits)) == drawn_as, label
+    assert set(faces.index.subject.dropna()) == SUBJECTS.get(name, set())
     assert faces.meta["facts"]["ask"] and faces.meta["licence"] and set(faces.meta["facts"]["published"]) <= set(TVT)
 
 
