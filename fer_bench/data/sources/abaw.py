@@ -60,7 +60,7 @@ class AbawSource(SetSource):
         film, missing = posixpath.basename(table)[:-4], []
         code = Code(self.name, order, without=NO_EXPRESSION)
         for n, fields in enumerate(lines, 1):
-            label, note = code(fields[0] if len(fields) == 1 else "", f"frame {n}")
+            label, note = code(fields[0] if len(fields) == 1 else "", f"{table} frame {n}")
             if n in frames: yield frames.pop(n), label, note, None, split, film
             elif label: missing.append(n)
         for _, key in sorted(frames.items()): yield key, None, "no line for this frame", None, split, film

@@ -21,7 +21,7 @@ class Code:
 
     `name`: of the set, for messages. `classes`: in the order of their numbers, the first of which is `first`; None: the
     set has names only.
-    `without`: number -> why its faces get no label, for numbers that the set has beside its classes. `hint`: a sentence
+    `without`: number -> why its faces get no label, for numbers that are no class here. `hint`: a sentence
     for the message about a label that is not among them. Source: ours."""
     def __init__(self, name: str, classes, first: int | None = 0, without=None, hint: str = ""):
         self.name, self.classes, self.without, self.hint = name, tuple(classes), dict(without or {}), hint
@@ -32,8 +32,9 @@ class Code:
         "(class, why there is none) of the number in `word`; `where` names its place. `BenchError` if it has no meaning."
         if (number := number_of(word)) is None:
             return None, f"{where} holds no label {min(self.numbers)} to {max(self.numbers)}"
-        if number not in self.numbers and number not in self.without: raise self.refusal(where, word)
-        return self.numbers.get(number), self.without.get(number)
+        if number in self.without: return None, self.without[number]
+        if number not in self.numbers: raise self.refusal(where, word)
+        return self.numbers[number], None
 
     def folder(self, name: str) -> str | None:
         "The class of a folder called by number, by name, or by both (`0_angry`: the name counts); None if it is none."

@@ -28,7 +28,6 @@ class IdentitySource(SetSource):
 
     def label_rows(self):
         pictures, table = pictures_of(self.files.keys), self.files.find("identity_celeba.txt")
-        self.rejected += [(key, "no picture") for key in sorted(set(self.files.keys).difference(pictures))]
         flat = len({posixpath.dirname(key) for key in pictures}) == 1
         people = {_stem(row[0]): row[-1] for _, row in words(self.files, table) if len(row) == 2} if table else {}
         for key in pictures:

@@ -126,14 +126,14 @@ class RafdSource(NamedSource):
 OULU6 = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")
 
 class OuluCasiaSource(SetSource):
-    """Oulu-CASIA, RGB: the last three frames of each film. `root`: folder or archive, see `PATH`.
+    """Oulu-CASIA, RGB: the last three frames of each film. `root`: folder or archive of `<NI|VL…>/<Strong|Weak|Dark>/`
+    `P001/<expression>/000.jpeg`, where the first two levels may be missing.
 
     No split; subjects are known. `BenchError` for an expression that the set does not have, for a film that is there
     twice, and for several kinds of light without VL/Strong. Source: Zhao et al., Image and Vision Computing 2011."""
     name, classes, licence = "oulu-casia", OULU6, "for non-commercial research, by agreement with its owner"
     ask, PEAK = "Center for Machine Vision and Signal Analysis, University of Oulu", 3
-    PATH = re.compile(r"(?:.*/)?(?:(?P<kind>NI|VL)[^/]*/)?(?:(?P<light>Strong|Weak|Dark)/)?(?P<subject>P\d{3})/"
-                      r"(?P<expression>[^/]+)/(?P<frame>\d+)\.\w+", re.IGNORECASE)
+    PATH = re.compile(r"(?P<above>.*/)?(?P<subject>P\d{3})/(?P<expression>[^/]+)/(?P<frame>\d+)\.\w+", re.IGNORECASE)
 
     def __init__(self, root): super().__init__(root, peak_frames=self.PEAK, light="VL/Strong, where there are several")
 
@@ -162,4 +162,7 @@ class OuluCasiaSource(SetSource):
         raise BenchError(f"{self.root!r} holds films in the lights {', '.join(sorted(lights))}, and not VL/Strong, which "
                          "is usual. Give the folder of one of them as data_root.")
 
-def _light(found) -> str: return "/".join(found[name].upper() for name in ("kind", "light") if found[name])
+def _light(found) -> str:
+    "The light that the folders above a film name, such as VL/STRONG; empty if they name none."
+    kinds = re.findall(r"(?:NI(?=[/_])|VL(?=[/_])|(?:Strong|Weak|Dark)(?=/))", f"/{found['above'] or ''}", re.IGNORECASE)
+    return "/".join(map(str.upper, kinds))
