@@ -229,14 +229,15 @@ def test_abaw_files_of_other_tasks(tmp_path):
     first = next(root.glob("EXPR*/Train_Set/00-*.txt"))
     lines = first.read_text().splitlines()
     turned = ",".join(reversed(lines[0].split(",")))  # the header decides, not habit
-    first.write_text("\n".join([turned, *lines[1:4], "", "?", "x,1", *lines[6:8]]))
+    first.write_text("\n".join([turned, *lines[1:4], "", "?", *lines[6:8], "x,1"]))
     source = AbawSource(root)
     rows = source.rows()
     mine = rows[rows.subject == "00-1920x1080"].set_index("key")
     assert mine.label.tolist()[:3] == ["other", "surprise", "sadness"]
     table = first.relative_to(root).as_posix()
-    assert mine.note.dropna().tolist() == [f"{table} frame 4 holds no label 0 to 7",
-                                           f"{table} frame 5 holds no label 0 to 7",
+    assert mine.label.tolist()[4:6] == [ABAW8[::-1][int(n)] for n in lines[6:8]]  # after an empty line, not one before
+    assert mine.note.dropna().tolist() == [f"{table} frame 5 holds no label 0 to 7",
+                                           f"{table} frame 8 holds no label 0 to 7",
                                            "no line for this frame", "no line for this frame"]
     reasons = dict(source.rejected)
     assert reasons["VA/Train_Set/00-1920x1080.txt"] == "its first line names no expressions, so it belongs to another task"
@@ -261,6 +262,187 @@ def test_npy_never_unpickles(tmp_path):
     assert all("missing or damaged" in note for note in notes[:3]) and "Python objects" in notes[0]
     assert notes[3] == "train_set/annotations/4_exp.npy holds no label 0 to 7"
     assert [key for key, _ in source.rejected] == ["train_set/annotations/3_lnd.npy", "train_set/images/5.jpg"]
+
+
+def written(folder, files):
+    "`folder` with `files`: path -> text, or the paths of empty ones, which rows never open."
+    for name in files:
+        (path := folder/name).parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(files[name] if isinstance(files, dict) else "")
+    return folder
+
+
+def by_class(names, below="train", ending="png"): return [f"{below}/{name}/{i}.{ending}" for name in names for i in (0, 1)]
+
+
+def raf_list(labels, below=""):
+    return {f"{below}Image/aligned/train_{i:05d}_aligned.jpg": "" for i in labels} | {
+        f"{below}EmoLabel/list_patition_label.txt": "".join(f"train_{i:05d}.jpg {i}\n" for i in labels)}
+
+
+CSVS = {f"{split}_labels.csv": f"image,label\n{split}_1_aligned.jpg,1\n" for split in TT}
+FILM = {"cropped_aligned/f/00001.jpg": ""}
+HEADERS = {n: ",".join(name.title() for name in ABAW8[:n]) for n in (7, 8)}
+YOLO = {"train/images/a.png": "", "train/labels/a.txt": "0 .5 .5 1 1\n"}
+REFUSED = {  # what is wrong: source, files, what the message says
+    "RAF-DB from 0, list": (RafdbSource, raf_list(range(7)), "label '0', but .* 1 surprise, 2 fear"),
+    "RAF-DB from 0, folders": (RafdbSource, by_class("0123456"), "no class of this set"),
+    "RAF-DB from 0, Kaggle": (RafdbSource, {"train/0/train_1_aligned.jpg": "", **CSVS,
+                              "test_labels.csv": "image,label\ntrain_1_aligned.jpg,0\n"}, "label '0'"),
+    "RAF-DB compound as basic": (RafdbSource, raf_list(range(1, 12)), "dataset=raf-db-compound"),
+    "RAF-DB compound folders as basic": (RafdbSource, by_class(map(str, range(1, 12))), "no class of this set"),
+    "RAF-DB compound below its folder": (RafdbSource, raf_list(range(1, 12), "compound/"), "raf-db is the basic set"),
+    "RAF-DB basic as compound": (RafdbCompoundSource, raf_list(range(1, 8)), "Take dataset=raf-db"),
+    "RAF-DB twice": (RafdbSource, raf_list((1, 2), "a/") | raf_list((1, 2), "b/"), "holds the lists"),
+    "RAF-DB list and folders": (RafdbSource, {"train/2/train_1_aligned.jpg": "", **CSVS}, "shows surprise, .* of fear"),
+    "RAF-DB one csv": (RafdbSource, {"train/1/a.jpg": "", "train_labels.csv": "image,label\n"}, "belong together"),
+    "RAF-DB other csv": (RafdbSource, {**CSVS, "train_labels.csv": "id,y\n"}, "not image,label"),
+    "RAF-DB photographs": (RafdbSource, {"EmoLabel/list_patition_label.txt": "train_1.jpg 1\n",
+                                         "Image/original/train_1.jpg": ""}, "whole photographs"),
+    "RAF-DB same name": (RafdbSource, {"a/train_1_aligned.jpg": "", "b/train_1_aligned.jpg": "", **CSVS}, "same name"),
+    "FER2013 from 1, folders": (Fer2013Source, by_class("1234567"), "no class of this set"),
+    "FER2013 with contempt": (Fer2013Source, by_class(("angry", "contempt")), "no class of this set"),
+    "FER2013 label 7": (Fer2013Source, {"fer2013.csv": "emotion,pixels,Usage\n7,1,Training\n"}, "label '7', but"),
+    "FER2013 label -1": (Fer2013Source, {"train.csv": "emotion,pixels\n-1,1\n"}, "label '-1', but"),
+    "FERPlus by number": (FerplusTreeSource, by_class("01234567"), "class of this set"),
+    "FERPlus with a misspelt class": (FerplusTreeSource, by_class((*FERPLUS8[:7], "hapiness2")), "no class of this set"),
+    "FERPlus without fer2013.csv": (ferplus, {"fer2013new.csv": "Usage\n"}, "fer2013.csv is lacking"),
+    "FERPlus labels alone": (ferplus, {f"data/FER2013{part}/label.csv": "" for part in ("Train", "Valid", "Test")},
+                             "fer2013.csv is lacking"),
+    "AffectNet from 1, folders": (AffectnetSource, by_class("12345678"), "no class of this set"),
+    "AffectNet expression 11": (AffectnetSource, {"training.csv": "subDirectory_filePath,expression\n1/a.jpg,11\n",
+                                                  "1/a.jpg": ""}, "label '11'"),
+    "AffectNet labels.csv": (AffectnetSource, {"labels.csv": "pth,label\nanger/a.jpg,bored\n", "anger/a.jpg": ""},
+                             "label 'bored'"),
+    "AffectNet other labels.csv": (AffectnetSource, {"labels.csv": "path,y\n", "anger/a.jpg": ""}, "lacks .'label', 'pth'"),
+    "YOLO without names": (AffectnetSource, YOLO, "no data.yaml"),
+    "YOLO, other names": (AffectnetSource, YOLO | {"data.yaml": "names: [bored, happy]\n"}, "label 'bored'"),
+    "YOLO, no names": (AffectnetSource, YOLO | {"data.yaml": "nc: 8\n"}, "gives no names"),
+    "YOLO, class 2": (AffectnetSource, YOLO | {"data.yaml": "names: {0: sad, 1: happy}\n",
+                                               "train/labels/a.txt": "2 .5 .5 1 1\n"}, "label '2'"),
+    "SFEW with contempt": (SfewSource, by_class(("Angry", "Contempt"), "Train"), "no class of this set"),
+    "SFEW half aligned": (SfewSource, [*by_class(("Angry", "Sad"), "Train_Aligned_Faces"), *by_class(("Angry",), "Val")],
+                          "for val whole frames only"),
+    "ExpW label 7": (ExpwSource, {"label.lst": "a.png 0 0 0 9 9 1 7\n", "a.png": ""}, "label '7'"),
+    "CK+48 with neutral": (CkSource, {"neutral/S010_001_00000017.png": ""}, "label 'neutral'"),
+    "CK+ emotion 8": (CkSource, {"i/S010_001_00000017.png": "", "S010_001_00000017_emotion.txt": "8.0"}, "label '8.0'"),
+    "CK+ twice": (CkSource, [f"{n}/fear/S010_001_00000017.png" for n in "ab"], "same name"),
+    "CK+ csv, label 8": (CkSource, {"ckextended.csv": "emotion,pixels,Usage\n8,1,Training\n"}, "label '8'"),
+    "JAFFE expression": (JaffeSource, ["KA.CO1.39.tiff"], "expression 'CO'"),
+    "KDEF expression": (KdefSource, ["AF01XXS.JPG"], "expression 'XX'"),
+    "RaFD expression": (RafdSource, ["Rafd090_01_Caucasian_male_bored_left.jpg"], "expression 'bored'"),
+    "Oulu-CASIA expression": (OuluCasiaSource, ["VL/Strong/P001/Neutral/000.jpeg"], "label 'Neutral'"),
+    "Oulu-CASIA twice": (OuluCasiaSource, [f"{n}/VL/Strong/P001/Fear/000.jpeg" for n in "ab"], "are one film"),
+    "Oulu-CASIA lights": (OuluCasiaSource, [f"NI/{n}/P001/Fear/000.jpeg" for n in ("Weak", "Dark")], "lights NI/DARK"),
+    "ABAW2 as ABAW5": (AbawSource, FILM | {"Train_Set/f.txt": f"{HEADERS[7]}\n1\n"}, "abaw2-expr has seven"),
+    "ABAW5 as ABAW2": (Abaw2Source, FILM | {"Train_Set/f.txt": f"{HEADERS[8]}\n1\n"}, "abaw5-expr eight"),
+    "ABAW5 label 8": (AbawSource, FILM | {"Train_Set/f.txt": f"{HEADERS[8]}\n8\n"}, "label '8'"),
+    "ABAW MTL label 8": (AbawMtlSource, FILM | {"train_set.txt": "image,expression\nf/00001.jpg,8\n"}, "label '8'"),
+    "ABAW MTL without lists": (AbawMtlSource, FILM, "no list of training"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_another_code_is_refused(name, tmp_path):
+    make, files, message = REFUSED[name]
+    with pytest.raises(BenchError, match=message): make(written(tmp_path, files)).rows()
+
+
+MADE_UP = {  # layouts that nobody described: source, files, (class, split, subject) of each labelled face
+    "RAF-DB, one folder more": (RafdbSource, by_class(("happy", "Surprised"), "archive (3)/RAF/Training", "jpeg"),
+                                [("happiness", "train", None)] * 2 + [("surprise", "train", None)] * 2),
+    "RAF-DB, list and pictures alone": (RafdbSource, {"list_partition_label.txt": "test_1.jpg  4\r\n", "test_1.jpg": ""},
+                                        [("happiness", "test", None)]),
+    "RAF-DB, split folders": (RafdbSource, [*by_class("17", "train_set"), *by_class("1", "valid_set", "jfif")],
+                              [(c, "train", None) for c in ("surprise", "neutral") for _ in "ab"] +
+                              [("surprise", "val", None)] * 2),
+    "FER2013, numbers and names": (Fer2013Source, by_class(("0-Angry", "3 happy"), "fer/test_images"),
+                                   [(c, "test", None) for c in ("anger", "happiness") for _ in "ab"]),
+    "FER2013, three csv": (Fer2013Source, {f"{s}.csv": "pixels, Emotion\n1,6\n" for s in ("train", "valid", "test")},
+                           [("neutral", split, None) for split in ("test", "train", "val")]),
+    "FERPlus, clone with pictures": (ferplus, {f"data/FER2013{part}/{name}": text for part in ("Train", "Valid", "Test")
+                                               for name, text in (("a.png", ""), ("label.csv", "a.png,b,0,9" + ",0" * 8))},
+                                     [("happiness", split, None) for split in ("test", "train", "val")]),
+    "AffectNet, other number names": (AffectnetSource, by_class(("000_neutral", "001_happy"), "AffectNet/val"),
+                                      [(c, "val", None) for c in ("neutral", "happiness") for _ in "ab"]),
+    "JAFFE in class folders": (JaffeSource, ["jaffedbase/Angry/ka.an1.39.jpg", "README"], [("anger", None, "KA")]),
+    "KDEF, flat": (KdefSource, ["bm35sus.jpg", "BM35SUHL.JPG", "Thumbs.db"], [("surprise", None, "M35")]),
+    "RaFD by angle": (RafdSource, ["front/Rafd090_42_Moroccan_male_contemptuous_left.jpg"], [("contempt", None, "42")]),
+    "Oulu-CASIA, cropped, one light": (OuluCasiaSource, [f"NI_Acropped/Weak/P080/Happiness/{i}.jpeg" for i in (2, 10, 9, 1)],
+                                       [("happiness", None, "P080")] * 3),
+    "CK+, lower case and one folder more": (CkSource, ["archive/CK+48/Happy/S111_006_00000011.png"],
+                                            [("happiness", None, "S111")]),
+    "ABAW MTL, later names": (AbawMtlSource, {"batch1/f_left/00007.jpg": "", "validation_set_annotations.txt":
+                              "image,valence,arousal,expression,aus\nf_left/00007.jpg,-5,-5,7,1,0\n"},
+                              [("other", "val", "f_left")]),
+    "CelebA as png": (IdentitySource, {"png/000001.png": "", "identity_CelebA.txt": "000001.jpg 2880\n"}, []),
+}
+
+
+@pytest.mark.parametrize("name", MADE_UP)
+def test_layouts_that_nobody_described(name, tmp_path):
+    make, files, truth = MADE_UP[name]
+    rows = make(written(tmp_path, files)).rows()
+    found = [tuple(row) for row in rows.dropna(subset="label")[["label", "split", "subject"]].values]
+    assert sorted(found, key=str) == sorted(truth, key=str)
+
+
+def test_numbered_pictures_have_no_identity_but_in_the_list(tmp_path):
+    source = IdentitySource(fake("celeba", tmp_path, 2))
+    assert source.rows().subject.value_counts().to_dict() == {str(2880 + i): 2 for i in range(8)}
+    (tmp_path/"celeba"/"identity_CelebA.txt").unlink()
+    assert IdentitySource(tmp_path/"celeba").rows().subject.isna().all()
+
+
+def test_the_csv_of_affectnet_counts(tmp_path):
+    source = AffectnetSource(fake("affectnet-labels", tmp_path, 1), 7)
+    rows = source.rows().set_index("key")
+    assert rows.label["happy/imageanger0.png"] == "anger" and rows.note.dropna().tolist() == [
+        "contempt is not among the seven classes"]
+    assert source.rejected == [("labels.csv", "7 faces lie in the folder of another class; the csv counts")]
+
+
+def test_faces_cut_out_by_fractions(tmp_path):
+    root = fake("affectnet-yolo", tmp_path, 1)/"YOLO_format"
+    (root/"train/labels/anger0.txt").write_text("0 0.5 0.25 0.5 0.5\n")
+    (root/"train/labels/fear0.txt").write_text("3 0.5 2 0.5 0.5\n")
+    (root/"train/labels/disgust0.txt").write_text("2 0.5 0.5 1 1\n0 0.5 0.5 1 1\n")
+    source = AffectnetSource(root)
+    rows = source.rows().set_index("key")
+    assert source.load("train/images/anger0.png")[0].shape == (48, 48, 3) and rows.label["train/images/anger0.png"] == "anger"
+    assert source.rejected == [("train/images/fear0.png", "train/labels/fear0.txt is damaged")]
+    assert "not one face" in rows.note["train/images/disgust0.png"]
+
+
+def test_profiles_get_labels_where_asked(tmp_path):
+    root = fake("kdef", tmp_path, 1)
+    assert KdefSource(root).rows().note.value_counts().to_dict() == {"not from the front: FL": 7}
+    every = KdefSource(root, frontal=False)
+    assert every.rows().label.notna().all() and every.fingerprint() != KdefSource(root).fingerprint()
+
+
+def test_what_else_lies_in_a_set(tmp_path):
+    assert OuluCasiaSource(fake("oulu-casia", tmp_path, 1)).rows().note.value_counts().to_dict() == {
+        "another light than VL/STRONG: NI/DARK": 30, "not among the last frames of its film": 12}
+    assert SfewSource(fake("sfew-inner", tmp_path, 1)).rejected == []
+    source = SfewSource(tmp_path/"sfew-inner")
+    source.rows()
+    assert {why for _, why in source.rejected} == {"a whole frame; the aligned faces count"}
+    rows = SfewSource(fake("sfew-parts", tmp_path, 1)).rows()
+    assert rows[rows.split == "test"].note.tolist() == ["lies in no class folder"]
+    unlabelled = Fer2013Source(fake("fer2013-train", tmp_path, 1)).rows().set_index("split").note["test"]
+    assert set(unlabelled) == {"test.csv has no column emotion"} and len(unlabelled) == 14
+
+
+def test_votes_and_folders_of_one_release(tmp_path):
+    root = fake("ferplus-pictures", tmp_path, 1)
+    (root/"images/FER2013Train/fer0000000.png").rename(root/"images/FER2013Test/fer0000000.png")
+    with pytest.raises(BenchError, match="lies in FER2013Test, but .* FER2013Train"): ferplus(root).rows()
+    folders = fake("ferplus-folders", tmp_path, 1)
+    assert ferplus(folders).facts["label_rule"] == "as the class folders have it"
+    with pytest.raises(BenchError, match="needs votes"): ferplus(folders, "argmax")
+    with pytest.raises(BenchError, match="more than once"): FerplusSource(written(tmp_path/"two", [
+        f"{n}/FER2013Train/label.csv" for n in "ab"]))
 
 
 def test_lacking_files(tmp_path):

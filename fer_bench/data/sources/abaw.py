@@ -36,14 +36,16 @@ class AbawSource(SetSource):
             part, split = key.split("/")[-2:-1], None
             if part and key.endswith(".txt"): split = split_name(part[0])
             if not split: continue
-            lines = [fields for _, fields in csv_lines(self.files, key)]
-            order = [field_name(name) for name in lines[0]] if lines else []
+            (head, names), *lines = list(csv_lines(self.files, key)) or [(1, [])]
+            order = [field_name(name) for name in names]
             if None in order or not order:
                 self.rejected.append((key, "its first line names no expressions, so it belongs to another task"))
             elif sorted(order) != sorted(self.classes):
-                raise BenchError(f"{self.root}/{key} has the classes {', '.join(lines[0])}, but {self.name} has "
+                raise BenchError(f"{self.root}/{key} has the classes {', '.join(names)}, but {self.name} has "
                                  f"{', '.join(self.classes)}. Take the set that has them: {self.others}.")
-            else: yield from self._film(key, films.pop(posixpath.basename(key)[:-4], {}), lines[1:], order, split)
+            else:
+                numbered = {number - head: fields for number, fields in lines}  # an empty line is a frame without a label
+                yield from self._film(key, films.pop(posixpath.basename(key)[:-4], {}), numbered, order, split)
         self.rejected += [(film, f"no label file names it: {len(frames)} frames") for film, frames in films.items()]
 
     def _films(self) -> dict[str, dict[int, str]]:
@@ -56,10 +58,10 @@ class AbawSource(SetSource):
                 films.setdefault(film, {})[int(number)] = key
         return films
 
-    def _film(self, table: str, frames: dict, lines: list, order: list, split: str):
+    def _film(self, table: str, frames: dict, lines: dict, order: list, split: str):
         film, missing = posixpath.basename(table)[:-4], []
         code = Code(self.name, order, without=NO_EXPRESSION)
-        for n, fields in enumerate(lines, 1):
+        for n, fields in lines.items():
             label, note = code(fields[0] if len(fields) == 1 else "", f"{table} frame {n}")
             if n in frames: yield frames.pop(n), label, note, None, split, film
             elif label: missing.append(n)

@@ -107,11 +107,11 @@ class AffectnetSource(BoxedSource):
             if (key := pictures.get(_tail(path))) is None:
                 self.rejected.append((path, f"{table} line {number} names it, but there is no such picture"))
                 continue
-            try: face = self._row(key, row["expression"], f"{table} line {number}", split, self._boxed(key, row))
-            except (KeyError, ValueError, OverflowError):
-                self.rejected.append((key, f"{table} line {number} is damaged"))
+            where = f"{table} line {number}"
+            try: marks = self._boxed(key, row)
+            except (KeyError, ValueError, OverflowError): self.rejected.append((key, f"{where} is damaged"))
             else:
-                if face: yield face
+                if face := self._row(key, row["expression"], where, split, marks): yield face
 
     def _boxed(self, key: str, row: dict) -> list[float] | None:
         "The landmarks of `row`, measured from the corner of its box; the box goes to `boxes`."

@@ -164,5 +164,5 @@ class OuluCasiaSource(SetSource):
 
 def _light(found) -> str:
     "The light that the folders above a film name, such as VL/STRONG; empty if they name none."
-    kinds = re.findall(r"(?:NI(?=[/_])|VL(?=[/_])|(?:Strong|Weak|Dark)(?=/))", f"/{found['above'] or ''}", re.IGNORECASE)
+    kinds = re.findall(r"(?<=/)(?:(?:NI|VL)(?=[/_])|(?:Strong|Weak|Dark)(?=/))", f"/{found['above'] or ''}", re.IGNORECASE)
     return "/".join(map(str.upper, kinds))
