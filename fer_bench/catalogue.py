@@ -251,6 +251,7 @@ DATASETS = {
     "folder": dataset("sources.folders:FolderSource", "a folder tree train|val|test/<class>/* or <class>/*",
                       call=lambda source, root, c: source(root, field_names=True)),
     "csv": dataset("sources.folders:CsvSource", "a csv file with the columns path,label[,split,subject]"),
+    "parquet": dataset("sources.parquet:ParquetSource", "parquet files with pictures and labels, as of Hugging Face"),
     "faceset": DatasetEntry("runs.task:already_built", "a FaceSet that is already built; data_root is its folder"),
     "raf-db": dataset("sources.sets:RafdbSource", "RAF-DB basic, 7 classes", "native_size"),
     "ferplus": dataset("sources.ferplus:ferplus", "FER+ in the folders of its release or as two csv files, 8 classes",
