@@ -21,7 +21,12 @@ from fer_bench.data.sources.affectnet import AffectnetSource, read_npy
 from fer_bench.data.sources.face_recognition import HEAD, MAGIC, IdentitySource, RecordSource
 from fer_bench.data.sources.fer2013 import Fer2013Source
 from fer_bench.data.sources.ferplus import (
-    FerplusCsvSource, FerplusPicturesSource, FerplusSource, FerplusTreeSource, ferplus)
+    FerplusCsvSource,
+    FerplusPicturesSource,
+    FerplusSource,
+    FerplusTreeSource,
+    ferplus,
+)
 from fer_bench.data.sources.fixtures import LAYOUTS, fake
 from fer_bench.data.sources.sets import RAFDB11, ExpwSource, RafdbCompoundSource, RafdbSource, SfewSource
 from fer_bench.data.sources.studio import OULU6, CkSource, JaffeSource, KdefSource, OuluCasiaSource, RafdSource
@@ -33,7 +38,8 @@ SETS = {  # layout: source, classes, splits, side, labelled faces a class and sp
     "raf-db-compound": (RafdbCompoundSource, RAFDB11, TT, 100, 1),
     "fer2013": (Fer2013Source, FER2013_7, TVT, 48, 1), "fer2013-icml": (Fer2013Source, FER2013_7, TVT, 48, 1),
     "fer2013-train": (Fer2013Source, FER2013_7, ("train",), 48, 1),
-    "fer2013-folders": (Fer2013Source, FER2013_7, TT, 48, 1), "fer2013-numbered": (Fer2013Source, FER2013_7, TVT, 48, 1),
+    "fer2013-folders": (Fer2013Source, FER2013_7, TT, 48, 1),
+    "fer2013-numbered": (Fer2013Source, FER2013_7, TVT, 48, 1),
     "ferplus": (FerplusSource, FERPLUS8, TVT, 48, 1), "ferplus-csv": (FerplusCsvSource, FERPLUS8, TVT, 48, 1),
     "ferplus-pictures": (FerplusPicturesSource, FERPLUS8, TVT, 48, 1),
     "ferplus-folders": (FerplusTreeSource, FERPLUS8, TVT, 48, 1),
@@ -235,7 +241,7 @@ def test_abaw_files_of_other_tasks(tmp_path):
     mine = rows[rows.subject == "00-1920x1080"].set_index("key")
     assert mine.label.tolist()[:3] == ["other", "surprise", "sadness"]
     table = first.relative_to(root).as_posix()
-    assert mine.label.tolist()[4:6] == [ABAW8[::-1][int(n)] for n in lines[6:8]]  # after an empty line, not one before
+    assert mine.label.tolist()[4:6] == [ABAW8[::-1][int(n)] for n in lines[6:8]]  # below an empty line
     assert mine.note.dropna().tolist() == [f"{table} frame 5 holds no label 0 to 7",
                                            f"{table} frame 8 holds no label 0 to 7",
                                            "no line for this frame", "no line for this frame"]
@@ -272,7 +278,8 @@ def written(folder, files):
     return folder
 
 
-def by_class(names, below="train", ending="png"): return [f"{below}/{name}/{i}.{ending}" for name in names for i in (0, 1)]
+def by_class(names, below="train", ending="png"):
+    return [f"{below}/{name}/{i}.{ending}" for name in names for i in (0, 1)]
 
 
 def raf_list(labels, below=""):
@@ -305,7 +312,7 @@ REFUSED = {  # what is wrong: source, files, what the message says
     "FER2013 label 7": (Fer2013Source, {"fer2013.csv": "emotion,pixels,Usage\n7,1,Training\n"}, "label '7', but"),
     "FER2013 label -1": (Fer2013Source, {"train.csv": "emotion,pixels\n-1,1\n"}, "label '-1', but"),
     "FERPlus by number": (FerplusTreeSource, by_class("01234567"), "class of this set"),
-    "FERPlus with a misspelt class": (FerplusTreeSource, by_class((*FERPLUS8[:7], "hapiness2")), "no class of this set"),
+    "FERPlus, misspelt": (FerplusTreeSource, by_class((*FERPLUS8[:7], "hapiness2")), "no class of this set"),
     "FERPlus without fer2013.csv": (ferplus, {"fer2013new.csv": "Usage\n"}, "fer2013.csv is lacking"),
     "FERPlus labels alone": (ferplus, {f"data/FER2013{part}/label.csv": "" for part in ("Train", "Valid", "Test")},
                              "fer2013.csv is lacking"),
@@ -314,15 +321,15 @@ REFUSED = {  # what is wrong: source, files, what the message says
                                                   "1/a.jpg": ""}, "label '11'"),
     "AffectNet labels.csv": (AffectnetSource, {"labels.csv": "pth,label\nanger/a.jpg,bored\n", "anger/a.jpg": ""},
                              "label 'bored'"),
-    "AffectNet other labels.csv": (AffectnetSource, {"labels.csv": "path,y\n", "anger/a.jpg": ""}, "lacks .'label', 'pth'"),
+    "AffectNet other labels.csv": (AffectnetSource, {"labels.csv": "path,y\n", "anger/a.jpg": ""}, "lacks .'label'"),
     "YOLO without names": (AffectnetSource, YOLO, "no data.yaml"),
     "YOLO, other names": (AffectnetSource, YOLO | {"data.yaml": "names: [bored, happy]\n"}, "label 'bored'"),
     "YOLO, no names": (AffectnetSource, YOLO | {"data.yaml": "nc: 8\n"}, "gives no names"),
     "YOLO, class 2": (AffectnetSource, YOLO | {"data.yaml": "names: {0: sad, 1: happy}\n",
                                                "train/labels/a.txt": "2 .5 .5 1 1\n"}, "label '2'"),
     "SFEW with contempt": (SfewSource, by_class(("Angry", "Contempt"), "Train"), "no class of this set"),
-    "SFEW half aligned": (SfewSource, [*by_class(("Angry", "Sad"), "Train_Aligned_Faces"), *by_class(("Angry",), "Val")],
-                          "for val whole frames only"),
+    "SFEW half aligned": (SfewSource, [*by_class(("Angry", "Sad"), "Train_Aligned_Faces"),
+                                       *by_class(("Angry",), "Val")], "for val whole frames only"),
     "ExpW label 7": (ExpwSource, {"label.lst": "a.png 0 0 0 9 9 1 7\n", "a.png": ""}, "label '7'"),
     "CK+48 with neutral": (CkSource, {"neutral/S010_001_00000017.png": ""}, "label 'neutral'"),
     "CK+ emotion 8": (CkSource, {"i/S010_001_00000017.png": "", "S010_001_00000017_emotion.txt": "8.0"}, "label '8.0'"),
@@ -351,8 +358,8 @@ def test_another_code_is_refused(name, tmp_path):
 MADE_UP = {  # layouts that nobody described: source, files, (class, split, subject) of each labelled face
     "RAF-DB, one folder more": (RafdbSource, by_class(("happy", "Surprised"), "archive (3)/RAF/Training", "jpeg"),
                                 [("happiness", "train", None)] * 2 + [("surprise", "train", None)] * 2),
-    "RAF-DB, list and pictures alone": (RafdbSource, {"list_partition_label.txt": "test_1.jpg  4\r\n", "test_1.jpg": ""},
-                                        [("happiness", "test", None)]),
+    "RAF-DB, list and pictures": (RafdbSource, {"list_partition_label.txt": "test_1.jpg  4\r\n", "test_1.jpg": ""},
+                                  [("happiness", "test", None)]),
     "RAF-DB, split folders": (RafdbSource, [*by_class("17", "train_set"), *by_class("1", "valid_set", "jfif")],
                               [(c, "train", None) for c in ("surprise", "neutral") for _ in "ab"] +
                               [("surprise", "val", None)] * 2),
@@ -360,16 +367,17 @@ MADE_UP = {  # layouts that nobody described: source, files, (class, split, subj
                                    [(c, "test", None) for c in ("anger", "happiness") for _ in "ab"]),
     "FER2013, three csv": (Fer2013Source, {f"{s}.csv": "pixels, Emotion\n1,6\n" for s in ("train", "valid", "test")},
                            [("neutral", split, None) for split in ("test", "train", "val")]),
-    "FERPlus, clone with pictures": (ferplus, {f"data/FER2013{part}/{name}": text for part in ("Train", "Valid", "Test")
-                                               for name, text in (("a.png", ""), ("label.csv", "a.png,b,0,9" + ",0" * 8))},
-                                     [("happiness", split, None) for split in ("test", "train", "val")]),
+    "FERPlus, clone": (ferplus, {f"data/FER2013{part}/{name}": text for part in ("Train", "Valid", "Test")
+                                 for name, text in (("a.png", ""), ("label.csv", "a.png,b,0,9" + ",0" * 8))},
+                       [("happiness", split, None) for split in ("test", "train", "val")]),
     "AffectNet, other number names": (AffectnetSource, by_class(("000_neutral", "001_happy"), "AffectNet/val"),
                                       [(c, "val", None) for c in ("neutral", "happiness") for _ in "ab"]),
     "JAFFE in class folders": (JaffeSource, ["jaffedbase/Angry/ka.an1.39.jpg", "README"], [("anger", None, "KA")]),
     "KDEF, flat": (KdefSource, ["bm35sus.jpg", "BM35SUHL.JPG", "Thumbs.db"], [("surprise", None, "M35")]),
     "RaFD by angle": (RafdSource, ["front/Rafd090_42_Moroccan_male_contemptuous_left.jpg"], [("contempt", None, "42")]),
-    "Oulu-CASIA, cropped, one light": (OuluCasiaSource, [f"NI_Acropped/Weak/P080/Happiness/{i}.jpeg" for i in (2, 10, 9, 1)],
-                                       [("happiness", None, "P080")] * 3),
+    "Oulu-CASIA, cropped, one light": (
+        OuluCasiaSource, [f"NI_Acropped/Weak/P080/Happiness/{i}.jpeg" for i in (2, 10, 9, 1)],
+        [("happiness", None, "P080")] * 3),
     "CK+, lower case and one folder more": (CkSource, ["archive/CK+48/Happy/S111_006_00000011.png"],
                                             [("happiness", None, "S111")]),
     "ABAW MTL, later names": (AbawMtlSource, {"batch1/f_left/00007.jpg": "", "validation_set_annotations.txt":
@@ -409,7 +417,8 @@ def test_faces_cut_out_by_fractions(tmp_path):
     (root/"train/labels/disgust0.txt").write_text("2 0.5 0.5 1 1\n0 0.5 0.5 1 1\n")
     source = AffectnetSource(root)
     rows = source.rows().set_index("key")
-    assert source.load("train/images/anger0.png")[0].shape == (48, 48, 3) and rows.label["train/images/anger0.png"] == "anger"
+    assert source.load("train/images/anger0.png")[0].shape == (48, 48, 3)
+    assert rows.label["train/images/anger0.png"] == "anger"
     assert source.rejected == [("train/images/fear0.png", "train/labels/fear0.txt is damaged")]
     assert "not one face" in rows.note["train/images/disgust0.png"]
 

@@ -23,8 +23,8 @@ class AbawSource(SetSource):
 
     `root`: folder or archive with `Train_Set|Validation_Set/<film>.txt` and `cropped_aligned/<film>/00001.jpg`,
     anywhere in the tree. Frames labelled −1 or without a line stay unlabelled; labelled frames without a picture and
-    films without labels are counted in `rejected`, one entry per film. `BenchError` for a label that the header does not
-    name, and for the classes of another challenge. Source: Kollias et al., arXiv 2303.01498."""
+    films without labels are counted in `rejected`, one entry per film. `BenchError` for a label that the header does
+    not name, and for the classes of another challenge. Source: Kollias et al., arXiv 2303.01498."""
     name, classes, licence = "abaw5-expr", ABAW8, "for non-commercial research, by agreement with its owner"
     ask, others = "ibug.doc.ic.ac.uk/resources/aff-wild2", "abaw2-expr has seven classes, abaw5-expr eight, with other"
 
@@ -44,7 +44,7 @@ class AbawSource(SetSource):
                 raise BenchError(f"{self.root}/{key} has the classes {', '.join(names)}, but {self.name} has "
                                  f"{', '.join(self.classes)}. Take the set that has them: {self.others}.")
             else:
-                numbered = {number - head: fields for number, fields in lines}  # an empty line is a frame without a label
+                numbered = {number - head: fields for number, fields in lines}  # an empty line is a frame too
                 yield from self._film(key, films.pop(posixpath.basename(key)[:-4], {}), numbered, order, split)
         self.rejected += [(film, f"no label file names it: {len(frames)} frames") for film, frames in films.items()]
 
@@ -78,8 +78,8 @@ class AbawMtlSource(SetSource):
     """Aff-Wild2 with the expressions of the MTL challenges (ABAW4 and later), RGB, split by film, which is the subject.
 
     `root`: folder or archive with two lists whose names begin with train and val, each with the columns image and
-    expression, and `<film>/<frame>.jpg` anywhere in the tree. `BenchError` without lists, and for a label other than 0 to
-    7 and −1. Source: Kollias, arXiv 2207.01138."""
+    expression, and `<film>/<frame>.jpg` anywhere in the tree. `BenchError` without lists, and for a label other than 0
+    to 7 and −1. Source: Kollias, arXiv 2207.01138."""
     name, classes, licence, ask = "abaw-mtl", ABAW8, AbawSource.licence, AbawSource.ask
 
     def __init__(self, root): super().__init__(root, alignment="by the set's owner")
@@ -89,8 +89,8 @@ class AbawMtlSource(SetSource):
         code = Code(self.name, ABAW8, without=NO_EXPRESSION)
         tables = {key: split for key in self.files.keys if (split := self._list(key))}
         if not tables:
-            raise BenchError(f"{self.root!r} holds no list of training or validation with the columns image and expression."
-                             " Is it the MTL set? That of one task is abaw5-expr.")
+            raise BenchError(f"{self.root!r} holds no list of training or validation with the columns image and "
+                             "expression. Is it the MTL set? That of one task is abaw5-expr.")
         for table, split in tables.items():
             names, *lines = [fields for _, fields in csv_lines(self.files, table)]
             for n, fields in enumerate(lines, 2):

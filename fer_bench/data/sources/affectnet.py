@@ -41,9 +41,9 @@ class AffectnetSource(BoxedSource):
 
     `root`: folder or archive with `train_set|val_set/images/<id>.jpg` and `annotations/<id>_exp.npy` (`_lnd.npy`); with
     `training.csv` and `validation.csv` and the pictures, whose faces are cropped by their boxes; or as people share it:
-    with `labels.csv` (pth, label), in the form of YOLO with `data.yaml`, or in class folders by name or by number 0 to 7.
-    `count`: 8 classes, or 7 without contempt. `BenchError` for another count, a label that AffectNet does not have, and
-    YOLO without `data.yaml`. Source: Mollahosseini et al., arXiv 1708.03985."""
+    with `labels.csv` (pth, label), in the form of YOLO with `data.yaml`, or in class folders by name or by number 0 to
+    7. `count`: 8 classes, or 7 without contempt. `BenchError` for another count, a label that AffectNet does not have,
+    and YOLO without `data.yaml`. Source: Mollahosseini et al., arXiv 1708.03985."""
     name, licence = "affectnet", "for non-commercial research, by agreement with its owner"
     ask = "mohammadmahoor.com/affectnet"
     PUBLISHED = {7: {"train": {"all": 283_901}, "val": {"all": 3_500}},
@@ -61,7 +61,8 @@ class AffectnetSource(BoxedSource):
         if tables: return [row for table in tables for row in self._table(table)]
         if any(key.endswith("_exp.npy") for key in self.files.keys): return list(self._arrays())
         if table := self.files.find("labels.csv"): return list(self._listed(table))
-        if any(f"/{key}".rpartition("/labels/")[2].endswith(".txt") for key in self.files.keys): return list(self._yolo())
+        if any(f"/{key}".rpartition("/labels/")[2].endswith(".txt") for key in self.files.keys):
+            return list(self._yolo())
         faces = class_tree(self.files.keys, self.rejected, EIGHT.folder)
         return [self._named(key, label, split) for key, label, _, _, split, _ in faces]
 
@@ -128,8 +129,8 @@ class AffectnetSource(BoxedSource):
         (_, names), *lines = csv_lines(self.files, table)
         names, other = [name.strip().lower() for name in names], 0
         if lacking := {"pth", "label"} - set(names):
-            raise BenchError(f"The first line of {self.root}/{table} lacks {sorted(lacking)}. Known are the columns pth and "
-                             "label; else take dataset=csv.")
+            raise BenchError(f"The first line of {self.root}/{table} lacks {sorted(lacking)}. Known are the columns "
+                             "pth and label; else take dataset=csv.")
         pictures = _by_tail(pictures_of(self.files.keys))
         for number, fields in lines:
             row, where = dict(zip(names, fields, strict=False)), f"{table} line {number}"
@@ -160,7 +161,7 @@ class AffectnetSource(BoxedSource):
     def _yolo_code(self) -> Code:
         "The code that `data.yaml` gives by its `names`; `BenchError` if it is missing, or names no expressions."
         if not (table := self.files.find("data.yaml", "dataset.yaml", "data.yml")):
-            raise BenchError(f"{self.root!r} has the form of YOLO, but no data.yaml, which names its classes. Put it there.")
+            raise BenchError(f"{self.root!r} has the form of YOLO, but no data.yaml, which names the classes. Add it.")
         try: names = yaml.safe_load(self.files.read(table)[:100_000].decode())["names"]
         except Exception as e: raise BenchError(f"{self.root}/{table} gives no names of classes: {e}.") from None
         names = [names[i] for i in range(len(names))] if set(names) == set(range(len(names))) else list(names)

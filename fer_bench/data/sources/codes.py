@@ -29,7 +29,7 @@ class Code:
         self.named = {plain_name(c): c for c in classes} | {field_name(c): c for c in classes if field_name(c)}
 
     def __call__(self, word: str, where: str) -> tuple[str | None, str | None]:
-        "(class, why there is none) of the number in `word`; `where` names its place. `BenchError` if it has no meaning."
+        "(class, why there is none) of the number in `word`; `where` is the place. `BenchError` if it has no meaning."
         if (number := number_of(word)) is None:
             return None, f"{where} holds no label {min(self.numbers)} to {max(self.numbers)}"
         if number in self.without: return None, self.without[number]
@@ -49,6 +49,6 @@ class Code:
         "The error for the label `word` at `where`, which the code lacks."
         known = ", ".join([f"{number} {name}" for number, name in self.numbers.items()] or self.classes)
         return BenchError(
-            f"{where} has the label {str(word)[:40]!r}, but those of {self.name} are {known}. So the files follow another "
-            f"code, and nothing of them is read. {self.hint}Take them as they were released, or name the classes in a "
-            "folder tree (dataset=folder) or a csv file (dataset=csv).")
+            f"{where} has the label {str(word)[:40]!r}, but those of {self.name} are {known}. So the files follow "
+            f"another code, and nothing of them is read. {self.hint}Take them as they were released, or name the "
+            "classes in a folder tree (dataset=folder) or a csv file (dataset=csv).")

@@ -86,9 +86,9 @@ def split_of(usage: str, number: int) -> str:
 class Fer2013Source(PixelSource):
     """FER2013 from its csv files or from class folders, grey 48x48.
 
-    `root`: folder or archive with `fer2013.csv` or `icml_face_data.csv`, or with `train.csv` (and `test.csv`, …), such a
-    csv itself, or `train|val|test/<class>/*` with classes by name or number. `BenchError` if a csv lacks a column, and
-    for a label or folder that is none of the seven classes. Source: Goodfellow et al., arXiv 1307.0414."""
+    `root`: folder or archive with `fer2013.csv` or `icml_face_data.csv`, or with `train.csv` (and `test.csv`, …), such
+    a csv itself, or `train|val|test/<class>/*` with classes by name or number. `BenchError` if a csv lacks a column,
+    and for a label or folder that is none of the seven classes. Source: Goodfellow et al., arXiv 1307.0414."""
     name, classes, licence = "fer2013", FER2013_7, "photographs from the web, for research; rights unclear"
     ask = "kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge"
     published = {"train": {"all": 28_709}, "val": {"all": 3_589}, "test": {"all": 3_589}}

@@ -27,8 +27,8 @@ class FerplusSource(FileSource):
 
     `root`: folder or archive with `FER2013Train`, `FER2013Valid`, `FER2013Test`, on top or in one folder, each with its
     pictures and a `label.csv` of name, box and ten counts in the order of `VOTED`. `rule`: "majority" (that of the
-    release) or "argmax". `BenchError` for an unknown rule, or if a folder or its `label.csv` is missing. Source: Barsoum
-    et al., arXiv 1608.01041."""
+    release) or "argmax". `BenchError` for an unknown rule, or if a folder or its `label.csv` is missing. Source:
+    Barsoum et al., arXiv 1608.01041."""
     name, licence = "ferplus", "labels MIT; photographs of FER2013 for research, rights unclear"
     ask = "github.com/microsoft/FERPlus for the labels; the photographs are those of FER2013 (Kaggle)"
 
@@ -101,8 +101,8 @@ class FerplusCsvSource(PixelSource):
         return key, label, note, votes, split, None
 
 def _no_faces(root: str) -> BenchError:
-    return BenchError(f"{root!r} holds the votes of FERPlus, but no faces: fer2013.csv is lacking. FERPlus publishes votes "
-                      "only. Get fer2013.csv from Kaggle (the data of FER2013) and put it beside fer2013new.csv.")
+    return BenchError(f"{root!r} holds the votes of FERPlus, but no faces: fer2013.csv is lacking. FERPlus publishes "
+                      "votes only. Get fer2013.csv from Kaggle (the data of FER2013) and put it beside fer2013new.csv.")
 
 # %% ../../../nbs/data/sources/ferplus.ipynb #9a24195b
 class FerplusPicturesSource(SetSource):

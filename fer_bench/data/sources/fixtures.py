@@ -203,7 +203,8 @@ def sfew_parts(folder: Path, n: int) -> None:
     for i, face in enumerate(pictures("neutral", n, 143)): put(folder/f"Test_Aligned_Faces/{i}.png", face)
 
 def sfew_doubled(folder: Path, n: int) -> None:
-    class_folders(folder, SFEW, n, 143, "png", [f"{name}/{name}" for name in ("Train_Aligned_Faces", "Val_Aligned_Faces")])
+    parts = [f"{name}/{name}" for name in ("Train_Aligned_Faces", "Val_Aligned_Faces")]
+    class_folders(folder, SFEW, n, 143, "png", parts)
 
 def expw(folder: Path, n: int) -> None:
     lines = []
@@ -243,7 +244,8 @@ def kdef(folder: Path, n: int) -> None:
 def rafd(folder: Path, n: int) -> None:
     for word, name in RafdSource.codes.items():
         for i, face in enumerate(pictures(name, n, 96)):
-            for angle in ("090", "180"): put(folder/f"Rafd{angle}_{i + 1:02d}_Caucasian_female_{word}_frontal.jpg", face)
+            for angle in ("090", "180"):
+                put(folder/f"Rafd{angle}_{i + 1:02d}_Caucasian_female_{word}_frontal.jpg", face)
 
 def oulu_casia(folder: Path, n: int) -> None:
     for name in OULU6:

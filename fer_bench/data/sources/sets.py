@@ -23,12 +23,12 @@ def pictures_of(keys) -> list[str]:
     return [key for key in keys if not key.lower().endswith(NO_PICTURES)]
 
 def by_name(keys) -> dict[str, str]:
-    "File name -> key of the pictures among `keys`. `BenchError` if two have the same name, for a list gives only names."
+    "File name -> key of the pictures among `keys`. `BenchError` if two have the same name: a list gives only names."
     found = {}
     for key in pictures_of(keys):
         if (other := found.setdefault(posixpath.basename(key), key)) != key:
-            raise BenchError(f"{other!r} and {key!r} have the same name, and the labels go by name. Give a data_root that "
-                             "holds each picture once.")
+            raise BenchError(f"{other!r} and {key!r} have the same name, and the labels go by name. Give a data_root "
+                             "that holds each picture once.")
     return found
 
 def words(files, key: str):
@@ -39,10 +39,10 @@ def words(files, key: str):
 class RafdbSource(SetSource):
     """RAF-DB, basic expressions, RGB 100x100, aligned by its owner.
 
-    `root`: folder or archive with `EmoLabel/list_patition_label.txt` (or `partition`) and `Image/aligned/*_aligned.jpg`,
-    or with `train|test/<class>/*` by number or name, and perhaps `train_labels.csv` and `test_labels.csv` (image,
-    label). `BenchError` for a label or a folder that is none of the classes, and where a list and a folder disagree.
-    Source: Li et al., CVPR 2017."""
+    `root`: folder or archive with `EmoLabel/list_patition_label.txt` (or `partition`) and
+    `Image/aligned/*_aligned.jpg`, or with `train|test/<class>/*` by number or name, and perhaps `train_labels.csv` and
+    `test_labels.csv` (image, label). `BenchError` for a label or a folder that is none of the classes, and where a list
+    and a folder disagree. Source: Li et al., CVPR 2017."""
     name, classes, licence = "raf-db", RAFDB7, "for non-commercial research, by agreement with its owner"
     ask, part, other = "whdeng.cn/RAF/model1.html", "basic", "compound"
     published = {"train": dict(zip(RAFDB7, (1290, 281, 717, 4772, 1982, 705, 2524), strict=True)),
@@ -81,8 +81,8 @@ class RafdbSource(SetSource):
         for number, fields in csv_lines(self.files, table) if csv else words(self.files, table):
             if csv and number == 1:
                 if [name.strip().lower() for name in fields] == ["image", "label"]: continue
-                raise BenchError(f"The first line of {self.root}/{table} is {','.join(fields)[:80]!r} and not image,label. "
-                                 "Is it the file as it was released?")
+                raise BenchError(f"The first line of {self.root}/{table} is {','.join(fields)[:80]!r} and not "
+                                 "image,label. Is it the file as it was released?")
             yield f"{table} line {number}", fields[0], " ".join(fields[1:])
 
     def _listed(self, tables: list[str], code: Code):
@@ -118,8 +118,9 @@ def _released(name: str) -> str: return posixpath.basename(name).replace("_align
 
 def _split(name: str) -> str | None: return next((split for split in ("train", "test") if name.startswith(split)), None)
 
-RAFDB11 = ("happily surprised", "happily disgusted", "sadly fearful", "sadly angry", "sadly surprised", "sadly disgusted",
-           "fearfully angry", "fearfully surprised", "angrily surprised", "angrily disgusted", "disgustedly surprised")
+RAFDB11 = ("happily surprised", "happily disgusted", "sadly fearful", "sadly angry", "sadly surprised",
+           "sadly disgusted", "fearfully angry", "fearfully surprised", "angrily surprised", "angrily disgusted",
+           "disgustedly surprised")
 
 class RafdbCompoundSource(RafdbSource):
     "RAF-DB, compound expressions, 11 classes; `root` and errors as for `RafdbSource`. Source: Li et al., CVPR 2017."
@@ -130,8 +131,8 @@ class RafdbCompoundSource(RafdbSource):
     def label_rows(self):
         rows = list(super().label_rows())
         if rows and not {row[1] for row in rows} & set(RAFDB11[7:]):
-            raise BenchError(f"No face in {self.root!r} has one of the labels 8 to 11, so these are the basic expressions "
-                             "of RAF-DB. Take dataset=raf-db, or the compound set for data_root.")
+            raise BenchError(f"No face in {self.root!r} has one of the labels 8 to 11, so these are the basic "
+                             "expressions of RAF-DB. Take dataset=raf-db, or the compound set for data_root.")
         return rows
 
 # %% ../../../nbs/data/sources/sets.ipynb #60c359fb
@@ -205,8 +206,8 @@ class SfewSource(SetSource):
         faces = {key for key in self.files.keys if "aligned" in posixpath.dirname(key).lower()}
         frames = [key for key in pictures_of(self.files.keys) if key not in faces] if faces else []
         if lacking := {part_of(key) for key in frames} - {part_of(key) for key in faces} - {None}:
-            raise BenchError(f"{self.root!r} holds aligned faces, but for {', '.join(sorted(lacking))} whole frames only. "
-                             "Unpack the aligned faces of all parts, and leave the frames out.")
+            raise BenchError(f"{self.root!r} holds aligned faces, but for {', '.join(sorted(lacking))} whole frames "
+                             "only. Unpack the aligned faces of all parts, and leave the frames out.")
         self.rejected += [(key, "a whole frame; the aligned faces count") for key in frames]
         return sorted(set(self.files.keys).difference(frames))
 

@@ -20,9 +20,9 @@ from .sets import by_name
 class CkSource(PixelSource):
     """CK+, grey: `<class>/S010_004_00000017.png` of 48x48, or the raw sequences with `Emotion/.../*_emotion.txt`.
 
-    `root`: folder or archive with either, or with `ckextended.csv` (emotion, pixels, Usage), or that csv. No split but in
-    the csv; subjects are known but in the csv. `BenchError` for a label or folder that is no class. Source: Lucey et al.,
-    CVPR Workshops 2010."""
+    `root`: folder or archive with either, or with `ckextended.csv` (emotion, pixels, Usage), or that csv. The csv has
+    a split and no subjects; the others have subjects and no split. `BenchError` for a label or folder that is no class.
+    Source: Lucey et al., CVPR Workshops 2010."""
     name, classes, licence = "ck+", CK7, "for non-commercial research, by agreement with its owner"
     ask, PEAK = "jeffcohn.net/resources", 3
 
@@ -65,7 +65,8 @@ class NamedSource(SetSource):
     """A set whose file names hold the labels; subclasses give `example` and `pattern`, and classes by `codes`.
 
     `pattern`: of file names in any case, with the groups subject and expression and, where `front` is given, angle.
-    `codes`: expression, in small letters -> class. `front`: the angle from the front. `frontal`: label only such faces."""
+    `codes`: expression, in small letters -> class. `front`: the angle from the front. `frontal`: label only
+    such faces."""
     example = pattern = front = None
     codes = {}
 
@@ -82,8 +83,8 @@ class NamedSource(SetSource):
     def _row(self, key: str, said: dict):
         if (label := self.codes.get(said["expression"].lower())) is None:
             raise BenchError(f"{key!r} names the expression {said['expression']!r}, but {self.name} has "
-                             f"{', '.join(sorted(self.codes))}. So it is another set, and nothing of it is read. Name the "
-                             "classes in a folder tree (dataset=folder) or a csv file (dataset=csv).")
+                             f"{', '.join(sorted(self.codes))}. So it is another set, and nothing of it is read. Name "
+                             "the classes in a folder tree (dataset=folder) or a csv file (dataset=csv).")
         aside = self.frontal and said["angle"].lower() != self.front
         note = f"not from the front: {said['angle']}" if aside else None
         return key, None if aside else label, note, None, None, said["subject"].upper()
@@ -91,8 +92,8 @@ class NamedSource(SetSource):
 class JaffeSource(NamedSource):
     """JAFFE, grey 256x256, ten women. `root`: folder or archive of `KA.AN1.39.tiff`: subject, expression, number.
 
-    No split; leave one subject out. `BenchError` for an expression that JAFFE does not have. Source: Lyons et al., arXiv
-    2009.05938."""
+    No split; leave one subject out. `BenchError` for an expression that JAFFE does not have. Source: Lyons et al.,
+    arXiv 2009.05938."""
     name, classes, licence = "jaffe", JAFFE7, "for non-commercial research, by agreement with its owner"
     ask, example = "zenodo.org/records/3451524", "KA.AN1.39.tiff"
     pattern = r"(?P<subject>[A-Z]{2})\.(?P<expression>[A-Z]{2})\d*\.\d+\.\w+"
@@ -103,8 +104,8 @@ class JaffeSource(NamedSource):
 class KdefSource(NamedSource):
     """KDEF, RGB, 70 people twice, from five sides. `root`: folder or archive of `AF01ANS.JPG`, anywhere in it.
 
-    `frontal`: label only the faces from the front (S). No split; subjects are known. `BenchError` for an expression that
-    KDEF does not have. Source: Lundqvist et al., Karolinska Institutet 1998."""
+    `frontal`: label only the faces from the front (S). No split; subjects are known. `BenchError` for an expression
+    that KDEF does not have. Source: Lundqvist et al., Karolinska Institutet 1998."""
     name, classes, licence = "kdef", JAFFE7, "for non-commercial research, by agreement with its owner"
     ask, example, front = "kdef.se", "AF01ANS.JPG", "s"
     pattern = r"[AB](?P<subject>[FM]\d\d)(?P<expression>[A-Z]{2})(?P<angle>S|HL|HR|FL|FR)\.\w+"
@@ -119,8 +120,8 @@ class RafdSource(NamedSource):
     ask, example, front = "rafd.nl", "Rafd090_01_Caucasian_female_angry_frontal.jpg", "090"
     pattern = (r"Rafd(?P<angle>\d{3})_(?P<subject>\d\d)_[A-Z]+_(?:fe)?male_(?P<expression>[A-Z]+)_"
                r"(?:frontal|left|right)\.\w+")
-    codes = dict(zip(("neutral", "happy", "surprised", "sad", "angry", "disgusted", "fearful", "contemptuous"), FERPLUS8,
-                     strict=True))
+    WORDS = ("neutral", "happy", "surprised", "sad", "angry", "disgusted", "fearful", "contemptuous")
+    codes = dict(zip(WORDS, FERPLUS8, strict=True))
 
 # %% ../../../nbs/data/sources/studio.ipynb #4690f3d1
 OULU6 = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")
@@ -159,10 +160,11 @@ class OuluCasiaSource(SetSource):
         "The one of `lights` whose films get labels; None if there is no film."
         if len(lights) < 2: return next(iter(lights), None)
         if chosen := next((light for light in ("VL/STRONG", "STRONG", "VL") if light in lights), None): return chosen
-        raise BenchError(f"{self.root!r} holds films in the lights {', '.join(sorted(lights))}, and not VL/Strong, which "
-                         "is usual. Give the folder of one of them as data_root.")
+        raise BenchError(f"{self.root!r} holds films in the lights {', '.join(sorted(lights))}, and not VL/Strong, "
+                         "which is usual. Give the folder of one of them as data_root.")
 
 def _light(found) -> str:
     "The light that the folders above a film name, such as VL/STRONG; empty if they name none."
-    kinds = re.findall(r"(?<=/)(?:(?:NI|VL)(?=[/_])|(?:Strong|Weak|Dark)(?=/))", f"/{found['above'] or ''}", re.IGNORECASE)
+    lights = r"(?<=/)(?:(?:NI|VL)(?=[/_])|(?:Strong|Weak|Dark)(?=/))"
+    kinds = re.findall(lights, f"/{found['above'] or ''}", re.IGNORECASE)
     return "/".join(map(str.upper, kinds))
