@@ -267,7 +267,7 @@ DATASETS = {
     "expw": dataset("sources.sets:ExpwSource", "ExpW, faces cut out by their boxes, 7 classes"),
     "abaw5-expr": dataset("sources.abaw:AbawSource", "Aff-Wild2 as in ABAW5 EXPR, 8 classes with other", "native_size"),
     "abaw2-expr": dataset("sources.abaw:Abaw2Source", "Aff-Wild2 as in ABAW2 EXPR, 7 classes", "native_size"),
-    "abaw-mtl": dataset("sources.abaw:AbawMtlSource", "Aff-Wild2 as in ABAW's MTL, 8 classes with other", "native_size"),
+    "abaw-mtl": dataset("sources.abaw:AbawMtlSource", "Aff-Wild2 as in ABAW MTL, 8 classes with other", "native_size"),
     "ck+": dataset("sources.studio:CkSource", "CK+, 48 px, raw sequences or csv, 7 classes"),
     "jaffe": dataset("sources.studio:JaffeSource", "JAFFE, 7 classes, ten subjects"),
     "kdef": dataset("sources.studio:KdefSource", "KDEF from the front, 7 classes, 70 subjects"),

@@ -17,7 +17,7 @@ from ...core import BenchError
 from ..labels import AFFECTNET8
 from .codes import Code
 from .folders import csv_lines
-from .sets import BoxedSource, integers, part_of, pictures_of
+from .sets import BoxedSource, by_tail, integers, part_of, pictures_of, tail_of
 from .trees import class_tree
 
 # %% ../../../nbs/data/sources/affectnet.ipynb #84e9fa1e
@@ -101,11 +101,11 @@ class AffectnetSource(BoxedSource):
         if lacking := {"subdirectory_filepath", "expression"} - set(names):
             raise BenchError(f"The first line of {self.root}/{table} lacks {sorted(lacking)}. "
                              "Is it the file as it was released?")
-        pictures = _by_tail(pictures_of(self.files.keys))
+        pictures = by_tail(self.files.keys)
         for number, fields in lines:
             row = dict.fromkeys(names, "") | dict(zip(names, fields, strict=False))
             path = row["subdirectory_filepath"].strip()
-            if (key := pictures.get(_tail(path))) is None:
+            if (key := pictures.get(tail_of(path))) is None:
                 self.rejected.append((path, f"{table} line {number} names it, but there is no such picture"))
                 continue
             where = f"{table} line {number}"
@@ -131,10 +131,10 @@ class AffectnetSource(BoxedSource):
         if lacking := {"pth", "label"} - set(names):
             raise BenchError(f"The first line of {self.root}/{table} lacks {sorted(lacking)}. Known are the columns "
                              "pth and label; else take dataset=csv.")
-        pictures = _by_tail(pictures_of(self.files.keys))
+        pictures = by_tail(self.files.keys)
         for number, fields in lines:
             row, where = dict(zip(names, fields, strict=False)), f"{table} line {number}"
-            tail = _tail(row.get("pth", "").strip().replace("\\", "/"))
+            tail = tail_of(row.get("pth", "").strip().replace("\\", "/"))
             if (key := pictures.pop(tail, None)) is None:
                 self.rejected.append((tail, f"{where} names it once more, or there is no such picture"))
                 continue
@@ -150,8 +150,8 @@ class AffectnetSource(BoxedSource):
         for key in pictures_of(key for key in self.files.keys if "images" in key.split("/")[:-1]):
             above, _, below = f"/{key}".rpartition("/images/")
             table = f"{above}/labels/{posixpath.splitext(below)[0]}.txt".lstrip("/")
-            lines = [line.split() for line in self.files.read(table).decode("ascii", "replace").splitlines()] \
-                if table in keys else []
+            text = self.files.read(table).decode("ascii", "replace") if table in keys else ""
+            lines = [line.split() for line in text.splitlines() if line.strip()]
             if len(lines) != 1: yield key, None, f"{table} is missing, or has not one face", None, part_of(key), None
             elif box := _yolo_box(lines[0][1:]):
                 self.boxes[key] = (key, *box)
@@ -163,7 +163,7 @@ class AffectnetSource(BoxedSource):
         if not (table := self.files.find("data.yaml", "dataset.yaml", "data.yml")):
             raise BenchError(f"{self.root!r} has the form of YOLO, but no data.yaml, which names the classes. Add it.")
         try: names = yaml.safe_load(self.files.read(table)[:100_000].decode())["names"]
-        except Exception as e: raise BenchError(f"{self.root}/{table} gives no names of classes: {e}.") from None
+        except Exception as e: raise BenchError(f"{self.root}/{table} gives no names of classes: {e}. Add `names:`.") from None
         names = [names[i] for i in range(len(names))] if set(names) == set(range(len(names))) else list(names)
         return Code(table, [EIGHT.word(name, table) for name in names])
 
@@ -172,17 +172,6 @@ def _yolo_box(fields: list[str]) -> tuple | None:
     try: x, y, w, h = map(float, fields)
     except ValueError: return None
     return (x - w / 2, y - h / 2, x + w / 2, y + h / 2) if all(0 <= v <= 1 for v in (x, y, w, h)) and w and h else None
-
-def _tail(key: str) -> str: return "/".join(key.split("/")[-2:])
-
-def _by_tail(keys) -> dict[str, str]:
-    "Last folder and name -> key; `BenchError` if two keys have the same."
-    found = {}
-    for key in keys:
-        if (other := found.setdefault(_tail(key), key)) != key:
-            raise BenchError(f"{other!r} and {key!r} are the same picture to a list that gives folder and name. Give a "
-                             "data_root that holds each picture once.")
-    return found
 
 def flat_landmarks(marks) -> list[float]:
     "Landmarks as x, y, x, y, ...; `ValueError` if they are no pairs of finite numbers."

@@ -41,7 +41,7 @@ class CkSource(PixelSource):
         return self._sequences() if self.emotions else self._folders()
 
     def _folders(self):
-        code = Code("CK+", CK7, first=None)
+        code = Code("CK+", CK7, first=None, hint="Raw sequences need the folder Emotion beside them. ")
         for key in by_name(self.faces).values():
             label = code.word(posixpath.basename(posixpath.dirname(key)), f"The folder of {key}")
             yield key, label, None, None, None, posixpath.basename(key)[:4]
