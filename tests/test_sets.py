@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fer_bench.catalogue import DATASETS, make_source
 from fer_bench.core import BenchError
 from fer_bench.data.drawn.faces import draw_faces
 from fer_bench.data.faceset import build_faceset
@@ -109,6 +110,18 @@ def test_archives_make_the_same_faceset(name, pack, tmp_path):
     packed = build_faceset(source(fake(name, tmp_path/"packed", 1, pack)), tmp_path/"faces")
     assert packed.meta["content_hash"] == plain.meta["content_hash"]
     assert packed.meta["rejected"] == plain.meta["rejected"]
+
+
+FIRST_LAYOUT = {"affectnet-7": "affectnet", "affectnet-8": "affectnet", "ck+": "ck48"}  # others are called as their set
+NO_FILES = {"drawn", "folder", "csv", "parquet", "faceset"}
+
+
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - NO_FILES))
+def test_the_catalogue_reads_every_set(name, tmp_path, tiny):
+    root = fake(FIRST_LAYOUT.get(name, name), tmp_path, 1)
+    source = make_source(tiny(dataset=name, data_root=str(root)))
+    rows = source.rows()
+    assert source.name == name and len(rows) and set(rows.label.dropna()) == set(source.classes)
 
 
 def test_published_counts():
