@@ -1856,6 +1856,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'fer_bench.models.weights.Fit': ('models/weights.html#fit', 'fer_bench/models/weights.py'),
                                           'fer_bench.models.weights._behind': ( 'models/weights.html#_behind',
                                                                                 'fer_bench/models/weights.py'),
+                                          'fer_bench.models.weights._by_order': ( 'models/weights.html#_by_order',
+                                                                                  'fer_bench/models/weights.py'),
                                           'fer_bench.models.weights._choose': ( 'models/weights.html#_choose',
                                                                                 'fer_bench/models/weights.py'),
                                           'fer_bench.models.weights._empty_array': ( 'models/weights.html#_empty_array',
