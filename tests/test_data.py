@@ -1,4 +1,6 @@
 """Splits, feed and views: properties that hold for every data set, and the numerics of the augmentation."""
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,9 +10,10 @@ from hypothesis import strategies as st
 
 from fer_bench.core import BenchError
 from fer_bench.data.feed import BalancedOrder, Feed, Order, batch_rows
-from fer_bench.data.labels import FERPLUS8, LABEL_RULES, VOTED
+from fer_bench.data.labels import FERPLUS8, LABEL_RULES, VOTED, vote_shares
 from fer_bench.data.splits import ROLES, carve, fold_of, groups_of, make_split, manifest
 from fer_bench.data.views import VIEWS, affine, apply_view, make_view, seeded, warp
+from fer_bench.train.batches import soft_targets
 
 CLASSES = ["anger", "fear", "happiness"]
 
@@ -98,6 +101,34 @@ def test_label_rules_against_their_sentences(votes):
     winner = next((c for c, v in left.items() if v > sum(left.values()) / 2), None)
     assert LABEL_RULES["majority"](votes)[0] == (winner if winner in FERPLUS8 else None)
     for rule in LABEL_RULES.values(): assert (rule(votes)[0] is None) == bool(rule(votes)[1])
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 10), min_size=10, max_size=10), st.sampled_from([7, 8]))
+def test_vote_shares_against_their_sentences(votes, k):
+    "Single votes count as zero, unless there are no others; unknown and NF are no classes."
+    ours = votes[:k]
+    kept = [v for v in ours if v > 1] and [v if v > 1 else 0 for v in ours] or ours
+    expected = [v / sum(kept) for v in kept] if sum(kept) else [0] * k
+    np.testing.assert_allclose(vote_shares([votes], k), [expected], atol=1e-6)
+    label = LABEL_RULES["majority"](votes)[0]
+    if label in FERPLUS8[:k]: assert vote_shares([votes], k)[0].argmax() == FERPLUS8.index(label)
+
+def voted(votes, labels, classes=FERPLUS8):
+    index = pd.DataFrame({"votes": votes, "label": labels})
+    return SimpleNamespace(index=index, meta={"name": "voted", "classes": list(classes)})
+
+def test_soft_targets():
+    votes = [[5, 0, 1, 1, 1, 0, 0, 0, 1, 1], [0, 6, 0, 0, 0, 0, 2, 0, 1, 1], None]
+    shares = soft_targets(voted(votes, ["neutral", "happiness", None]))
+    assert shares[0, 0] == 1 and shares[1, [1, 6]].tolist() == [0.75, 0.25] and shares[2].sum() == 0
+
+@pytest.mark.parametrize("votes, classes, says", [
+    ([[5] + [0] * 9, None], FERPLUS8, "1 labelled faces of 'voted' have no votes"),
+    ([[5] + [0] * 9, [0] * 8 + [5, 5]], FERPLUS8, "1 labelled faces of 'voted' have no votes"),
+    ([None, None], FERPLUS8, "'voted' has none"),
+    ([[5] + [0] * 9] * 2, sorted(FERPLUS8), "not in the order of the votes")])
+def test_soft_targets_that_would_teach_something_else(votes, classes, says):
+    with pytest.raises(BenchError, match=says): soft_targets(voted(votes, ["neutral", "fear"], classes))
 
 # order
 

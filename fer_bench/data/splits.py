@@ -79,10 +79,11 @@ def _deal(counts: np.ndarray, wanted: np.ndarray, seed: int) -> np.ndarray:
     """Part (G,) of each group, dealt one by one, the largest first, so that each part gets the faces it wants.
 
     `counts` (G, C): faces of each class in a group; `wanted` (P, C) in each part. A group goes where it lowers most
-    the sum of (faces − wanted)² / wanted. `seed` orders groups of equal size."""
+    the sum of (faces − wanted)² / wanted over the classes and their total. `seed` orders groups of equal size."""
+    counts, wanted = (np.append(table, table.sum(1, keepdims=True), axis=1) for table in (counts, wanted))
     parts, lacking, weight = np.empty(len(counts), int), wanted.astype(float), 1 / np.maximum(wanted, 1e-9)
     order = _shuffled(np.arange(len(counts)), seed)
-    for group in order[np.argsort(-counts[order].sum(1), kind="stable")]:
+    for group in order[np.argsort(-counts[order, -1], kind="stable")]:
         faces = counts[group]
         parts[group] = part = ((faces * (faces - 2 * lacking)) * weight).sum(1).argmin()
         lacking[part] -= faces
