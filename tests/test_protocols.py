@@ -138,7 +138,7 @@ def test_folds_choose_the_strength_as_plain_cross_validation_does(counts, width)
 
 
 def test_one_face_a_class_cannot_choose_so_the_strongest_wins():
-    x, y = blobs(counts=(1, 1, 1))
+    x, y = blobs(counts=(1, 1, 1), classes=3)
     probe = cross_validated_probe(x, y, np.arange(3), 3)
     assert probe.strength == max(protocols.STRENGTHS) and set(probe.val_WAR.values()) == {0.0}
     assert (probe.logits(x).argmax(1) == y).all()
