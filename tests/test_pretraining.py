@@ -1,14 +1,16 @@
 """Pretrain without labels, then probe: whole runs, their weights in other runs, resume, paper preset, bad input."""
+import json
+
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from fer_bench.catalogue import methods_of
 from fer_bench.config import RunConfig, baseline
 from fer_bench.core import BenchError
 from fer_bench.data.sources.fixtures import fake
-from fer_bench.record import load_runs
+from fer_bench.record import Record, load_runs, write_metrics, write_status
 from fer_bench.runs.experiment import run
 from fer_bench.runs.networks import load_classifier, load_pretrained
 from fer_bench.runs.task import load_data, make_pool, split_data
@@ -62,12 +64,57 @@ def test_another_run_starts_from_it(tiny, pretrained):
     for kind in ("linear", "sgd"):
         probe = run(tiny(method="linear_probe", probe=kind, labels_per_class=1, **init))
         assert same_backbone(pretrained, probe) and probe.metrics["loaded"]["missing"] == []
-        assert probe.metrics["images_seen"] == 0 and len(probe.history) == (1 if kind == "linear" else 100)
+        assert probe.metrics["images_seen"] == pretrained.metrics["images_seen"] == 4 * 8, "what the pretraining saw"
+        assert probe.metrics["labelled_seen"] == 0 and len(probe.history) == (1 if kind == "linear" else 100)
     random = run(tiny(method="linear_probe"))
     assert not same_backbone(pretrained, random) and random.id != run(tiny(method="linear_probe", **init)).id
     for name in ("supervised", "dtm"):
         record = run(tiny(method=name, **init))
         assert record.metrics["loaded"]["matched"] > 50 and not same_backbone(pretrained, record)
+        own = 4 * 8 * (1 + (record.config["mu"] or 0))
+        assert record.metrics["images_seen"] == 4 * 8 + own and record.metrics["labelled_seen"] == 4 * 8
+    again = run(tiny(method="linear_probe", init=f"run:{record.id}", min_map=4))
+    assert again.metrics["images_seen"] == record.metrics["images_seen"] > 4 * 8, "two starts, one behind the other"
+
+def test_labels_that_choose_the_penalty(tiny):
+    "All labels: validation faces. A budget: the labelled faces themselves, whatever labels the validation faces have."
+    full, few, none = (run(tiny(method="linear_probe", labels_per_class=k)).metrics.probe for k in (None, 2, 1))
+    assert full.chosen_by == "validation faces" and few.chosen_by == none.chosen_by == "cross-validation"
+    assert none.strength == 10 and set(none.val_WAR.values()) == {0}
+
+def test_a_random_backbone_has_calibrated_norms_and_a_trained_one_keeps_its_own(tiny, pretrained):
+    stats = lambda record: {n: v for n, v in weights(record).items() if n.endswith("running_var")}
+    random = stats(run(tiny(method="linear_probe")))
+    assert len(random) > 3 and all((v != 1).all() for v in random.values())
+    few = stats(run(tiny(method="linear_probe", labels_per_class=1)))
+    assert all(np.array_equal(v, few[n]) for n, v in random.items()), "the same training faces, with and without labels"
+    kept = stats(run(tiny(method="linear_probe", init=f"run:{pretrained.id}", min_map=4)))
+    assert all(np.array_equal(v, kept[n]) for n, v in stats(pretrained).items())
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "pretrained.safetensors"])
+def test_weights_of_another_run_are_refused(tiny, pretrained, name):
+    other = run(tiny(method="simfle", seed=1))
+    assert pretrained.metrics.weights.keys() == {"weights.safetensors", "pretrained.safetensors"}
+    load = {"weights.safetensors": load_classifier, "pretrained.safetensors": load_pretrained}[name]
+    load(pretrained)
+    (pretrained.folder/name).write_bytes((other.folder/name).read_bytes())
+    with pytest.raises(BenchError, match="is not the file that run"): load(pretrained)
+    if name == "weights.safetensors":
+        with pytest.raises(BenchError, match="is not the file that run"):
+            run(tiny(init=f"run:{pretrained.id}", min_map=4))
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(tiny, value):
+    "Also in a record of before the weights were sealed, whose file only says what it holds."
+    record = run(tiny())
+    path, facts = record.folder/"weights.safetensors", json.loads((record.folder/"metrics.json").read_text())
+    values = load_file(path)
+    values["head.bias"][0] = value
+    save_file(values, path)
+    write_metrics(record.folder, **{n: v for n, v in facts.items() if n != "weights"})
+    write_status(record.folder, "finished")
+    with pytest.raises(BenchError, match="NaN or infinite, such as in 'head.bias'"):
+        load_classifier(Record(record.folder))
 
 def test_what_it_pretrained_comes_back(pretrained):
     "Heads and FaceMAE as they were; their maps and reconstructions as pictures; scores at the landmarks of the faces."
