@@ -373,7 +373,8 @@ def _explain(name: str) -> None:
     table = Table("option", "default", "values", "what it is", title=None if fields else "no options of its own")
     for key, field in fields.items():
         default = str(defaults[key]) if key in defaults else "set by the preset"
-        table.add_row("--" + key.replace("_", "-"), escape(default), escape(_values(field)), escape(field.description or ""))
+        cells = ("--" + key.replace("_", "-"), default, _values(field), field.description or "")
+        table.add_row(*map(escape, cells))
     _print(table)
     own = {k: v for k, v in own_values(name).items() if k in RunConfig.model_fields}
     print("Its defaults of shared fields:", ", ".join(f"{k} {v}" for k, v in own.items()))
