@@ -26,8 +26,9 @@ def model_card(record, faces: dict, files) -> str:
         size=" x ".join(map(str, faces["size"])),
         colour="grey, repeated to three channels" if faces["colour"] == "grey" else "RGB",
         alignment=literal(faces["alignment"]),
+        pixels=m.pixels.sentence() if m.pixels else "mean and std as timm's backbone",
         audit=literal(" ".join(m.audit or ["nothing that counts as a failure."])),
-        seen=f"{m.images_seen:,}", start=literal(c["init"]), seed=c["seed"], draw=c["label_seed"],
+        audit=literal(" ".join(m.audit or ["nothing that counts as a failure."])),
         parameters=f"{m.parameters:,}", n=f"{m.test.n:,}", select=SELECTED[m.select], rows="\n".join(_rows(m)),
         licence=literal(faces["licence"].rstrip(".")),
         files="\n".join(_file(name, faces) for name in files))
@@ -106,8 +107,8 @@ license: other
 
 ## Data
 
-Data set `{data}` (content hash {hash}): {counts}. Faces: {size} pixels, {colour}, alignment: {alignment}. The audit of
-the data found: {audit}
+Data set `{data}` (content hash {hash}): {counts}. Faces: {size} pixels, {colour}, alignment: {alignment}. The model
+normalises pixels itself ({pixels}). The audit of the data found: {audit}
 
 ## Budget
 

@@ -67,6 +67,7 @@ class ModelFacts(Facts):
     faces: FaceFacts = Field(description="how the faces of its data set were prepared")
     backbone: Text = Field(description="as in `RunConfig`")
     min_map: int = Field(ge=0, le=LARGEST, description="as in `RunConfig`")
+    normalise: Text = Field("", description="as in `RunConfig`")
     sha256: Hash | None = Field(None, description="of the exported weights")
 
     @model_validator(mode="after")
@@ -78,7 +79,8 @@ class ModelFacts(Facts):
 def _facts(record) -> dict:
     config = recorded_config(record.config)
     return {"run_id": record.id, "classes": list(record.metrics.classes), "image_size": config.image_size,
-            "faces": _faces(record), "backbone": config.backbone, "min_map": config.min_map or 0}
+            "faces": _faces(record), "backbone": config.backbone, "min_map": config.min_map or 0,
+            "normalise": config.normalise}
 
 def _record(run, results_dir) -> Record:
     if not isinstance(run, (str, os.PathLike)): return run
@@ -252,7 +254,7 @@ def export(run, folder, onnx: bool = False, results_dir="results") -> Path:
     model = load_model(record)
     with atomic_folder(target) as part:
         save_weights(part/MODEL, model, {"run_id": model.run_id})
-        write_json(part/FACTS, {**_facts(record), "sha256": sha256((part/MODEL).read_bytes())})
+        write_json(part/FACTS, {**_facts(record), **model.pixels(), "sha256": sha256((part/MODEL).read_bytes())})
         _need_agreement(model, partial(_logits, _exported(part)), MODEL)
         if onnx:
             _write_onnx(model, part/ONNX)
@@ -277,7 +279,8 @@ def _exported(folder: Path) -> nn.Module:
     try:
         if sha256((folder/MODEL).read_bytes()) != facts.sha256: raise ValueError(f"{MODEL} is not what was exported")
         if is_own_backbone(facts.backbone): need_imported(f"The model {str(folder)!r}", facts.backbone)
-        net, _ = create_classifier(facts.backbone, len(facts.classes), facts.image_size, min_map=facts.min_map)
+        net, _ = create_classifier(facts.backbone, len(facts.classes), facts.image_size, min_map=facts.min_map,
+                                   normalise=facts.normalise)
         net.load_state_dict(load_file(folder/MODEL))
         return _with_facts(net, facts, folder)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as e:
