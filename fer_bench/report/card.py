@@ -28,7 +28,7 @@ def model_card(record, faces: dict, files) -> str:
         alignment=literal(faces["alignment"]),
         pixels=m.pixels.sentence() if m.pixels else "mean and std as timm's backbone",
         audit=literal(" ".join(m.audit or ["nothing that counts as a failure."])),
-        audit=literal(" ".join(m.audit or ["nothing that counts as a failure."])),
+        seen=f"{m.images_seen:,}", start=literal(m.loaded.sentence(c["init"])), seed=c["seed"], draw=c["label_seed"],
         parameters=f"{m.parameters:,}", n=f"{m.test.n:,}", select=SELECTED[m.select], rows="\n".join(_rows(m)),
         licence=literal(faces["licence"].rstrip(".")),
         files="\n".join(_file(name, faces) for name in files))

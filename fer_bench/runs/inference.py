@@ -32,7 +32,7 @@ from ..core import BenchError, atomic_folder, progress, project_path, read_json,
 from ..data.drawn.faces import draw_faces
 from ..data.faceset import fit
 from ..data.sources.archives import open_files
-from ..data.sources.files import Folder
+from ..data.sources.files import ARCHIVES, Folder
 from ..data.sources.pictures import CHANNELS, decode, to_8_bit, to_pixels, upright
 from ..data.views import make_view, to_rgb
 from ..evaluate.predict import evaluating
@@ -178,10 +178,11 @@ def _each(images):
             yield from _each(one)
 
 def _files(path):
-    "The file `path`, or those below it in the order of their names, with those that the walk puts aside."
+    "The file `path`, or those in a folder or archive in the order of their names, with those that the walk puts aside."
     if not str(path): raise BenchError("The path of a picture is empty. Is a variable of the shell not set?")
     path = Path(path).expanduser()
-    if not path.is_dir(): return [_File(str(path), partial(Folder(str(path.parent)).read, path.name))]
+    if not path.is_dir() and not path.name.lower().endswith(ARCHIVES):
+        return [_File(str(path), partial(Folder(str(path.parent)).read, path.name))]
     files = open_files(path)
     found = {key: partial(files.read, key) for key in files.keys}
     found |= {key: partial(_refuse, reason) for key, reason in files.rejected}  # known once the keys are listed
