@@ -303,9 +303,9 @@ def _write_onnx(model, path: Path) -> None:
     shape, log = (2, *model.faces["size"], CHANNELS[model.faces["colour"]]), io.StringIO()
     try:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):  # the exporter is verbose
-            torch.onnx.export(_FromPixels(model), (torch.zeros(shape, dtype=torch.uint8),), path, input_names=["faces"],
-                              output_names=["logits"], dynamo=True, external_data=False, verbose=False,
-                              dynamic_shapes=({0: torch.export.Dim("n")},))
+            torch.onnx.export(_FromPixels(model).eval(), (torch.zeros(shape, dtype=torch.uint8),), path,
+                              input_names=["faces"], output_names=["logits"], dynamo=True, external_data=False,
+                              verbose=False, dynamic_shapes=({0: torch.export.Dim("n")},))
     except Exception as e:
         raise BenchError(f"torch cannot write this network as ONNX ({type(e).__name__}: {str(e).splitlines()[0]}). "
                          "Export it without onnx.") from e
