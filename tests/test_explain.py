@@ -344,6 +344,12 @@ def test_which_axis_holds_the_channels_follows_from_their_number():
         close(maps(Last(True), faces()), maps(Last(False), faces()))
 
 
+def test_a_stage_that_does_not_exist_is_passed_over():
+    model = Last(True)
+    model.feature_info = [*Last.feature_info, {"module": "stem", "num_chs": 64}]  # HRNet's first
+    close(class_maps(model, faces()), class_maps(Last(True), faces()))
+
+
 def test_channels_that_are_nowhere_are_named():
     model = Last(True)
     model.feature_info = [{"module": "stage", "num_chs": 7}]
@@ -353,7 +359,7 @@ def test_channels_that_are_nowhere_are_named():
 
 class Late(nn.Module):
     "A plain transformer whose class token joins after the blocks, as in CaiT and XCiT."
-    num_prefix_tokens = 1
+    num_prefix_tokens, patch_embed = 1, SimpleNamespace(num_patches=16)
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)

@@ -67,7 +67,8 @@ def _blocks(backbone) -> list:
 
 def _channels(backbone) -> dict[str, int | None]:
     "Name -> channels of the feature stages of `backbone`, as timm says; None where an own backbone does not."
-    return {stage["module"]: stage.get("num_chs") for stage in backbone.feature_info}
+    known = dict(backbone.named_modules())  # HRNet names modules that it does not have
+    return {stage["module"]: stage.get("num_chs") for stage in backbone.feature_info if stage["module"] in known}
 
 def _channels_of(backbone, layer: nn.Module) -> int | None:
     "Channels of a `layer` of `backbone`; None where timm does not say."
@@ -100,17 +101,20 @@ def _as_maps(features, backbone, channels: int | None) -> torch.Tensor:
     if channels not in (None, *features.shape[1::features.ndim - 2]):
         raise BenchError(f"A stage of {type(backbone).__name__} has the shape {tuple(features.shape)}, but timm says "
                          f"that it has {channels} channels. Choose another backbone, such as 'resnet18'.")
-    if features.ndim == 3: return _as_square(features.transpose(1, 2), getattr(backbone, "num_prefix_tokens", 0))
+    if features.ndim == 3:
+        patches = getattr(getattr(backbone, "patch_embed", None), "num_patches", None)
+        late = features.shape[1] == patches  # as in CaiT and XCiT, whose class token joins after these blocks
+        return _as_square(features.transpose(1, 2), 0 if late else getattr(backbone, "num_prefix_tokens", 0))
     first, last = features.shape[1] == channels, features.shape[3] == channels
     same = str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
     return features.movedim(-1, 1) if (last if first != last else same) else features
 
 def _as_square(tokens, first: int) -> torch.Tensor:
-    "(…, L) → (…, side, side), without the `first` tokens; with them where the class token joins later, as in CaiT."
-    for patches in (tokens[..., first:], tokens):
-        if (side := isqrt(patches.shape[-1])) ** 2 == patches.shape[-1]: return patches.unflatten(-1, (side, side))
-    raise BenchError(f"{tokens.shape[-1] - first} patches do not form a square grid, which maps need. Use square "
-                     "images.")
+    "(…, L) → (…, side, side), without the `first` tokens."
+    patches = tokens[..., first:]
+    if (side := isqrt(patches.shape[-1])) ** 2 != patches.shape[-1]:
+        raise BenchError(f"{patches.shape[-1]} patches do not form a square grid, which maps need. Use square images.")
+    return patches.unflatten(-1, (side, side))
 
 # %% ../../nbs/evaluate/explain.ipynb #a093d36c
 @contextmanager
