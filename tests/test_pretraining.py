@@ -14,7 +14,58 @@ from fer_bench.record import Record, load_runs, write_metrics, write_status
 from fer_bench.runs.experiment import run
 from fer_bench.runs.networks import load_classifier, load_pretrained
 from fer_bench.runs.task import load_data, make_pool, split_data
+from fer_bench.train.loop import make_optimizer
 
+
+def slow_step(name, w, g, memory, c):
+    "A step of the optimizer `name` on the weights `w` (numpy) with the gradient `g`, as the papers write it."
+    if name.startswith("adam"):
+        decay, g = (c.weight_decay, g) if name == "adamw" else (0, g + c.weight_decay * w)
+        memory["t"] = t = memory.get("t", 0) + 1
+        memory["m"] = 0.9 * memory.get("m", 0) + 0.1 * g
+        memory["v"] = c.beta2 * memory.get("v", 0) + (1 - c.beta2) * g**2
+        mean, square = memory["m"] / (1 - 0.9**t), memory["v"] / (1 - c.beta2**t)
+        return w - c.lr * decay * w - c.lr * mean / (np.sqrt(square) + 1e-8)
+    size, slope, g = np.linalg.norm(w), np.linalg.norm(g), g + c.weight_decay * w
+    if name == "lars": g = 0.001 * size / (slope + c.weight_decay * size) * g
+    memory["v"] = 0.9 * memory.get("v", 0) + g
+    return w - c.lr * (g + 0.9 * memory["v"] if name == "sgd" else memory["v"])
+
+@pytest.mark.parametrize("name, beta2", [("sgd", 0.999), ("momentum", 0.999), ("lars", 0.999), ("adam", 0.95),
+                                         ("adamw", 0.95), ("adamw", 0.999)])
+def test_optimizers_against_plain_versions(name, beta2):
+    "sgd is Nesterov's, momentum is not; lars and the betas of adamw are those of the papers."
+    torch.manual_seed(0)
+    layer, rng, memory = torch.nn.Linear(4, 3, bias=False).double(), np.random.default_rng(0), {}
+    config = RunConfig(preset="tiny", optimizer=name, lr=0.1, weight_decay=0.05,
+                       **({"beta2": beta2} if name.startswith("adam") else {}))
+    optimizer, w = make_optimizer(layer, config), layer.weight.detach().numpy().copy()
+    for _ in range(4):
+        g = rng.normal(size=(3, 4))
+        layer.weight.grad = torch.from_numpy(g)
+        optimizer.step()
+        w = slow_step(name, w, g, memory, config)
+        np.testing.assert_allclose(layer.weight.detach().numpy(), w, rtol=1e-6, atol=1e-8)
+
+PUBLISHED = {  # optimizer, lr, weight decay, warm-up epochs, beta2; momentum of the target and its schedule
+    "simfle": ("momentum", 0.05, 1e-4, 0, 0.999, 0.99, "constant"),
+    "byol": ("lars", 0.2, 1.5e-6, 10, 0.999, 0.996, "cosine"),
+    "simclr": ("lars", 0.3, 1e-6, 10, 0.999, None, None),
+    "mocov2": ("momentum", 0.03, 1e-4, 0, 0.999, 0.999, "constant"),
+    "simsiam": ("momentum", 0.05, 1e-4, 0, 0.999, None, None),
+    "mae": ("adamw", 1.5e-4, 0.05, 10, 0.95, None, None),
+}
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_method_has_the_recipe_of_its_paper(name):
+    "For batches of 256 and 100 epochs; at other presets the optimizer is the same, or SGD where the paper's is LARS."
+    c = RunConfig(method=name, preset="paper")
+    assert c.batch_size == 256 and c.epochs == 100
+    found = (c.optimizer, c.lr, c.weight_decay, c.warmup_epochs, c.beta2)
+    assert (*found, c.options.get("momentum"), c.options.get("momentum_schedule")) == PUBLISHED[name]
+    quick = RunConfig(method=name, preset="standard")
+    assert quick.optimizer == PUBLISHED[name][0].replace("lars", "momentum")
+    if name == "mae": assert quick.warmup_epochs == quick.epochs // 10
 
 def weights(record): return load_file(record.folder/"weights.safetensors")
 
