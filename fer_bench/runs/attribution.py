@@ -21,6 +21,7 @@ from ..data.landmarks import landmarks_of, regions_of
 from ..data.views import make_view
 from ..evaluate.attention import centre_maps, mean_map, randomised, uniform_maps
 from ..evaluate.explain import KINDS, activation_maps, class_maps, layer_name
+from ..evaluate.features import calibrate
 from ..evaluate.landmarks import map_scores, paired_difference, score_intervals
 from ..models.backbones import is_own_backbone
 from .networks import create_network, load_classifier
@@ -86,8 +87,9 @@ def look(record, faceset=None, kind: str = "gradcam", most: int = 1000) -> pd.Da
     with torch.no_grad():
         targets = torch.cat([network(part).argmax(1) for part in images.split(256)])
     trained = maps_of(network, images, kind, targets)
+    calibrate(random := randomised(network, config.seed), Feed(faceset.images), rows, config.image_size)
     maps = {
-        "trained": trained, "random weights": maps_of(randomised(network, config.seed), images, kind, targets),
+        "trained": trained, "random weights": maps_of(random, images, kind, targets),
         "mean map": mean_map(trained), "centre": centre_maps(len(rows), config.image_size),
         "uniform": uniform_maps(len(rows), config.image_size),
     }
