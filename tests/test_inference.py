@@ -212,10 +212,11 @@ def test_a_picture_that_is_no_cut_out_face_is_doubted(model, capsys, width, heig
     assert (doubt in note and "1 of 1 pictures hardly cut out" in said) if doubt else note == said == ""
 
 def copied(record, folder, **faces):
-    "A copy of `record` with other facts of its `faces`, as if the run had never been sealed."
+    "A copy of `record` with other facts of its `faces`, as if it had never been sealed."
     shutil.copytree(record.folder, place := folder/record.id)
     metrics = json.loads((place/"metrics.json").read_text())
     metrics["faces"] |= faces
+    del metrics["weights"]
     (place/"metrics.json").write_text(json.dumps(metrics))
     (place/"status.json").unlink()
     return Record(place)

@@ -279,7 +279,7 @@ def test_the_seed_fixes_the_interval_and_confidence_widens_it():
 
 
 def test_scores_of_two_layers_are_never_compared():
-    "The layer is no score, and is passed on; two of them in one table, or on the two sides of a difference, are refused."
+    "The layer is no score, and is passed on; two in one table, or on the two sides of a difference, are refused."
     two, four = (table([1, 2, 3]).assign(layer=layer) for layer in ("layer2 (6 x 6)", "layer4 (6 x 6)"))
     plain, named = score_intervals(table([1, 2, 3])), score_intervals(two)
     pd.testing.assert_frame_equal(named.drop(columns="layer"), plain)
