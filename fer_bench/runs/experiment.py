@@ -135,8 +135,7 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
     accelerator, method, feed, loaded = build(config, faceset, split, pool, folder)
     device, trains = accelerator.device.type, method_entry(config.method).kind != "probe"
     if is_main():  # before the training, because the code may change on disk during it
-        name = torch.cuda.get_device_name() if device == "cuda" else device
-        write_environment(folder, device=name, threads=config.threads, processes=world()[1])
+        write_environment(folder, **_torch_facts(device), threads=config.threads, processes=world()[1])
     after_epoch = watch(config, method, feed, faceset, split, pool)
     if device == "cuda": torch.cuda.reset_peak_memory_stats()
     start, history, found = time.perf_counter(), [], None
@@ -197,6 +196,13 @@ def torch_state_kept():
         else: os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace
 
 # %% ../../nbs/runs/experiment.ipynb #8056cb53
+def _torch_facts(device: str) -> dict:
+    "What decides how torch rounds on `device`, cpu or cuda: facts of `Environment`."
+    build = f"{torch.__version__}, commit {torch.version.git_version[:10]}, CUDA {torch.version.cuda or 'none'}"
+    if device == "cpu": return {"device": "cpu", "capability": torch.backends.cpu.get_cpu_capability(), "build": build}
+    major, minor = torch.cuda.get_device_capability()
+    return {"device": torch.cuda.get_device_name(), "capability": f"sm_{major}{minor}", "build": build}
+
 FACE_FACTS = ("size", "resize", "colour", "alignment", "licence")  # what the network expects of pictures; their licence
 
 def failures(audit: dict) -> list[str]:
