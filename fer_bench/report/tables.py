@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEASURES', 'NOTES', 'APART', 'check_classes', 'compare', 'comparable', 'task_key', 'notes', 'drawn_note',
            'oracle_note', 'selection_note', 'data_note', 'fold_note', 'budget_note', 'capped_note', 'code_note',
-           'audit_note', 'leaderboard_table']
+           'processor_note', 'shipped_note', 'audit_note', 'leaderboard_table', 'with_shipped']
 
 # %% ../../nbs/report/tables.ipynb #b65df781
 from collections import Counter
@@ -14,7 +14,17 @@ import pandas as pd
 
 from ..core import BenchError
 from .exports import to_markdown, to_terminal
-from .names import FOLDS, code_state, data_name, method_title, repeat, repeat_unit, setting_names
+from fer_bench.report.names import (
+    FOLDS,
+    code_state,
+    data_name,
+    made_on,
+    method_title,
+    repeat,
+    repeat_unit,
+    setting_names,
+    shipped,
+)
 
 # %% ../../nbs/report/tables.ipynb #4946260c
 MEASURES = {"WAR": "WAR", "UAR": "UAR", "macro_F1": "macro-F1"}
@@ -33,9 +43,13 @@ def compare(records) -> pd.DataFrame:
     """A row a run, in the order given: what was trained, on how much, and WAR, UAR, macro-F1 as "87.4 [86.1, 88.6]".
 
     `records`: finished runs with the same classes. WAR, UAR and macro-F1 are percent with their 95 % intervals;
-    `labels` a class, or "all"; `commit` ends in "+" where the code had changes that no commit holds. `notes` belongs
-    under it. `BenchError` for no records, and for records with different classes. Source: ours."""
-    return pd.DataFrame([_row(r) for r in check_classes(records)])
+    `labels` a class, or "all"; `commit` ends in "+" where the code had changes that no commit holds. `record` tells
+    shipped runs from own ones, if any is shipped. `notes` belongs under it. `BenchError` for no records, and for
+    records with different classes. Source: ours."""
+    records = check_classes(records)
+    table = pd.DataFrame([_row(r) for r in records])
+    if any(map(shipped, records)): table["record"] = ["shipped" if shipped(r) else "own" for r in records]
+    return table
 
 def _row(record) -> dict:
     c, m = record.config, record.metrics
@@ -141,12 +155,25 @@ def code_note(records) -> str:
     dirty = "A commit with + had changes that no commit holds." if any(c.endswith("+") for c in commits) else ""
     return " ".join(filter(None, [mixed, dirty]))
 
+def processor_note(records) -> str:
+    "Processors, or builds of torch, differ."
+    made = sorted({made_on(r) or "one that its record does not name" for r in records})
+    if len(made) < 2: return ""
+    return (f"Rows were made on {len(made)} kinds of processor or builds of torch ({'; '.join(made)}). They round "
+            "differently, and a run done again on another one ends as if it had another seed.")
+
+def shipped_note(records) -> str:
+    "Some records came with the code."
+    n = sum(map(shipped, records))
+    return f"{n} of the {len(records)} runs came with the code; the others are your own." if n else ""
+
 def audit_note(records) -> str:
     "What the audit of the data found."
     problems = dict.fromkeys(p for r in records for p in r.metrics.audit)
     return f"The audit of the data found: {' '.join(problems)}" if problems else ""
 
-NOTES = (drawn_note, oracle_note, selection_note, data_note, fold_note, budget_note, capped_note, code_note, audit_note)
+NOTES = (drawn_note, oracle_note, selection_note, data_note, fold_note, budget_note, capped_note, code_note,
+         processor_note, shipped_note, audit_note)
 
 # %% ../../nbs/report/tables.ipynb #b5a33e5a
 APART = {"classes": "numbers of classes", "data": "data sets", "drawn": "kinds of faces, drawn and real"}
@@ -172,9 +199,13 @@ def _setting(row: dict) -> dict:
     return {**{c: row[c] for c in ("method", "kind", "backbone", "start", "labels")},
             "images seen": f"{row['images_seen']:,}", "params (M)": f"{row['parameters'] / 1e6:.2f}",
             "seconds": f"{row['seconds']:,.0f} ({row['device']})",
-            **{c: row[c] for c in ("draws", "seeds", "runs")}, **results,
+            **{c: row[c] for c in ("draws", "seeds")}, "runs": with_shipped(row), **results,
             "95 % over": over, "gain over": row["against"], "select": row["select"],
             "audit": "passed" if not row["audit"] else f"{row['audit']} failure{'s' if row['audit'] > 1 else ''}"}
+
+def with_shipped(row: dict):
+    "The number of runs of a `row` of `report.summary.measured`; where some are shipped, it says how many."
+    return f"{row['runs']} ({row['shipped']} shipped)" if row.get("shipped") else row["runs"]
 
 def _value(row: dict, name: str) -> str:
     value = f"{100 * row[name]:.1f}"

@@ -95,14 +95,14 @@ def _with_weights(module, path: Path):
         module.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as e:
         raise BenchError(f"{str(path)!r} is damaged or not the weights of its run ({str(e).splitlines()[0]}). Delete "
-                         f"the folder {str(path.parent)!r} and run its config.json again.") from None
+                         f"that file, and do the run again by: fer-bench redo {path.parent.name}") from None
     return module
 
 def _file_of(record: Record, name: str) -> Path:
     path = record.folder/name
     if not path.exists():
-        raise BenchError(f"Run {record.id!r} has no {name} here: records travel without weights. Delete the folder "
-                         f"{str(record.folder)!r} and run its config.json again.")
+        raise BenchError(f"Run {record.id!r} has no {name} here: records travel without weights. Do the run again "
+                         f"by: fer-bench redo {record.id}")
     return path
 
 # %% ../../nbs/runs/networks.ipynb #5c81cdce
