@@ -51,7 +51,7 @@ export: .venv/installed
 # with the .venv where there is one, else with PYTHON and what it has installed; exit code 3 only says that runs are left
 MINUTES ?= 9
 DATA ?= $(or $(FER_BENCH_DATA),../shared/data)/ferplus.tar.xz/FERPlus
-RESULTS ?= results
+RESULTS ?= results/own
 RUN_CLI = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m fer_bench.cli
 gpu-study:
 	$(RUN_CLI) sweep results/gpu-study.yaml \

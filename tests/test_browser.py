@@ -208,7 +208,7 @@ def test_benchmark_by_hand_is_that_of_papermill(open_notebook, project):
     page.locator(".jp-OutputArea img").last.scroll_into_view_if_needed()
     keep(page, "run_benchmark")
     for process in started: assert process.wait(PATIENCE) == 0, process.stderr.read()
-    by_hand, *others = ([*load_runs(project/folder)] for folder in ("results", "of the root", "of nbs"))
+    by_hand, *others = ([*load_runs(project/folder)] for folder in ("results/own", "of the root", "of nbs"))
     for other in others:
         (a,), (b,) = by_hand, other
         assert a.id == b.id and numbers(a) == numbers(b)
