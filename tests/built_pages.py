@@ -49,9 +49,9 @@ def few_shown():
     holm = names(tests[(tests["p_holm"] < 0.05) & (tests["measure"] == "WAR")]["method"])
     apart = [f"`{r['method']}` over `{r['against']}` by {r['gain']} [{r['low']}, {r['high']}]" for r in pairs]
     n = len({r.config["method"] for r in FEW} - {"supervised"})
-    return (f"The interval of the gain in WAR lies above zero for {sure['WAR']}; after correction for the number of rows\n"
-            f"(Holm) for {holm}. In UAR it does for {sure['UAR']}. Of the {n * (n - 1) // 2} pairs of semi-supervised methods "
-            f"{len(apart)} have\nan interval without zero in WAR: {'; '.join(apart) or 'none'}.\n")
+    return (f"The interval of the gain in WAR lies above zero for {sure['WAR']}; after correction for\nthe number of "
+            f"rows (Holm) for {holm}. In UAR it does for {sure['UAR']}. Of the {n * (n - 1) // 2} pairs of\n"
+            f"semi-supervised methods these have an interval without zero in WAR: {'; '.join(apart) or 'none'}.\n")
 
 def between() -> list[dict]:
     "The differences in WAR between two semi-supervised methods whose interval over draws lies above zero."
@@ -112,8 +112,8 @@ def neighbours():
     spread = {name: r.history["feature_std"].iloc[-1] for name, r in runs.items()}
     grouping, painting = (runs["simfle"].history[c].dropna() for c in ("g", "val_reconstruction"))
     return ("".join(lines) + f"\nThe spread of the features ends at {spread['byol']:.2f} and {spread['simfle']:.2f}. "
-            f"The grouping loss g of `simfle` goes from {grouping.iloc[0]:.1f} to {grouping.iloc[-1]:.1f},\nits error of "
-            f"painting on held-out faces from {painting.iloc[0]:.3f} to {painting.iloc[-1]:.3f}.\n")
+            f"The grouping loss\ng of `simfle` goes from {grouping.iloc[0]:.1f} to {grouping.iloc[-1]:.1f}, its error "
+            f"of painting on held-out faces from {painting.iloc[0]:.3f} to {painting.iloc[-1]:.3f}.\n")
 
 def painting():
     return f"{by_epoch(of_all_labels('drawn', 'simfle'), 'val_reconstruction', '{:.2f}', 1)}\n"
