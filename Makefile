@@ -57,7 +57,7 @@ gpu-study:
 	$(RUN_CLI) sweep results/gpu-study.yaml \
 		--set data_root=$(DATA) --results-dir $(RESULTS) --minutes $(MINUTES) || test $$? -eq 3
 
-# how fast a GPU trains, beside the passes alone and the usual way: rows for results/throughput
+# how fast a GPU trains, beside the passes alone and the usual way: rows for results/own/throughput
 gpu-bench:
 	$(RUN_CLI) bench --device cuda --image-sizes 112 --faces 512 --changes
 	$(RUN_CLI) bench --device cuda --methods supervised,dtm,simfle --backbone resnet50 --image-sizes 224 --faces 256 --changes
