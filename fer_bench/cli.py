@@ -497,7 +497,9 @@ def build(
     size: Annotated[int, typer.Option(help="side of the packed faces in pixels; 0: that of the pictures")] = 0,
     label_rule: Annotated[str, typer.Option(help="majority or argmax, for data sets with votes")] = "majority",
 ) -> None:
-    "Pack a data set into a FaceSet folder. Pictures are decoded and hashed; unreadable files are left out and listed."
+    """Pack a data set into a FaceSet folder, and print the faces of each class and split.
+
+    Pictures are decoded and hashed; unreadable files are left out and listed."""
     from fer_bench.catalogue import dataset_entry, make_source
     from fer_bench.data.faceset import build_faceset
     target = project_path(folder)
@@ -505,7 +507,9 @@ def build(
     sized = {"image_size": size} if size else {}
     config = RunConfig(dataset=dataset, data_root=data_root, label_rule=label_rule, **sized)
     labelled = "unlabelled" not in dataset_entry(dataset).flags
-    _show(build_faceset(make_source(config), target, size or None, require_labels=labelled))
+    faces = build_faceset(make_source(config), target, size or None, require_labels=labelled)
+    _show(faces)
+    print(faces.counts.to_string())
 
 @data.command()
 def verify(folder: FaceSetFolder) -> None:
@@ -554,8 +558,11 @@ def _show(faceset, path="") -> None:
     meta, labelled = faceset.meta, faceset.index["label"].notna().sum()
     print(f"{meta['name']}: {len(faceset.index)} faces of {meta['size'][0]} px, {labelled} labelled, "
           f"{len(meta['classes'])} classes, {len(meta['rejected'])} put aside  {path}")
-    for item in meta["rejected"][:10]:
-        print(f"  put aside: {item['key']}: {item['reason']}")
+    for remark in meta["facts"].get("remarks", ()): print(f"  {remark}")
+    aside = {}
+    for item in meta["rejected"]: aside.setdefault(item["reason"], []).append(item["key"])
+    for reason, keys in sorted(aside.items(), key=lambda pair: -len(pair[1]))[:10]:
+        print(f"  put aside: {keys[0]}{f' and {len(keys) - 1} more' if keys[1:] else ''}: {reason}")
 
 # %% ../nbs/cli.ipynb #1095d0df
 if __name__ == "__main__" and "__file__" in globals(): main()

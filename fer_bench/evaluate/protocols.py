@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from ..core import BenchError, progress
 from ..data.feed import Order, batch_rows
-from ..data.views import LEAST_CROP, SMALL_FACE, affine, apply_view, downsample, seeded, warp
+from ..data.views import LEAST_CROP, SMALL_FACE, affine, apply_view, resample, seeded
 from .features import frozen
 from .predict import evaluating
 from ..train.batches import ORDER, VIEW
@@ -161,7 +161,7 @@ class Crop:
         return {"theta": torch.stack([affine(generator, n, (least, 1), (3 / 4, 4 / 3)) for least in LEAST_CROP], 1)}
 
     def __call__(self, images, size: int, theta) -> torch.Tensor:
-        images = warp(downsample(images.float().div(255), size), theta[:, int(size > SMALL_FACE)], size)
+        images = resample(images.float().div(255), theta[:, int(size > SMALL_FACE)], size)
         return images.clamp(0, 1).expand(-1, 3, -1, -1)
 
 # %% ../../nbs/evaluate/protocols.ipynb #2ee233f4
@@ -176,7 +176,7 @@ def sgd_probe(net, feed, rows, labels, image_size: int, epochs: int = 100, batch
     min(`batch_size`, N) faces with the learning rate `lr` · B / 256; an epoch has ⌈N / B⌉ steps. `balance`: none, or
     weights. `after_epoch(progress)` returns numbers to add to the epoch's dict. `seed` sets head, order and crops.
     `BenchError` for labels that do not fit and a loss that is not finite. Source: SimFLE (arXiv 2303.07648) and its
-    published implementation; smaller sets and crops: ours."""
+    published implementation (momentum .9); smaller sets and crops: ours."""
     rows = np.asarray(rows)
     labels = _checked_labels(labels, len(rows), net.head.out_features)
     size, history = min(batch_size, len(rows)), []
@@ -185,7 +185,7 @@ def sgd_probe(net, feed, rows, labels, image_size: int, epochs: int = 100, batch
     labels, weights = (torch.from_numpy(v).to(feed.device) for v in (labels, weights))
     with frozen(net.backbone), evaluating(net):
         head = _fresh_head(net.head, seed)
-        optimizer = torch.optim.SGD(head, lr=rate)
+        optimizer = torch.optim.SGD(head, lr=rate, momentum=0.9)
         for epoch in progress(range(epochs), desc="sgd probe", unit="epoch"):
             losses = []
             for step in range(epoch * steps, (epoch + 1) * steps):

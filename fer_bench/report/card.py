@@ -25,8 +25,9 @@ def model_card(record, faces: dict, files) -> str:
         data=literal(m.dataset), hash=m.data_hash[:12], counts=f"{m.n['labelled']:,} labelled faces ({labels}){pool}",
         size=" x ".join(map(str, faces["size"])),
         colour="grey, repeated to three channels" if faces["colour"] == "grey" else "RGB",
-        alignment=faces["alignment"], audit=literal(" ".join(m.audit or ["nothing that counts as a failure."])),
-        seen=f"{m.images_seen:,}", start=c["init"], seed=c["seed"], draw=c["label_seed"],
+        alignment=faces["alignment"], pixels=m.pixels.sentence() if m.pixels else "mean and std as timm's backbone",
+        audit=literal(" ".join(m.audit or ["nothing that counts as a failure."])),
+        seen=f"{m.images_seen:,}", start=literal(m.loaded.sentence(c["init"])), seed=c["seed"], draw=c["label_seed"],
         parameters=f"{m.parameters:,}", n=f"{m.test.n:,}", select=SELECTED[m.select], rows="\n".join(_rows(m)),
         licence=literal(faces["licence"].rstrip(".")),
         files="\n".join(FILES[name] for name in files))
@@ -61,8 +62,8 @@ license: other
 
 ## Data
 
-Data set `{data}` (content hash {hash}): {counts}. Faces: {size} pixels, {colour}, alignment: {alignment}. The audit of
-the data found: {audit}
+Data set `{data}` (content hash {hash}): {counts}. Faces: {size} pixels, {colour}, alignment: {alignment}. The model
+normalises pixels itself ({pixels}). The audit of the data found: {audit}
 
 ## Budget
 

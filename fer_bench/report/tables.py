@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'NOTES', 'APART', 'check_classes', 'compare', 'comparable', 'task_key', 'notes', 'drawn_note',
-           'oracle_note', 'selection_note', 'data_note', 'fold_note', 'budget_note', 'capped_note', 'code_note',
-           'processor_note', 'shipped_note', 'audit_note', 'leaderboard_table', 'with_shipped']
+           'oracle_note', 'selection_note', 'data_note', 'fold_note', 'budget_note', 'capped_note', 'weights_note',
+           'code_note', 'processor_note', 'shipped_note', 'numerics_note', 'audit_note', 'leaderboard_table',
+           'with_shipped']
 
 # %% ../../nbs/report/tables.ipynb #b65df781
 from collections import Counter
@@ -20,10 +21,12 @@ from fer_bench.report.names import (
     data_name,
     made_on,
     method_title,
+    older,
     repeat,
     repeat_unit,
     setting_names,
     shipped,
+    with_settings,
 )
 
 # %% ../../nbs/report/tables.ipynb #4946260c
@@ -43,20 +46,21 @@ def compare(records) -> pd.DataFrame:
     """A row a run, in the order given: what was trained, on how much, and WAR, UAR, macro-F1 as "87.4 [86.1, 88.6]".
 
     `records`: finished runs with the same classes. WAR, UAR and macro-F1 are percent with their 95 % intervals;
-    `labels` a class, or "all"; `commit` ends in "+" where the code had changes that no commit holds. `record` tells
-    shipped runs from own ones, if any is shipped. `notes` belongs under it. `BenchError` for no records, and for
-    records with different classes. Source: ours."""
+    `labels` a class, or "all"; `commit` ends in "+" where the code had changes that no commit holds. Where numerics
+    differ, the method of an older row says so. `record` tells shipped runs from own ones, if any is shipped. `notes`
+    belongs under it. `BenchError` for no records, and for records with different classes. Source: ours."""
     records = check_classes(records)
-    table = pd.DataFrame([_row(r) for r in records])
+    table = pd.DataFrame([_row(r, mark) for r, mark in zip(records, older(records), strict=True)])
     if any(map(shipped, records)): table["record"] = ["shipped" if shipped(r) else "own" for r in records]
     return table
 
-def _row(record) -> dict:
+def _row(record, mark: str) -> dict:
     c, m = record.config, record.metrics
     capped = " (capped)" if m.capped else ""
     without = " without copies" if c.get("dedupe") == "cross_split" else ""
     pool = zip(m.pool.faces, m.pool.members, strict=True) if m.pool else ()
-    return {"method": method_title(record), "backbone": c["backbone"], "init": c["init"],
+    return {"method": with_settings(method_title(record), [mark] * bool(mark)), "backbone": c["backbone"],
+            "init": c["init"],
             "labels": (c.get("budget") or str(c["labels_per_class"] or "all")) + capped + without,
             "unlabelled": " + ".join(f"{n:,} {name}" for n, name in pool) or "none", "seed": c["seed"],
             "labelled seen": m.labelled_seen, "images seen": m.images_seen, "params (M)": round(m.parameters / 1e6, 2),
@@ -89,8 +93,9 @@ def task_key(record) -> tuple:
 def notes(records) -> list[str]:
     """The sentences that must stand under a table of `records`, an empty list where there is nothing to say.
 
-    They tell of drawn faces, selection on the test split, mixed selection, splits, budgets and commits, incomplete
-    folds, classes smaller than the budget, and problems that the audit of the data found."""
+    They tell of drawn faces, selection on the test split, mixed selection, splits, budgets, commits and numerics,
+    incomplete folds, classes smaller than the budget, weights that were loaded, and problems that the audit of the
+    data found."""
     records = list(records)
     return [sentence for note in NOTES if (sentence := note(records))]
 
@@ -148,6 +153,11 @@ def capped_note(records) -> str:
     sizes = ", ".join(f"{c} {n}" for c, n in capped.items())
     return f"Capped: these classes have fewer faces than the labels asked for, and gave all they have ({sizes})."
 
+def weights_note(records) -> str:
+    "Runs start from a weights file, or from those of another run."
+    found = dict.fromkeys(r.metrics.loaded.sentence(r.config["init"]) for r in records if r.metrics.loaded.matched)
+    return f"Start weights: {'. '.join(found)}." if found else ""
+
 def code_note(records) -> str:
     "Commits differ, or some had uncommitted changes."
     commits = sorted({code_state(r) for r in records})
@@ -167,13 +177,20 @@ def shipped_note(records) -> str:
     n = sum(map(shipped, records))
     return f"{n} of the {len(records)} runs came with the code; the others are your own." if n else ""
 
+def numerics_note(records) -> str:
+    "The same config would have given other numbers in some rows."
+    marks = sorted(set(older(records)) - {""})
+    if not marks: return ""
+    return (f"Rows marked {' or '.join(marks)} were made with older numerics than the others: the same run gives other "
+            "numbers now, so part of their difference is the code's. CHANGELOG.md says what has changed.")
+
 def audit_note(records) -> str:
     "What the audit of the data found."
     problems = dict.fromkeys(p for r in records for p in r.metrics.audit)
     return f"The audit of the data found: {' '.join(problems)}" if problems else ""
 
-NOTES = (drawn_note, oracle_note, selection_note, data_note, fold_note, budget_note, capped_note, code_note,
-         processor_note, shipped_note, audit_note)
+NOTES = (drawn_note, oracle_note, selection_note, data_note, fold_note, budget_note, capped_note, weights_note,
+         code_note, numerics_note, processor_note, shipped_note, audit_note)
 
 # %% ../../nbs/report/tables.ipynb #b5a33e5a
 APART = {"classes": "numbers of classes", "data": "data sets", "drawn": "kinds of faces, drawn and real"}

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..catalogue import find_method, make_method, method_entry
-from ..config import NO_NUMBER, RunConfig, option_defaults, recorded_config, run_id
+from ..config import NO_NUMBER, NUMERICS, PROBE, RunConfig, option_defaults, recorded_config, run_id
 from ..core import OWN_RESULTS, BenchError, hold_lock, make_folder, project_path, terminable, write_json
 from ..data.audit.audit import cached_audit
 from ..data.faceset import check_unchanged
@@ -82,11 +82,12 @@ def _record_of(config, faceset, split, pool) -> Record:
                          "validation faces.")
     return Record(runs_folder(config.path("results_dir"))/id_of(config, faceset, split, pool, init_hash(config)))
 
-def id_of(config, faceset, split, pool, init: str) -> str:
-    "The run id of `config` on these data. `init`: its `init_hash`. A built FaceSet is shown by its own name."
+def id_of(config, faceset, split, pool, init: str, numerics: tuple[int, int] = (NUMERICS, PROBE)) -> str:
+    """The run id of `config` on these data. `init`: its `init_hash`. A built FaceSet is shown by its own name.
+    `numerics`: as of `run_id`."""
     name = re.sub(r"[^\w.+-]", "_", faceset.meta["name"]) if config.dataset == "faceset" else ""
     return run_id(config, faceset.meta["content_hash"], split.hash, init, pool.hash if pool else "",
-                  uses_bf16(config.device, config.precision), name)
+                  uses_bf16(config.device, config.precision), name, numerics)
 
 def _launch(config, record) -> None:
     "Do the run in `config.processes` new processes, because a process that has used its GPU cannot be forked."
@@ -151,7 +152,8 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
         logits = predict(method, feed, split.test, config.image_size)
     for faces in sets: check_unchanged(faces)
     if not is_main(): return
-    facts = {"audit": audit, "loaded": loaded, "probe": found, "device": device, "peak_memory_mb": peak_memory(device)}
+    facts = {"audit": audit, "loaded": loaded, "pixels": method.net.pixels(), "probe": found, "device": device,
+             "peak_memory_mb": peak_memory(device)}
     _write(config, faceset, split, pool, folder, method, history, logits, facts)
 
 # %% ../../nbs/runs/experiment.ipynb #2721b47c
@@ -245,6 +247,7 @@ def _write(config, faceset, split, pool, folder, method, history, logits, facts:
         "n": split.counts, "origin": split.origin, "capped": split.capped,
         "faces": {name: faceset.meta[name] for name in FACE_FACTS},
         "data_hash": faceset.meta["content_hash"], "split_hash": split.hash, "init_hash": init_hash(config),
+        "numerics": [NUMERICS, PROBE],
         "precision": "bf16" if uses_bf16(config.device, config.precision) else "fp32",
         "option_defaults": option_defaults(config.method), "loss_parts": loss_parts(history),
         "select": config.select, "epoch": chosen["epoch"], "labelled_seen": labelled,

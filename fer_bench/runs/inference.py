@@ -189,7 +189,8 @@ def export(run, folder, onnx: bool = False, results_dir=OWN_RESULTS) -> Path:
                          "lost.")
     with atomic_folder(target) as part:
         save_weights(part/MODEL, model, {"run_id": model.run_id})
-        config = {"backbone": record.config["backbone"], "min_map": record.config.get("min_map", 0)}
+        early = {"min_map": 0, "normalise": ""}  # in records from before these fields
+        config = early | {n: record.config[n] for n in ("backbone", *early) if n in record.config} | model.pixels()
         write_json(part/FACTS, {"run_id": model.run_id, "classes": list(model.classes), "image_size": model.image_size,
                                 "faces": model.faces, **config, "sha256": sha256((part/MODEL).read_bytes())})
         _need_agreement(model, _exported(part), MODEL)
@@ -206,7 +207,7 @@ def _exported(folder: Path) -> nn.Module:
         if sha256((folder/MODEL).read_bytes()) != facts["sha256"]: raise ValueError(f"{MODEL} is not what was exported")
         if is_own_backbone(facts["backbone"]): need_imported(f"The model {str(folder)!r}", facts["backbone"])
         net, _ = create_classifier(facts["backbone"], len(facts["classes"]), facts["image_size"],
-                                   min_map=facts["min_map"])
+                                   min_map=facts["min_map"], normalise=facts.get("normalise", ""))
         net.load_state_dict(load_file(folder/MODEL))
         return _with_facts(net, facts)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as e:

@@ -20,12 +20,15 @@ from ..config import recorded_config
 from ..core import BenchError, atomic_file, json_hash, sha256
 from ..data.feed import Feed
 from ..data.labels import label_map
+from ..distributed import is_main
 from ..evaluate.predict import predict
 from ..methods.base import Method
 from ..methods.own import code_hash, own_code
-from ..models.backbones import Classifier, create_classifier, is_own_backbone, weights_path
+from ..models.backbones import Classifier, create_classifier, is_own_backbone
+from ..models.weights import weights_path
 from ..record import Record, load_run
 from .evaluation import evaluate_logits
+from ..schema import Loaded
 
 # %% ../../nbs/runs/networks.ipynb #7bf252b8
 WEIGHTS, PRETRAINED = "weights.safetensors", "pretrained.safetensors"  # beside the record: large, never committed
@@ -33,11 +36,11 @@ WEIGHTS, PRETRAINED = "weights.safetensors", "pretrained.safetensors"  # beside 
 def init_of(config) -> str:
     """`config.init`; for `run:ID`, the path of that run's weights.
 
-    `BenchError` for a missing run, a run without weights, and a run with another `backbone` or `min_map`."""
+    `BenchError` for a missing run, a run without weights, and one with another `backbone`, `min_map` or `normalise`."""
     if not config.init.startswith("run:"): return config.init
     record = load_run(config.init.removeprefix("run:"), config.path("results_dir"))
-    for name in ("backbone", "min_map"):
-        if (theirs := record.config.get(name, 0)) != (ours := getattr(config, name)):
+    for name, early in (("backbone", ""), ("min_map", 0), ("normalise", "")):  # early: in records from before the field
+        if (theirs := record.config.get(name, early)) != (ours := getattr(config, name)):
             raise BenchError(f"init = {config.init!r} was trained with {name} = {theirs!r}, but this run has {ours!r}. "
                              f"Set {name}={theirs!r}.")
     return str(_file_of(record, WEIGHTS))
@@ -59,8 +62,11 @@ def _hash_once(path: str, size: int, changed: int) -> str:
     return sha256(Path(path).read_bytes())
 
 def create_network(config, n_classes: int, init: str = "scratch") -> tuple[Classifier, dict]:
-    "→ (the `Classifier` of `config`, which weights were loaded); `init` as in `create_classifier`."
-    return create_classifier(config.backbone, n_classes, config.image_size, init, min_map=config.min_map)
+    "→ (the `Classifier` of `config`, which weights were loaded, also printed); `init` as in `create_classifier`."
+    net, loaded = create_classifier(config.backbone, n_classes, config.image_size, init, config.min_map,
+                                    config.normalise, config.init_partial)
+    if init != "scratch" and is_main(): print("Start weights:", Loaded(**loaded).sentence(config.init))
+    return net, loaded
 
 # %% ../../nbs/runs/networks.ipynb #a1559f25
 def save_weights(path: Path, module: torch.nn.Module, metadata: dict[str, str] | None = None) -> None:
