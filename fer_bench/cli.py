@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a path may hold characters that the terminal cannot show
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     try:
-        with terminable(): app(argv)
+        with terminable(): _command()(argv)
     except SystemExit as e:
         if e.code in (130, 143): print(STOPPED, file=sys.stderr)
         raise
@@ -65,6 +65,16 @@ def main(argv: list[str] | None = None) -> None:
         file = f": {e.filename!r}" if e.filename else ""
         _fail(f"{e.strerror or e}{file}. What is finished is kept. Fix this and run the same command again. "
               "`fer-bench doctor` checks folders and disks.")
+
+def _command():
+    "The command of `app`. Its help is plain text: Rich would take a word in brackets for markup and leave it out."
+    from rich.markup import escape
+    found = [typer.main.get_command(app)]
+    for command in found:
+        found.extend(getattr(command, "commands", {}).values())
+        for part in (command, *command.params):
+            if "[" in (getattr(part, "help", None) or ""): part.help = escape(part.help)
+    return found[0]
 
 STOPPED = "fer-bench: stopped. Finished runs and epochs are kept; the same command goes on from there."
 
@@ -339,7 +349,9 @@ def look_(
     from fer_bench.report.tables import to_terminal
     record = load_run(run_id, project_path(results_dir))
     faces = open_faceset(project_path(faceset)) if faceset else None
-    to_terminal(look_table(look(record, faces, kind), score))
+    scores = look(record, faces, kind)
+    to_terminal(look_table(scores, score))
+    print(f"Maps of the layer {scores['layer'].iloc[0]}; scores of another layer cannot be compared with these.")
 
 @app.command()
 def evaluate(
@@ -366,13 +378,14 @@ def methods(
     name: Annotated[str, typer.Argument(help="a method to explain, with options and recipe; empty: list all")] = "",
 ) -> None:
     "List the methods and data sets, or show the options of one method."
+    from rich.markup import escape
     from rich.table import Table
     if name: return _explain(name)
     table = Table("method", "kind", "what it is")
-    for key, entry in METHODS.items(): table.add_row(key, entry.kind, entry.about)
+    for key, entry in METHODS.items(): table.add_row(escape(key), entry.kind, escape(entry.about))
     _print(table)
     table = Table("data set", "what it is")
-    for key, entry in DATASETS.items(): table.add_row(key, entry.about)
+    for key, entry in DATASETS.items(): table.add_row(escape(key), escape(entry.about))
     _print(table)
 
 def _explain(name: str) -> None:
@@ -387,7 +400,8 @@ def _explain(name: str) -> None:
     table = Table("option", "default", "values", "what it is", title=None if fields else "no options of its own")
     for key, field in fields.items():
         default = str(defaults[key]) if key in defaults else "set by the preset"
-        table.add_row("--" + key.replace("_", "-"), default, escape(_values(field)), escape(field.description or ""))
+        cells = ("--" + key.replace("_", "-"), default, _values(field), field.description or "")
+        table.add_row(*map(escape, cells))
     _print(table)
     own = {k: v for k, v in own_values(name).items() if k in RunConfig.model_fields}
     print("Its defaults of shared fields:", ", ".join(f"{k} {v}" for k, v in own.items()))
@@ -410,10 +424,13 @@ def predict_(
     output: Annotated[str, typer.Option(help="csv file for the probabilities; empty: print them")] = "",
     results_dir: Results = OWN_RESULTS,
 ) -> None:
-    "Predict class probabilities for pictures of faces that are cropped like those of the run's data set."
+    """Predict class probabilities for pictures of faces that are cropped like those of the run's data set.
+
+    A row per picture. The column note says which cannot be used, and why, and which hardly are faces that were cut out.
+    Exit code 1 if none can be used."""
     from fer_bench.core import atomic_file
     from fer_bench.runs.inference import load_model, predict
-    table = predict(load_model(run_id, results_dir), [project_path(p) for p in pictures])
+    table = predict(load_model(run_id, results_dir), [project_path(p) if p else p for p in pictures])
     if not output: return print(table.round(4).to_csv(), end="")
     with atomic_file(project_path(output)) as part: table.to_csv(part)
     print(f"{len(table)} pictures in {project_path(output)}")
@@ -421,8 +438,9 @@ def predict_(
 @app.command("export")
 def export_(
     run_id: TrainedRun,
-    folder: Annotated[str, typer.Argument(help="folder for the model: a new one, or an earlier export")],
-    onnx: Annotated[bool, typer.Option("--onnx", help="also export ONNX; needs onnx and onnxscript")] = False,
+    folder: Annotated[str, typer.Argument(help="folder for the model: a new one, or one that holds an earlier export "
+                                               "and nothing else, which is replaced")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="also export ONNX: pip install 'fer_bench[onnx]'")] = False,
     results_dir: Results = OWN_RESULTS,
 ) -> None:
     "Export the network of a run as safetensors with its model card, and check it against the original."

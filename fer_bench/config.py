@@ -116,7 +116,8 @@ class RunConfig(BaseModel):
     split: str = Field(
         "official", description="choice of test faces: official, fold:I/K, subject:NAME, or a manifest (csv)")
     dedupe: Literal["none", "cross_split"] = Field(
-        "none", description="cross_split: drop training faces that are copies of validation or test faces")
+        "none",
+        description="cross_split: drop copies of validation and test faces in training, of test faces in validation")
     label_seed: int = Field(
         0, ge=0, description="seed for choosing the labelled faces and split-off validation and test faces")
     # the unlabelled faces

@@ -72,7 +72,9 @@ class ProbeFacts(Facts):
     "How the classifier on the frozen backbone was chosen."
     kind: Literal["linear", "sgd"] = Field(description="as `RunConfig.probe`")
     strength: float | None = Field(None, description="linear: weight of L2 that was chosen")
-    val_WAR: dict[Text, Rate] = Field({}, max_length=1000, description="linear: strength → WAR on validation faces")
+    chosen_by: Literal["validation faces", "cross-validation"] = Field(
+        "validation faces", description="linear: labels that chose the strength; cross-validation: of the budget")
+    val_WAR: dict[Text, Rate] = Field({}, max_length=1000, description="linear: strength → WAR by which it was chosen")
 
 class Loaded(Facts):
     "What fitted of the weights that the backbone started from."
@@ -132,11 +134,13 @@ class Metrics(Facts):
     select: Literal["last", "val", "oracle"] = Field(description="how the reported epoch was chosen")
     epoch: Count = Field(description="the reported epoch")
     labelled_seen: Count | None = Field(None, description="labelled faces seen in training; 0 for a probe")
-    images_seen: Count = Field(description="faces seen in training, each time counted")
+    images_seen: Count = Field(
+        description="faces seen in training, each time counted, with those of the run that it starts from")
     labelled_counts: PerClass | None = Field(None, description="labelled faces of each class (K,)")
     pool: PoolFacts | None = Field(None, description="the unlabelled faces, where the method takes any")
     pool_truth: PerClass | None = Field(None, description="faces of the pool whose class is known, by class (K,)")
     parameters: Count = Field(description="of the network")
+    weights: dict[Text, Hash] = Field({}, max_length=10, description="file of weights → SHA-256")
     loaded: Loaded = Field(Loaded(), description="what fitted of the start weights; nothing from scratch")
     pixels: PixelFacts | None = Field(None, description="how the network normalises pixels")
     probe: ProbeFacts | None = Field(None, description="of the classifier on frozen features")

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fer_bench import store
-from fer_bench.config import RunConfig, recorded_config, run_id
+from fer_bench.config import NUMERICS, PROBE, RunConfig, recorded_config, run_id
 from fer_bench.core import BenchError, read_json, sha256, write_json, write_text
 from fer_bench.data.splits import make_split, save_manifest
 from fer_bench.evaluate.metrics import confusion_counts, rates
@@ -53,7 +53,8 @@ def made(results, seed=0, metrics=None, weights=True, method="supervised") -> Re
     test = {"confusion": counts.tolist(), "n": 12, **{n: float(v) for n, v in rates(counts).items()}}
     write_json(folder/"config.json", config.model_dump())
     write_metrics(folder,
-                  **example_metrics(classes=CLASSES, split_hash=split.hash, test=test | (metrics or {})).model_dump())
+                  **example_metrics(classes=CLASSES, split_hash=split.hash, numerics=[NUMERICS, PROBE],
+                                    test=test | (metrics or {})).model_dump())
     write_json(folder/"environment.json", ENVIRONMENT)
     write_history(folder, [{"epoch": 1, "loss": 0.5}])
     write_predictions(folder, [f"é{i}" for i in range(12)], [CLASSES[i] for i in labels], logits)

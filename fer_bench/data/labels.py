@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FERPLUS8', 'BASIC7', 'RAFDB7', 'FER2013_7', 'AFFECTNET8', 'ABAW8', 'CK7', 'JAFFE7', 'SYNONYMS', 'MOST', 'NO_LABEL',
            'DROPPED', 'VOTED', 'LABEL_RULES', 'plain_name', 'field_name', 'one_spelling', 'odd_names', 'need_few',
-           'nearest_name', 'label_map', 'majority', 'argmax']
+           'nearest_name', 'label_map', 'without_singles', 'vote_shares', 'majority', 'argmax']
 
 # %% ../../nbs/data/labels.ipynb #ece961a5
 import difflib
@@ -106,10 +106,23 @@ def _no_map(source, target, why: str) -> BenchError:
 # %% ../../nbs/data/labels.ipynb #6b26f52f
 VOTED = (*FERPLUS8, "unknown", "NF")  # columns of a FER+ vote; NF: not a face
 
+def without_singles(votes) -> np.ndarray:
+    "`votes` (..., 10) with counts of one set to zero, as the FER+ release does first."
+    votes = np.asarray(votes)
+    return np.where(votes > 1, votes, 0)
+
+def vote_shares(votes, n_classes: int = len(FERPLUS8)) -> np.ndarray:
+    """(N, `n_classes`) float32: share of each of the first classes of `VOTED` in a face's `votes` (N, 10), no singles.
+
+    The shares sum to 1. They are all 0 for a face without votes for these classes."""
+    votes = np.asarray(votes, float).reshape(-1, len(VOTED))[:, :n_classes]
+    kept = without_singles(votes)
+    kept = np.where(kept.any(1, keepdims=True), kept, votes)
+    return (kept / np.maximum(kept.sum(1, keepdims=True), 1)).astype(np.float32)
+
 def majority(votes) -> tuple[str | None, str | None]:
     "(label, reason why there is none) by the rule of the FER+ release; `votes` (10,): counts in the order of `VOTED`."
-    votes = np.asarray(votes)
-    kept = np.where(votes > 1, votes, 0)
+    kept = without_singles(votes)
     if not kept.sum(): return None, "no class has more than one vote"
     if 2 * kept.max() <= kept.sum(): return None, "no majority"
     winner = VOTED[kept.argmax()]

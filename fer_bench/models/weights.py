@@ -65,6 +65,7 @@ def read_weights(path) -> dict:
     no file, for one that cannot be read or holds code, and for one without tensors. Runs no code of the file."""
     path = weights_path(path)
     try: found = _load(path)
+    except BenchError: raise
     except Exception as e: raise _unreadable(path, e) from None  # each reader has errors of its own
     tensors = _flat(found, path)
     if not tensors: raise BenchError(f"{str(path)!r} holds no weights: there is no tensor in it. {REMEDY}")
@@ -73,9 +74,11 @@ def read_weights(path) -> dict:
 def _load(path: Path):
     with path.open("rb") as file: head = file.read(64)
     if head[8:9] == b"{": return load_file(path)
-    if head.startswith(b"PK") or LEGACY in head:
-        with torch.serialization.safe_globals(HARMLESS): return torch.load(path, "cpu", weights_only=True)
-    with path.open("rb") as file: return ArrayUnpickler(file, encoding="latin1").load()  # Python 2 wrote the oldest
+    if zipfile.is_zipfile(path) and (said := _other_zip(zipfile.ZipFile(path).namelist())):
+        raise BenchError(f"{str(path)!r} cannot be read as weights: it {said}")
+    with path.open("rb") as file, torch.serialization.safe_globals(HARMLESS):
+        if head.startswith(b"PK") or LEGACY in head: return torch.load(file, "cpu", weights_only=True)
+        return ArrayUnpickler(file, encoding="latin1").load()  # the oldest were written by Python 2
 
 LEGACY = bytes.fromhex("6cfc9c46f9206aa85019")  # torch.serialization's MAGIC_NUMBER, in files before torch 1.6
 REMEDY = "Give a .safetensors file, or a checkpoint written by torch.save(model.state_dict(), 'weights.pt')."
@@ -114,8 +117,6 @@ def _unreadable(path: Path, error: Exception) -> BenchError:
     if not head.strip(): return BenchError(f"{str(path)!r} is empty. Download it again.")
     known = next((said for start, said in FOREIGN.items() if head.lower().lstrip().startswith(start)), "")
     if known: return BenchError(f"{str(path)!r} cannot be read as weights: it {known}")
-    if zipfile.is_zipfile(path) and (said := _other_zip(zipfile.ZipFile(path).namelist())):
-        return BenchError(f"{str(path)!r} cannot be read as weights: it {said}")
     if kind := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return BenchError(f"{str(path)!r} cannot be read as weights: it holds an object of {kind[1]}, and to load that "
                           "would run code. In the project that wrote the file, save the tensors alone: "
@@ -183,9 +184,17 @@ def _fit(backbone, own: dict, prefix: str, found: dict) -> Fit:
 def _numbered(found: dict, own: dict) -> dict:
     "`found` with the names of the backbone's children, where its own are the numbers of an `nn.Sequential`."
     numbers, children = ({name.partition(".")[0]: None for name in names} for names in (found, own))
-    if not all(n.isdigit() for n in numbers) or len(numbers) != len(children): return found
+    if not all(n.isdigit() for n in numbers): return found
+    if len(numbers) != len(children): return _by_order(found, own)
     names = dict(zip(sorted(numbers, key=int), children, strict=True))
     return {names[top] + dot + rest: v for (top, dot, rest), v in ((n.partition("."), v) for n, v in found.items())}
+
+def _by_order(found: dict, own: dict) -> dict:
+    "`found` under the names of `own`, where both have the same kinds of tensors and shapes, one after the other."
+    steps = lambda name: [int(part) for part in name.split(".") if part.isdigit()]
+    what = lambda tensors: [(name.rpartition(".")[2], v.shape) for name, v in tensors.items()]
+    in_order = [*found] == sorted(found, key=steps)  # safetensors sorts by name: 10 before 2
+    return dict(zip(own, found.values(), strict=True)) if in_order and what(found) == what(own) else found
 
 def _filtered(backbone, found: dict) -> dict:
     "`found` after the `checkpoint_filter_fn` of the backbone's module, where there is one that takes it."
@@ -232,7 +241,7 @@ def _rank(fit: Fit) -> int:
     return 0 if words & FIRST else 2 if words & LAST else 1
 
 def _same(a: Fit, b: Fit) -> bool:
-    return a.state.keys() == b.state.keys() and all(torch.equal(v, b.state[k]) for k, v in a.state.items())
+    return a is b or (a.state.keys() == b.state.keys() and all(torch.equal(v, b.state[k]) for k, v in a.state.items()))
 
 def _need_numbers(state: dict, source: str) -> None:
     bad = [name for name, v in state.items() if v.is_floating_point() and not v.float().isfinite().all()]
@@ -246,8 +255,9 @@ def _misfit(fit: Fit, body: list[str], source: str) -> BenchError:
                                f"({_few(fit.missing)})")
     if body: why.append(f"{len(body)} tensors of the file belong to a larger or another network ({_few(body)})")
     under = f" under {fit.prefix!r}" if fit.prefix else ""
-    partial = " To load only what fits and leave the rest random, set init_partial=True." if fit.state else ""
+    partial = "To load only what fits and leave the rest random, set init_partial=True."
+    if not fit.state: partial = f"Nothing fits: the file calls its tensors {_few(fit.unused)}, not as timm does."
     return BenchError(f"{str(source)!r} does not fit the backbone: {', and '.join(why)}{under}. Set backbone to the "
-                      f"network that the file is of.{partial}")
+                      f"network that the file is of. {partial}")
 
 def _few(names: list[str]) -> str: return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'NOTES', 'APART', 'check_classes', 'compare', 'comparable', 'task_key', 'notes', 'drawn_note',
-           'oracle_note', 'selection_note', 'data_note', 'fold_note', 'budget_note', 'capped_note', 'weights_note',
-           'code_note', 'processor_note', 'shipped_note', 'numerics_note', 'audit_note', 'leaderboard_table',
-           'with_shipped']
+           'oracle_note', 'selection_note', 'validation_note', 'data_note', 'fold_note', 'budget_note', 'capped_note',
+           'weights_note', 'code_note', 'processor_note', 'shipped_note', 'numerics_note', 'audit_note',
+           'leaderboard_table', 'with_shipped']
 
 # %% ../../nbs/report/tables.ipynb #b65df781
 from collections import Counter
@@ -117,6 +117,17 @@ def selection_note(records) -> str:
     rules = sorted({r.metrics.select for r in records} - {"oracle"})
     return f"Rows differ in how the reported epoch was chosen ({', '.join(rules)})." if len(rules) > 1 else ""
 
+def validation_note(records) -> str:
+    "Labels of validation faces chose something, beside a label budget."
+    def chose(r) -> bool:
+        found, budget = r.metrics.probe, r.config.get("labels_per_class") or r.config.get("budget")
+        probed = found and found.kind == "linear" and found.chosen_by == "validation faces"
+        return bool(budget) and (r.metrics.select == "val" or bool(probed))
+    beside = [r.metrics.n.get("val", 0) for r in records if chose(r)]
+    if not any(beside): return ""
+    return (f"In {len(beside)} of {len(records)} rows the labels of {max(beside):,} validation faces, which the budget "
+            "does not count, chose the reported epoch or the penalty of the probe.")
+
 def data_note(records) -> str:
     "Data, splits or draws of labels differ, folds apart."
     fold = lambda r: repeat(r) if repeat_unit(r) in FOLDS.values() else ""
@@ -189,8 +200,8 @@ def audit_note(records) -> str:
     problems = dict.fromkeys(p for r in records for p in r.metrics.audit)
     return f"The audit of the data found: {' '.join(problems)}" if problems else ""
 
-NOTES = (drawn_note, oracle_note, selection_note, data_note, fold_note, budget_note, capped_note, weights_note,
-         code_note, numerics_note, processor_note, shipped_note, audit_note)
+NOTES = (drawn_note, oracle_note, selection_note, validation_note, data_note, fold_note, budget_note, capped_note,
+         weights_note, code_note, numerics_note, processor_note, shipped_note, audit_note)
 
 # %% ../../nbs/report/tables.ipynb #b5a33e5a
 APART = {"classes": "numbers of classes", "data": "data sets", "drawn": "kinds of faces, drawn and real"}

@@ -22,6 +22,7 @@ from ..catalogue import find_method, make_method, method_entry
 from ..config import NO_NUMBER, NUMERICS, PROBE, RunConfig, option_defaults, recorded_config, run_id
 from ..core import OWN_RESULTS, BenchError, hold_lock, make_folder, project_path, terminable, write_json
 from ..data.audit.audit import cached_audit
+from ..data.audit.checks import check_split
 from ..data.faceset import check_unchanged
 from ..data.feed import Feed
 from ..data.splits import save_manifest
@@ -121,7 +122,7 @@ def _attempt(config, faceset, split, pool, folder) -> None:
     kept = folder.parent.parent/"splits"/f"{split.hash[:12]}.csv"
     if not kept.exists(): save_manifest(faceset.index, split, kept)
     try:
-        audit = failures(cached_audit(faceset))
+        audit = failures(cached_audit(faceset), faceset.index, split)
         for sentence in audit: print(f"The audit of {faceset.meta['name']} found: {sentence}")
         _train_and_evaluate(config, faceset, split, pool, folder, audit)
     except BaseException as e:
@@ -229,9 +230,13 @@ def _torch_facts(device: str) -> dict:
 
 FACE_FACTS = ("size", "resize", "colour", "alignment", "licence")  # what the network expects of pictures; their licence
 
-def failures(audit: dict) -> list[str]:
-    "The failures of an audit, one sentence each. Every table of runs on these data shows them below."
-    return [f["sentence"] for f in audit["findings"] if f["level"] == "failure"]
+def failures(audit: dict, index, split) -> list[str]:
+    """The failures of an `audit` of the data, and of the `split` of the run on their `index`, one sentence each.
+
+    Every table of runs on these data shows them below."""
+    own = check_split(index, split)
+    kept = [f for f in audit["findings"] if f["check"] not in {finding.check for finding in own}]
+    return [f["sentence"] for f in [*kept, *map(vars, own)] if f["level"] == "failure"]
 
 def _write(config, faceset, split, pool, folder, method, history, logits, facts: dict) -> None:
     index, classes, entry = faceset.index, list(faceset.meta["classes"]), method_entry(config.method)
@@ -239,8 +244,12 @@ def _write(config, faceset, split, pool, folder, method, history, logits, facts:
     pooled = {} if pool is None else {"pool": pool.facts, "pool_truth": count(pool_truth(pool, faceset))}
     steps = 0 if entry.kind == "probe" else config.epochs * config.steps_per_epoch
     labelled = 0 if config.probe else steps * config.batch_size  # the faces of a probe are not seen in training
+    start = config.init.removeprefix("run:") if config.init.startswith("run:") else ""
+    before = load_run(start, config.path("results_dir")).metrics.images_seen if start else 0
     scored = "score" in history[0]
     chosen = max(history, key=lambda row: (row["score"], -row["epoch"])) if scored else history[-1]
+    weights = {WEIGHTS: save_weights(folder/WEIGHTS, method.evaluated)}
+    if config.probe and entry.kind != "probe": weights[PRETRAINED] = save_weights(folder/PRETRAINED, method)
     write_metrics(folder, **{
         "run_id": folder.name, "method": config.method, "kind": kind_of(config.model_dump()),
         "dataset": faceset.meta["name"], "drawn": faceset.drawn, "classes": classes,
@@ -251,15 +260,13 @@ def _write(config, faceset, split, pool, folder, method, history, logits, facts:
         "precision": "bf16" if uses_bf16(config.device, config.precision) else "fp32",
         "option_defaults": option_defaults(config.method), "loss_parts": loss_parts(history),
         "select": config.select, "epoch": chosen["epoch"], "labelled_seen": labelled,
-        "images_seen": labelled + steps * config.batch_size * (config.mu or 0),
+        "images_seen": before + labelled + steps * config.batch_size * (config.mu or 0),
         "labelled_counts": count(faceset.labels[split.labelled]), **pooled,
-        "parameters": sum(p.numel() for p in method.net.parameters()), **facts,
+        "parameters": sum(p.numel() for p in method.net.parameters()), "weights": weights, **facts,
         "train_seconds": round(sum(row["seconds"] for row in history), 1),
         "test": evaluate_logits(logits, faceset.labels[split.test], classes)})
     write_history(folder, history)
     write_predictions(folder, index["key"].iloc[split.test], index["label"].iloc[split.test], logits)
-    save_weights(folder/WEIGHTS, method.evaluated)
-    if config.probe and entry.kind != "probe": save_weights(folder/PRETRAINED, method)
 
 def peak_memory(device: str) -> int:
     "Peak memory in MiB: on a GPU, allocated by torch since the run began; on a CPU, of this process since its start."

@@ -8,6 +8,7 @@ __all__ = ['WEIGHTS', 'PRETRAINED', 'init_of', 'init_hash', 'create_network', 's
 
 # %% ../../nbs/runs/networks.ipynb #08085120
 import functools
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +70,11 @@ def create_network(config, n_classes: int, init: str = "scratch") -> tuple[Class
     return net, loaded
 
 # %% ../../nbs/runs/networks.ipynb #a1559f25
-def save_weights(path: Path, module: torch.nn.Module, metadata: dict[str, str] | None = None) -> None:
-    "Write the state of `module` to `path` as safetensors, atomically, with `metadata` in the file's header."
+def save_weights(path: Path, module: torch.nn.Module, metadata: dict[str, str] | None = None) -> str:
+    "Write the state of `module` to `path` as safetensors, atomically; → the file's SHA-256. `metadata`: its header."
     with atomic_file(path) as part:
         save_file({k: v.contiguous().clone() for k, v in module.state_dict().items()}, part, metadata)
+    return _file_hash(path)
 
 def load_classifier(record: Record) -> Classifier:
     """The trained network of `record`, in evaluation mode: faces (B, 3, H, W) in [0, 1] → logits (B, K).
@@ -102,6 +104,9 @@ def _with_weights(module, path: Path):
     except (SafetensorError, RuntimeError) as e:
         raise BenchError(f"{str(path)!r} is damaged or not the weights of its run ({str(e).splitlines()[0]}). Delete "
                          f"that file, and do the run again by: fer-bench redo {path.parent.name}") from None
+    if bad := [name for name, value in module.state_dict().items() if not value.isfinite().all()]:
+        raise BenchError(f"{str(path)!r} has values that are NaN or infinite, such as in {bad[0]!r}: the training "
+                         "diverged, or the file is damaged. Run again with a lower lr, or set clip_grad.")
     return module
 
 def _file_of(record: Record, name: str) -> Path:
@@ -109,26 +114,40 @@ def _file_of(record: Record, name: str) -> Path:
     if not path.exists():
         raise BenchError(f"Run {record.id!r} has no {name} here: records travel without weights. Do the run again "
                          f"by: fer-bench redo {record.id}")
+    if record.metrics.weights.get(name, sealed := _file_hash(path)) != sealed:
+        raise BenchError(f"{str(path)!r} is not the file that run {record.id!r} wrote: it is damaged, or the weights "
+                         "of another run, and the numbers of the record are not theirs. Put the run's own file there, "
+                         f"or delete it and do the run again by: fer-bench redo {record.id}")
     return path
 
 # %% ../../nbs/runs/networks.ipynb #5c81cdce
 def evaluate_on(record: Record, faceset) -> dict:
     """Metrics (as in `evaluate_logits`) of the network of `record` on the labelled test faces of another `faceset`.
 
-    Without test faces, its validation faces are used, or else all its labelled faces. "classes": those that both have,
-    in the network's order. "left_out": the number of faces of other classes. `BenchError` if there is no mapping of the
-    classes (`label_map`)."""
+    Without test faces, its validation faces are used, or else all its labelled faces. The network chooses among the
+    classes that both have, "classes", in the network's order; "over_all": the same metrics where it chooses among all
+    its classes. "left_out": the number of faces of other classes. Warns of classes that are bare numbers. `BenchError`
+    if there is no mapping of the classes (`label_map`)."""
     known, index = list(record.metrics.classes), faceset.index
     to = label_map(faceset.classes, known)  # class of the face -> class of the network, or None
+    _warn_of_numbers(record, faceset, to)
     rows = _test_rows(index)
     names = index["label"].iloc[rows].map(to)
     if names.isna().all():
         raise BenchError(f"Data set {faceset.meta['name']!r} has no test face of a class that run {record.id!r} knows.")
     kept, shared = names.notna().to_numpy(), [c for c in known if c in to.values()]
     network, columns = Method(load_classifier(record)), [known.index(c) for c in shared]
-    logits = predict(network, Feed(faceset.images), rows[kept], record.config["image_size"])[:, columns]
-    labels = np.array([shared.index(c) for c in names[kept]])
-    return evaluate_logits(logits, labels, shared) | {"classes": shared, "left_out": int((~kept).sum())}
+    logits = predict(network, Feed(faceset.images), rows[kept], record.config["image_size"])
+    over = lambda logits, classes: evaluate_logits(logits, np.array([classes.index(c) for c in names[kept]]), classes)
+    return over(logits[:, columns], shared) | {"over_all": over(logits, known), "classes": shared,
+                                               "left_out": int((~kept).sum())}
+
+def _warn_of_numbers(record, faceset, to: dict) -> None:
+    numbers = [name for name in to if name.strip().isdigit()]
+    if numbers and faceset.meta["content_hash"] != record.metrics.data_hash:
+        warnings.warn(f"Data set {faceset.meta['name']!r} and run {record.id!r} name classes by numbers "
+                      f"({', '.join(numbers)}), and these are taken for the same classes. Check that both use one "
+                      "code, or build them with the names of the expressions.", stacklevel=3)
 
 def _test_rows(index) -> np.ndarray:
     "Labelled rows of the test split, else of the val split, else all."

@@ -26,7 +26,7 @@ from ..evaluate.landmarks import score_intervals
 from ..record import kept_arrays
 from ..runs.networks import load_classifier, load_pretrained
 from ..runs.evaluation import subsample
-from ..runs.attribution import faces_of, faces_to_show, look, maps_of
+from ..runs.attribution import faces_of, faces_to_show, look, map_layer, maps_of
 from ..report.figures import PAGE, Picture, as_bytes, class_style, note_drawn, overlay, picture_rows, styled
 from ..report.choice import ABLATED, ablation, every_run, one_per_method, pretrained, with_flag
 from ..report.curves import (figure_confusion, figure_landmark_scores, figure_pretraining, figure_reliability,
@@ -141,6 +141,15 @@ def _explained(run, faceset, rows, kind: str) -> dict:
     return {"predicted": predicted, "maps": as_bytes(maps_of(network, images, kind, predicted, scaled=True))}
 
 # %% ../../nbs/show/gallery.ipynb #afb6041a
+def _of_one_layer(runs, kind: str) -> list:
+    "The most of `runs` whose maps of `kind` show one layer. Says which layer, and which runs are left out."
+    groups = {}
+    for run in runs: groups.setdefault(map_layer(run, kind), []).append(run)
+    layer = max(groups, key=lambda name: len(groups[name]), default="")
+    left = [f"{run.id} ({name})" for name, others in groups.items() if name != layer for run in others]
+    if left: print(f"Landmark scores of maps of {layer}. Left out, as of another layer: {', '.join(left)}")
+    return groups.get(layer, [])
+
 LEAST_FACES = 50  # for a mean map
 
 @styled
@@ -174,7 +183,7 @@ def figure_landmarks(runs, faceset=None, kind: str = "gradcam", score: str = "li
 
     `score`: lift, share, hit or distance. The scores are those of `look`. Drawn by `figure_landmark_scores`.
     `BenchError` as `look`, if the intervals are not beside the record either."""
-    runs, tables = list(runs), {}
+    runs, tables = _of_one_layer(runs, kind), {}
     for run, name in zip(runs, run_names(runs), strict=True):
         facts = {"data": faceset.meta["content_hash"] if faceset else run.metrics.data_hash, "kind": kind, "most": most}
         make = functools.partial(_intervals, run, faceset, kind, most)

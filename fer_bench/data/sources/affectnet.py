@@ -163,7 +163,8 @@ class AffectnetSource(BoxedSource):
         if not (table := self.files.find("data.yaml", "dataset.yaml", "data.yml")):
             raise BenchError(f"{self.root!r} has the form of YOLO, but no data.yaml, which names the classes. Add it.")
         try: names = yaml.safe_load(self.files.read(table)[:100_000].decode())["names"]
-        except Exception as e: raise BenchError(f"{self.root}/{table} gives no names of classes: {e}. Add `names:`.") from None
+        except Exception as e:
+            raise BenchError(f"{self.root}/{table} gives no names of classes: {e}. Add `names:`.") from None
         names = [names[i] for i in range(len(names))] if set(names) == set(range(len(names))) else list(names)
         return Code(table, [EIGHT.word(name, table) for name in names])
 

@@ -224,7 +224,7 @@ def ck48(folder: Path, n: int) -> None:
 def ck_raw(folder: Path, n: int) -> None:
     for c, name in enumerate(CK7, 1):
         for i in range(n):
-            frames = [*pictures("neutral", 2, 112, i), *[pictures(name, 1, 112, i)[0]] * 3]
+            frames = [*pictures("neutral", 2, 112, 2 * i), *[pictures(name, 1, 112, i)[0]] * 3]
             stem = f"S{10 + i:03d}/{c:03d}/S{10 + i:03d}_{c:03d}"
             for k, face in enumerate(frames, 1): put(folder/f"cohn-kanade-images/{stem}_{k:08d}.png", grey(face))
             put(folder/f"Emotion/{stem}_{len(frames):08d}_emotion.txt", f"   {c}.0000000e+00\n")
