@@ -121,7 +121,7 @@ def figure_attention(runs, faceset=None, kind: str = "gradcam", faces: int = 6) 
     classes = np.array(runs[0].metrics.classes)
     rows = subsample(rows[np.isin(_labels(faceset, rows, classes), classes)], CANDIDATES)
     seen = [_kept(run, "attention", faceset, rows, functools.partial(_explained, run, faceset, rows, kind),
-                  faceset.drawn, kind=kind) for run in runs]
+                  faceset.drawn, kind=kind, layer=map_layer(run, kind)) for run in runs]
     truth = _labels(faceset, rows, classes)
     right = classes[seen[0]["predicted"]] == truth
     wrong = subsample(np.flatnonzero(~right), faces // 2)
@@ -168,8 +168,8 @@ def figure_mean_maps(runs, faceset=None, kind: str = "gradcam", most: int = 500)
     fig.set_layout_engine("compressed")
     for ax, run, name in zip(axes, runs, run_names(runs), strict=True):
         make = functools.partial(_mean_map, run, faceset, rows, kind)
-        ax.imshow(_kept(run, "mean_map", faceset, rows, make, True, kind=kind)["map"], cmap="inferno", vmin=0,
-                  extent=(0, 1, 1, 0))
+        seen = _kept(run, "mean_map", faceset, rows, make, True, kind=kind, layer=map_layer(run, kind))
+        ax.imshow(seen["map"], cmap="inferno", vmin=0, extent=(0, 1, 1, 0))
         ax.plot(*points.T, ".", color="white", ms=1.5, mew=0)
         ax.set(title=textwrap.fill(name, 24), xlim=(0, 1), ylim=(1, 0))
         ax.spines[:].set_visible(False)
@@ -185,7 +185,8 @@ def figure_landmarks(runs, faceset=None, kind: str = "gradcam", score: str = "li
     `BenchError` as `look`, if the intervals are not beside the record either."""
     runs, tables = _of_one_layer(runs, kind), {}
     for run, name in zip(runs, run_names(runs), strict=True):
-        facts = {"data": faceset.meta["content_hash"] if faceset else run.metrics.data_hash, "kind": kind, "most": most}
+        facts = {"data": faceset.meta["content_hash"] if faceset else run.metrics.data_hash, "kind": kind,
+                 "layer": map_layer(run, kind), "most": most}
         make = functools.partial(_intervals, run, faceset, kind, most)
         part = dict(iter(pd.DataFrame(kept_arrays(run, "landmarks", facts, make)).groupby("maps")))
         tables[name] = part.pop("trained")
