@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from pyarrow.parquet import read_metadata
 
 from .config import recorded_config, run_id
-from .core import BenchError, atomic_file, json_hash, make_folder, sha256
+from .core import OWN_RESULTS, BenchError, atomic_file, json_hash, make_folder, sha256
 from .evaluate.metrics import confusion_counts, rates
 from .record import Record, runs_folder
 from .schema import SEALED, Environment, Metrics, Status, checked, completed
@@ -205,7 +205,7 @@ class Found(NamedTuple):
     outcome: str  # added, already there, refused; of verify: sound, unfinished, damaged
     why: str = ""
 
-def merge(source, results_dir="results") -> list[Found]:
+def merge(source, results_dir=OWN_RESULTS) -> list[Found]:
     """Add the records of `source`, and their splits, to `results_dir`; → a `Found` (added, already there, refused)
     each.
 

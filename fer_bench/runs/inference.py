@@ -28,7 +28,17 @@ from torch import nn
 
 from ..catalogue import need_imported
 from ..config import RunConfig, recorded_config
-from ..core import BenchError, atomic_folder, progress, project_path, read_json, sha256, write_json, write_text
+from fer_bench.core import (
+    OWN_RESULTS,
+    BenchError,
+    atomic_folder,
+    progress,
+    project_path,
+    read_json,
+    sha256,
+    write_json,
+    write_text,
+)
 from ..data.drawn.faces import draw_faces
 from ..data.faceset import fit
 from ..data.sources.archives import open_files
@@ -45,7 +55,7 @@ from ..schema import Classes, FaceFacts, Facts, Hash, Text, checked
 from .task import load_data
 
 # %% ../../nbs/runs/inference.ipynb #0b2fba6b
-def load_model(run, results_dir="results") -> nn.Module:
+def load_model(run, results_dir=OWN_RESULTS) -> nn.Module:
     """The trained network of `run`, on the CPU in evaluation mode: RGB faces (B, 3, S, S) in [0, 1] → logits (B, K).
 
     `run`: a run id in `results_dir`, a `Record`, its folder, or a folder that `export` wrote. The model is a plain
@@ -238,7 +248,7 @@ def _image(array: np.ndarray) -> Image.Image:
 # %% ../../nbs/runs/inference.ipynb #f5ed3b01
 CARD, TOLERANCE = "README.md", 1e-4
 
-def export(run, folder, onnx: bool = False, results_dir="results") -> Path:
+def export(run, folder, onnx: bool = False, results_dir=OWN_RESULTS) -> Path:
     """Write the network of `run` with its model card to `folder`; → the path of the folder.
 
     `run`: a run id in `results_dir`, a `Record`, or its folder. `folder`: must not exist yet, be empty, or hold an
