@@ -227,8 +227,8 @@ def example_metrics(**changes) -> Metrics:
     classes = list(changes.get("classes", ["fear", "happiness"]))
     k = len(classes)
     confusion = [[3 if j == i else int(j == (i + 1) % k) for j in range(k)] for i in range(k)]
-    test = {"WAR": 0.75, "UAR": 0.75, "macro_F1": 0.75, "ECE": 0.1, "NLL": 0.7, "n": 4 * k, "confusion": confusion,
-            "recall": dict.fromkeys(classes, 0.75)} | dict(changes.get("test", {}))
+    test = {"WAR": 0.75, "UAR": 0.75, "macro_F1": 0.75, "ECE": 0.1, "NLL": 0.7, "confusion": confusion,
+            "n": sum(map(sum, confusion)), "recall": dict.fromkeys(classes, 0.75)} | dict(changes.get("test", {}))
     around = lambda rate: [max(0.0, rate - 0.15), min(1.0, rate + 0.15)]
     test = {f"{name}_ci": around(test[name]) for name in ("WAR", "UAR", "macro_F1")} | test
     facts = {"run_id": "example", "method": "supervised", "kind": "supervised", "dataset": "drawn", "drawn": False,
