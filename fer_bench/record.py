@@ -13,6 +13,7 @@ import platform
 import re
 import subprocess
 import sys
+import textwrap
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -115,7 +116,7 @@ class Unfinished(BenchError): "A run that has not ended yet, or failed: not dama
 def check_record(run: str, data: dict[str, bytes], folder="") -> dict:
     """The facts in the files of the run `run`: {"config", "metrics", "environment"}.
 
-    `data`: name → bytes for each of `PARTS`; `folder`: where they lie. `BenchError` for what no run has written, and
+    `data`: name → bytes of `PARTS`; `folder`: where they lie. `BenchError` for what no run has written, and
     `Unfinished` where it has not ended. Source: ours."""
     try: return _facts_of(run, data, Path(folder))
     except BenchError: raise
@@ -124,9 +125,11 @@ def check_record(run: str, data: dict[str, bytes], folder="") -> dict:
 
 def _facts_of(run: str, data: dict[str, bytes], folder: Path) -> dict:
     if not re.fullmatch(RUN, run): raise BenchError("its folder has a name that no run can have")
+    if "status.json" not in data: raise Unfinished("it has no status.json")
     status = _facts(Status, data["status.json"], folder/"status.json")
     if status.state != "finished": raise Unfinished(f"it is {status.state}, not finished")
     for name in SEALED:
+        if name not in data: raise BenchError(f"it lacks {name}")
         if sha256(data[name]) != status.files[name]: raise BenchError(f"its {name} was changed after the run")
     environment = _facts(Environment, data["environment.json"], folder/"environment.json")
     config = read_config(data["config.json"], folder)
@@ -149,7 +152,8 @@ def read_config(data: bytes, folder) -> dict:
     "All fields and options in `data`, a config.json, those of later versions by their defaults."
     path = Path(folder)/"config.json"
     try: config = recorded_config(from_json(data)).model_dump()
-    except (BenchError, ValueError, TypeError, AttributeError) as e: raise not_a_record(path, str(e)) from None
+    except (BenchError, ValueError, TypeError, AttributeError) as e:
+        raise not_a_record(path, textwrap.shorten(str(e), 200)) from None
     start = config["init"].removeprefix("run:")
     if not re.fullmatch(SPLIT, config["split"]): raise not_a_record(path, f"split = {config['split'][:80]!r}")
     if start != config["init"] and not re.fullmatch(RUN, start): raise not_a_record(path, f"init = 'run:{start[:80]}'")

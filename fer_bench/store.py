@@ -14,6 +14,7 @@ import stat
 import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,8 +39,7 @@ class Member(NamedTuple):
 
 def _sound(run: str, files: dict[str, Member]) -> dict[str, bytes]:
     "The parts of the record `run`, name → content; `BenchError` says what is wrong with it."
-    if missing := [n for n in PARTS if n not in files]: raise BenchError(f"it lacks {missing[0]}")
-    data = {n: files[n].read(LARGEST if n.endswith("parquet") else SMALL) for n in PARTS}
+    data = {n: files[n].read(LARGEST if n.endswith("parquet") else SMALL) for n in PARTS if n in files}
     check_record(run, data)
     return data
 
@@ -97,9 +97,13 @@ def _fault(info) -> str | None:
 def _in_folder(folder: Path):
     if not (folder/"runs").is_dir(): raise BenchError(f"{str(folder)!r} is no results folder: it has no folder 'runs'.")
     for path in [*folder.glob("runs/*/*"), *folder.glob("splits/*.csv")]:
-        if not path.is_file() or path.is_symlink(): continue
+        if path.is_symlink() or not path.is_file():
+            if path.name in PARTS: yield (path.parent.name, path.name, None), Member(0, partial(_no_file, path.name))
+            continue
         if match := MEMBER.fullmatch(path.relative_to(folder).as_posix()): yield match.groups(), _file(path)
         elif path.name in PARTS: yield (path.parent.name, path.name, None), _file(path)  # refused later, with a reason
+
+def _no_file(name: str): raise BenchError(f"its {name} is a link, or no regular file")
 
 def _file(path: Path) -> Member: return Member(path.stat().st_size, lambda: path.open("rb"))
 
