@@ -2557,6 +2557,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'fer_bench/sweeps/ray.py'),
                                       'fer_bench.sweeps.ray._connect': ('sweeps/ray.html#_connect', 'fer_bench/sweeps/ray.py'),
                                       'fer_bench.sweeps.ray._first_line': ('sweeps/ray.html#_first_line', 'fer_bench/sweeps/ray.py'),
+                                      'fer_bench.sweeps.ray._greet': ('sweeps/ray.html#_greet', 'fer_bench/sweeps/ray.py'),
                                       'fer_bench.sweeps.ray._import_ray': ('sweeps/ray.html#_import_ray', 'fer_bench/sweeps/ray.py'),
                                       'fer_bench.sweeps.ray._registry_class': ( 'sweeps/ray.html#_registry_class',
                                                                                 'fer_bench/sweeps/ray.py'),

@@ -127,8 +127,8 @@ def changed(honest, tmp_path):
         sealed = (mine.folder/"status.json").read_text()[:100]
         change(mine)
         status = mine.folder/"status.json"
-        if status.is_file() and status.read_text().startswith(sealed) and all((mine.folder/n).is_file() for n in SEALED):
-            write_status(mine.folder, "finished")
+        same = status.is_file() and status.read_text().startswith(sealed)
+        if same and all((mine.folder/n).is_file() for n in SEALED): write_status(mine.folder, "finished")
         return mine, other
     return make
 

@@ -61,8 +61,8 @@ class Outcome:
         lines = [f"{len(self.cells)} runs: {counts}.", *self._time_left()]
         lines += [f"  {c.state}: {c.id or c.config.method} ({c.place}): {c.error}" for c in self.of(FAILED, CANNOT)]
         if self.of(FAILED):
-            lines.append("Failed runs are not done again by themselves. When the cause is gone, such as a full disk, give "
-                         "--retry-failed (retry_failed=True).")
+            lines.append("Failed runs are not done again by themselves. When the cause is gone, such as a full disk, "
+                         "give --retry-failed (retry_failed=True).")
         if self.why in ("time", "interrupted"): lines.append("Stopped early; the same sweep goes on from here.")
         return "\n".join(lines)
 
