@@ -45,6 +45,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fer_bench.cli._explain': ('cli.html#_explain', 'fer_bench/cli.py'),
                                'fer_bench.cli._fail': ('cli.html#_fail', 'fer_bench/cli.py'),
                                'fer_bench.cli._find_notebook': ('cli.html#_find_notebook', 'fer_bench/cli.py'),
+                               'fer_bench.cli._flushed': ('cli.html#_flushed', 'fer_bench/cli.py'),
                                'fer_bench.cli._method_options': ('cli.html#_method_options', 'fer_bench/cli.py'),
                                'fer_bench.cli._option': ('cli.html#_option', 'fer_bench/cli.py'),
                                'fer_bench.cli._print': ('cli.html#_print', 'fer_bench/cli.py'),

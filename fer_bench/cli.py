@@ -9,6 +9,7 @@ __all__ = ['app', 'data', 'results', 'Results', 'Cache', 'FinishedRun', 'Trained
            'audit_', 'benchmark', 'list_']
 
 # %% ../nbs/cli.ipynb #d38723b8
+import contextlib
 import inspect
 import os
 import sys
@@ -43,10 +44,11 @@ def main(argv: list[str] | None = None) -> None:
 
     Exit codes: 0 done; 1 an error that the user can fix, with a message; 2 an unknown command or option; 3 a sweep has
     runs left; 130 interrupted by Ctrl-C; 143 by SIGTERM."""
+    if sys.stdout is None: _fail("Standard output is closed, so nothing can be shown. Send it to a file or /dev/null.")
     for stream in (sys.stdout, sys.stderr):  # a path may hold characters that the terminal cannot show
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     try:
-        with terminable(): app(argv)
+        with terminable(), _flushed(): app(argv)
     except SystemExit as e:
         if e.code in (130, 143): print(STOPPED, file=sys.stderr)
         raise
@@ -56,6 +58,16 @@ def main(argv: list[str] | None = None) -> None:
         file = f": {e.filename!r}" if e.filename else ""
         _fail(f"{e.strerror or e}{file}. What is finished is kept. Fix this and run the same command again. "
               "`fer-bench doctor` checks folders and disks.")
+
+@contextlib.contextmanager
+def _flushed():
+    "At the end all output is written. What could not be written then is dropped: Python would try again at its end."
+    try: yield
+    finally:
+        try: sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise
 
 STOPPED = "fer-bench: stopped. Finished runs and epochs are kept; the same command goes on from there."
 

@@ -294,7 +294,8 @@ def test_a_grid_that_is_too_large_is_counted_and_refused(tmp_path, text, says):
 
 def test_an_alias_saves_writing(tmp_path):
     (tmp_path/"grid.yaml").write_text("preset: &p tiny\nruns:\n- &a {seed: [0, 1]}\n- {<<: *a, preset: *p, lr: 0.2}")
-    assert [(c.config.seed, c.config.lr) for c in expand(tmp_path/"grid.yaml")] == [(0, 0.01), (1, 0.01), (0, .2), (1, .2)]
+    found = [(c.config.seed, c.config.lr) for c in expand(tmp_path/"grid.yaml")]
+    assert found == [(0, 0.01), (1, 0.01), (0, 0.2), (1, 0.2)]
 
 def test_a_worker_that_is_killed_fails_its_run_alone(tmp_path):
     from fer_bench.sweeps.job import Job
