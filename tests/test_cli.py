@@ -37,7 +37,7 @@ def test_as_a_shell_runs_it(tmp_path):
     assert "Traceback" not in done.stderr
 
 @pytest.mark.parametrize("how, says", [(">&-", "Standard output is closed"), (">/dev/full", "No space left on device"),
-                                       ("| head -c 1", "")])
+                                       ("| true", "")])
 def test_output_that_nobody_can_read(how, says):
     done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{sys.executable} -c "
                            f"'from fer_bench.cli import main; main()' methods {how}"], capture_output=True, text=True)
