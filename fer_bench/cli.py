@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a path may hold characters that the terminal cannot show
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     try:
-        with terminable(), _flushed(): app(argv)
+        with terminable(), _flushed(): _command()(argv)
     except SystemExit as e:
         if e.code in (130, 143): print(STOPPED, file=sys.stderr)
         raise
@@ -68,6 +68,16 @@ def _flushed():
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise
+
+def _command():
+    "The command of `app`. Its help is plain text: Rich would take a word in brackets for markup and leave it out."
+    from rich.markup import escape
+    found = [typer.main.get_command(app)]
+    for command in found:
+        found.extend(getattr(command, "commands", {}).values())
+        for part in (command, *command.params):
+            if "[" in (getattr(part, "help", None) or ""): part.help = escape(part.help)
+    return found[0]
 
 STOPPED = "fer-bench: stopped. Finished runs and epochs are kept; the same command goes on from there."
 
@@ -174,6 +184,9 @@ def _execute(notebook: Path, output: Path, parameters: dict) -> None:
         papermill.execute_notebook(literal(notebook), literal(output), given, progress_bar=False,
                                    stderr_file=sys.stderr, kernel_name="python3",
                                    extra_arguments=["--IPKernelApp.log_level=50"])  # no warnings when it is interrupted
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell of tasks that nbclient did not end
+        raise
     except PapermillExecutionError as e:
         if e.ename == "BenchError": raise BenchError(e.evalue) from None
         if e.ename == "KeyboardInterrupt": raise KeyboardInterrupt from None  # only the kernel was interrupted
@@ -324,7 +337,9 @@ def look_(
     from fer_bench.report.tables import to_terminal
     record = load_run(run_id, project_path(results_dir))
     faces = open_faceset(project_path(faceset)) if faceset else None
-    to_terminal(look_table(look(record, faces, kind), score))
+    scores = look(record, faces, kind)
+    to_terminal(look_table(scores, score))
+    print(f"Maps of the layer {scores['layer'].iloc[0]}; scores of another layer cannot be compared with these.")
 
 @app.command()
 def evaluate(
@@ -345,19 +360,22 @@ def evaluate(
         print(f"{name:9}{value:5.1f} [{low:.1f}, {high:.1f}]")
     classes = metrics["classes"]
     print(f"{metrics['n']} faces of {len(classes)} classes ({', '.join(classes)}); {metrics['left_out']} left out")
+    print(f"where it may choose any class that it knows: WAR {100 * metrics['over_all']['WAR']:.1f}, "
+          f"UAR {100 * metrics['over_all']['UAR']:.1f}")
 
 @app.command()
 def methods(
     name: Annotated[str, typer.Argument(help="a method to explain, with options and recipe; empty: list all")] = "",
 ) -> None:
     "List the methods and data sets, or show the options of one method."
+    from rich.markup import escape
     from rich.table import Table
     if name: return _explain(name)
     table = Table("method", "kind", "what it is")
-    for key, entry in METHODS.items(): table.add_row(key, entry.kind, entry.about)
+    for key, entry in METHODS.items(): table.add_row(escape(key), entry.kind, escape(entry.about))
     _print(table)
     table = Table("data set", "what it is")
-    for key, entry in DATASETS.items(): table.add_row(key, entry.about)
+    for key, entry in DATASETS.items(): table.add_row(escape(key), escape(entry.about))
     _print(table)
 
 def _explain(name: str) -> None:
@@ -372,7 +390,8 @@ def _explain(name: str) -> None:
     table = Table("option", "default", "values", "what it is", title=None if fields else "no options of its own")
     for key, field in fields.items():
         default = str(defaults[key]) if key in defaults else "set by the preset"
-        table.add_row("--" + key.replace("_", "-"), default, escape(_values(field)), escape(field.description or ""))
+        cells = ("--" + key.replace("_", "-"), default, _values(field), field.description or "")
+        table.add_row(*map(escape, cells))
     _print(table)
     own = {k: v for k, v in own_values(name).items() if k in RunConfig.model_fields}
     print("Its defaults of shared fields:", ", ".join(f"{k} {v}" for k, v in own.items()))
@@ -395,10 +414,13 @@ def predict_(
     output: Annotated[str, typer.Option(help="csv file for the probabilities; empty: print them")] = "",
     results_dir: Results = "results",
 ) -> None:
-    "Predict class probabilities for pictures of faces that are cropped like those of the run's data set."
+    """Predict class probabilities for pictures of faces that are cropped like those of the run's data set.
+
+    A row per picture. The column note says which cannot be used, and why, and which hardly are faces that were cut out.
+    Exit code 1 if none can be used."""
     from fer_bench.core import atomic_file
     from fer_bench.runs.inference import load_model, predict
-    table = predict(load_model(run_id, results_dir), [project_path(p) for p in pictures])
+    table = predict(load_model(run_id, results_dir), [project_path(p) if p else p for p in pictures])
     if not output: return print(table.round(4).to_csv(), end="")
     with atomic_file(project_path(output)) as part: table.to_csv(part)
     print(f"{len(table)} pictures in {project_path(output)}")
@@ -406,8 +428,9 @@ def predict_(
 @app.command("export")
 def export_(
     run_id: TrainedRun,
-    folder: Annotated[str, typer.Argument(help="folder for the model: a new one, or an earlier export")],
-    onnx: Annotated[bool, typer.Option("--onnx", help="also export ONNX; needs onnx and onnxscript")] = False,
+    folder: Annotated[str, typer.Argument(help="folder for the model: a new one, or one that holds an earlier export "
+                                               "and nothing else, which is replaced")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="also export ONNX: pip install 'fer_bench[onnx]'")] = False,
     results_dir: Results = "results",
 ) -> None:
     "Export the network of a run as safetensors with its model card, and check it against the original."
@@ -482,7 +505,9 @@ def build(
     size: Annotated[int, typer.Option(help="side of the packed faces in pixels; 0: that of the pictures")] = 0,
     label_rule: Annotated[str, typer.Option(help="majority or argmax, for data sets with votes")] = "majority",
 ) -> None:
-    "Pack a data set into a FaceSet folder. Pictures are decoded and hashed; unreadable files are left out and listed."
+    """Pack a data set into a FaceSet folder, and print the faces of each class and split.
+
+    Pictures are decoded and hashed; unreadable files are left out and listed."""
     from fer_bench.catalogue import dataset_entry, make_source
     from fer_bench.data.faceset import build_faceset
     target = project_path(folder)
@@ -490,7 +515,9 @@ def build(
     sized = {"image_size": size} if size else {}
     config = RunConfig(dataset=dataset, data_root=data_root, label_rule=label_rule, **sized)
     labelled = "unlabelled" not in dataset_entry(dataset).flags
-    _show(build_faceset(make_source(config), target, size or None, require_labels=labelled))
+    faces = build_faceset(make_source(config), target, size or None, require_labels=labelled)
+    _show(faces)
+    print(faces.counts.to_string())
 
 @data.command()
 def verify(folder: FaceSetFolder) -> None:
@@ -539,8 +566,11 @@ def _show(faceset, path="") -> None:
     meta, labelled = faceset.meta, faceset.index["label"].notna().sum()
     print(f"{meta['name']}: {len(faceset.index)} faces of {meta['size'][0]} px, {labelled} labelled, "
           f"{len(meta['classes'])} classes, {len(meta['rejected'])} put aside  {path}")
-    for item in meta["rejected"][:10]:
-        print(f"  put aside: {item['key']}: {item['reason']}")
+    for remark in meta["facts"].get("remarks", ()): print(f"  {remark}")
+    aside = {}
+    for item in meta["rejected"]: aside.setdefault(item["reason"], []).append(item["key"])
+    for reason, keys in sorted(aside.items(), key=lambda pair: -len(pair[1]))[:10]:
+        print(f"  put aside: {keys[0]}{f' and {len(keys) - 1} more' if keys[1:] else ''}: {reason}")
 
 # %% ../nbs/cli.ipynb #1095d0df
 if __name__ == "__main__" and "__file__" in globals(): main()

@@ -211,8 +211,8 @@ def _run_ids(config: dict, metrics: Metrics) -> list[str]:
     "The ids that the record may have: early ones name the data set as the config does, and do not say the precision."
     hashes = metrics.data_hash, metrics.split_hash, metrics.init_hash, metrics.pool.hash if metrics.pool else ""
     precisions = [False, True] if metrics.precision is None else [metrics.precision == "bf16"]
-    config, datasets = recorded_config(config), ("", metrics.dataset)
-    return [run_id(config, *hashes, bf16, dataset) for dataset in datasets for bf16 in precisions]
+    config, datasets, numerics = recorded_config(config), ("", metrics.dataset), tuple(metrics.numerics)
+    return [run_id(config, *hashes, bf16, dataset, numerics) for dataset in datasets for bf16 in precisions]
 
 def _check_scores(metrics: Metrics, predictions: bytes, folder: Path) -> None:
     "Compute the metrics again from the logits; `BenchError` where they differ."

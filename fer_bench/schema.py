@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Rate', 'Interval', 'Count', 'Text', 'Hash', 'Classes', 'PerClass', 'Seconds', 'Side', 'Number', 'Value', 'Kind',
-           'SEALED', 'Facts', 'Scores', 'PoolFacts', 'FaceFacts', 'ProbeFacts', 'Loaded', 'Metrics', 'Environment',
-           'Status', 'History', 'checked', 'not_a_record', 'completed', 'kind_of', 'example_environment',
+           'SEALED', 'Facts', 'Scores', 'PoolFacts', 'FaceFacts', 'ProbeFacts', 'Loaded', 'PixelFacts', 'Metrics',
+           'Environment', 'Status', 'History', 'checked', 'not_a_record', 'completed', 'kind_of', 'example_environment',
            'example_metrics']
 
 # %% ../nbs/schema.ipynb #c7f30a25
@@ -86,13 +86,46 @@ class ProbeFacts(Facts):
     "How the classifier on the frozen backbone was chosen."
     kind: Literal["linear", "sgd"] = Field(description="as `RunConfig.probe`")
     strength: float | None = Field(None, description="linear: weight of L2 that was chosen")
-    val_WAR: dict[Text, Rate] = Field({}, max_length=1000, description="linear: strength → WAR on validation faces")
+    chosen_by: Literal["validation faces", "cross-validation"] = Field(
+        "validation faces", description="linear: labels that chose the strength; cross-validation: of the budget")
+    val_WAR: dict[Text, Rate] = Field({}, max_length=1000, description="linear: strength → WAR by which it was chosen")
 
 class Loaded(Facts):
     "What fitted of the weights that the backbone started from."
     matched: Count = Field(0, description="tensors that were loaded")
     missing: list[Text] = Field([], description="names of the backbone that the file lacks")
     unused: list[Text] = Field([], description="names of the file that the backbone lacks")
+    adapted: list[Text] = Field([], description="tensors that were resized or converted to fit")
+    prefix: Text = Field("", description="beginning of the names that were taken from the file")
+    passed_over: list[Text] = Field([], description="prefixes of other copies of the network in the file")
+
+    def random(self) -> str:
+        "How many tensors of the backbone stayed random: 17 of 120 tensors random; empty where none did."
+        lacking = [name for name in self.missing if not name.endswith("num_batches_tracked")]
+        return f"{len(lacking)} of {self.matched + len(lacking)} tensors random" if lacking else ""
+
+    def sentence(self, init: str) -> str:
+        "What was loaded for `init`, in words."
+        if not self.matched: return {"scratch": "random", "timm": "timm's"}.get(init, init)
+        said = [self.random() or f"all {self.matched} tensors of the backbone"]
+        if self.prefix: said.append(f"from {self.prefix!r} of the file")
+        if self.passed_over: said.append(f"not from its {', '.join(map(repr, self.passed_over))}")
+        if self.adapted: said.append(f"adapted to this network: {_few(self.adapted)}")
+        if self.unused: said.append(f"not used: {_few(self.unused)}")
+        return f"{init}: {'; '.join(said)}"
+
+def _few(names: list[str]) -> str: return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+class PixelFacts(Facts):
+    "How the network normalises RGB pixels in [0, 1]: (x - mean) / std, as part of the model."
+    mean: list[float] = Field(min_length=3, max_length=3, description="of R, G and B")
+    std: list[float] = Field(min_length=3, max_length=3, description="of R, G and B")
+    channels: Literal["RGB", "BGR"] = Field(description="order that the backbone gets")
+
+    def sentence(self) -> str:
+        "mean and std in words."
+        mean, std = (", ".join(f"{x:.4g}" for x in numbers) for numbers in (self.mean, self.std))
+        return f"mean {mean}; std {std}" + ("; then blue first" if self.channels == "BGR" else "")
 
 class Metrics(Facts):
     "`metrics.json`: what was measured, on what data, split and budget. K is the number of classes."
@@ -110,15 +143,20 @@ class Metrics(Facts):
     data_hash: Hash = Field(description="of the FaceSet's content")
     split_hash: Hash = Field(description="of the split's manifest")
     init_hash: Hash | Literal[""] = Field("", description="of the start weights and of an own method's code")
+    numerics: list[Count] = Field([1, 2], min_length=2, max_length=2,
+                                  description="NUMERICS and PROBE of the code that made it; early records do not say")
     select: Literal["last", "val", "oracle"] = Field(description="how the reported epoch was chosen")
     epoch: Count = Field(description="the reported epoch")
     labelled_seen: Count | None = Field(None, description="labelled faces seen in training; 0 for a probe")
-    images_seen: Count = Field(description="faces seen in training, each time counted")
+    images_seen: Count = Field(
+        description="faces seen in training, each time counted, with those of the run that it starts from")
     labelled_counts: PerClass | None = Field(None, description="labelled faces of each class (K,)")
     pool: PoolFacts | None = Field(None, description="the unlabelled faces, where the method takes any")
     pool_truth: PerClass | None = Field(None, description="faces of the pool whose class is known, by class (K,)")
     parameters: Count = Field(description="of the network")
+    weights: dict[Text, Hash] = Field({}, max_length=10, description="file of weights → SHA-256")
     loaded: Loaded = Field(Loaded(), description="what fitted of the start weights; nothing from scratch")
+    pixels: PixelFacts | None = Field(None, description="how the network normalises pixels")
     probe: ProbeFacts | None = Field(None, description="of the classifier on frozen features")
     device: Text = Field("unknown", description="cpu or cuda")
     precision: Literal["fp32", "bf16"] | None = Field(None, description="precision that the training used")

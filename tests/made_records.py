@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fer_bench.config import RunConfig, recorded_config, run_id
+from fer_bench.config import NUMERICS, PROBE, RunConfig, recorded_config, run_id
 from fer_bench.core import write_json
 from fer_bench.evaluate.metrics import classification_metrics
 from fer_bench.record import (
@@ -26,7 +26,7 @@ def made_record(results, metrics: dict = {}, split_hash: str = "5" * 64, faces: 
     logits = np.random.default_rng(config.seed).standard_normal((faces, 2)).astype("float32")
     labels = np.arange(faces) % 2
     facts = {"run_id": folder.name, "method": config.method, "kind": kind_of(config.model_dump()), "drawn": True,
-             "split_hash": split_hash, **metrics}
+             "split_hash": split_hash, "numerics": [NUMERICS, PROBE], **metrics}
     facts["test"] = classification_metrics(logits, labels, CLASSES) | metrics.get("test", {})
     write_json(folder/"config.json", config.model_dump())
     write_metrics(folder, **example_metrics(classes=CLASSES, **facts).model_dump())

@@ -297,6 +297,29 @@ def test_what_is_no_archive(data, put):
     except BenchError as e: assert str(e)
 
 
+@pytest.mark.parametrize("data, says", [
+    (b"7z\xbc\xaf\x27\x1c\0\4", "is a 7z archive.*Unpack it"), (b"Rar!\x1a\x07\1\0", "is a RAR archive.*Unpack it"),
+    (b"\x28\xb5\x2f\xfd..", "is a Zstandard archive"), (b"PK\7\x08PK\3\4", "is one part of a split zip"),
+    (b"\n <!DOCTYPE html><html>log in", "is a web page.*download the file itself"), (b"", "is empty"),
+    (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull")])
+def test_what_cannot_be_read_is_named(put, data, says):
+    with pytest.raises(BenchError, match=says): open_files(put(data))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rubbish_in_archives(kind, put):
+    rubbish = ("__MACOSX/set/train/sad/._1.png", "set/@eaDir/1.png", "set/.DS_Store", "Thumbs.db")
+    members = [*all_files(), *((name, b"x") for name in rubbish)]
+    files = open_files(put(KINDS[kind](members)))
+    assert files.keys == sorted(name.removeprefix("set/") for name in FILES)
+    assert sorted(key for key, _ in files.rejected) == [".DS_Store", "@eaDir", "Thumbs.db", "__MACOSX"]
+
+
+def test_a_split_alone_in_an_archive_keeps_its_name(put):
+    for top in ("Train_Aligned_Faces", "test set", "PrivateTest"):
+        assert open_files(put(tar_of([(f"{top}/happy/1", b"x")]))).keys == [f"{top}/happy/1"]
+
+
 def test_nothing_there(tmp_path):
     (tmp_path/"file").write_text("x")
     for place in (tmp_path/"none", tmp_path/"none"/"deeper.tar"):

@@ -15,7 +15,7 @@ from rich.console import Console
 from fer_bench.core import BenchError, sha256
 from fer_bench.data.audit import duplicates
 from fer_bench.data.audit.audit import audit, cached_audit, flagged_sheet, to_markdown, to_terminal
-from fer_bench.data.audit.checks import compare_labels
+from fer_bench.data.audit.checks import check_split, compare_labels
 from fer_bench.data.audit.duplicates import (
     close_pairs,
     cross_split_copies,
@@ -29,6 +29,7 @@ from fer_bench.data.drawn.faces import draw_faces
 from fer_bench.data.faceset import FaceSet, cached_faceset
 from fer_bench.data.labels import FERPLUS8, VOTED
 from fer_bench.data.sources.ferplus import FerplusSource, read_fer2013new
+from fer_bench.data.splits import make_split
 
 
 def smooth(n: int, seed: int = 0, size: int = 48, channels: int = 1) -> np.ndarray:
@@ -108,6 +109,18 @@ def test_copies_with_different_labels_even_beside_one_without(plain):
 def test_subject_in_two_splits(plain):
     fault = made(plain, subject=changed([f"s{i}" for i in range(200)], _2="s0"))
     assert one(fault, "subjects", "failure", plain, 1).rows.tolist() == [0, 2]
+
+def test_the_split_of_a_run_is_checked_instead_of_the_official_one(plain):
+    images, people = plain.copy(), [f"s{i}" for i in range(200)]
+    images[4] = images[2]  # a training and a test face
+    images[8] = images[3]  # a validation and a test face
+    faces = made(images, subject=changed(people, _0="s9"))  # in training and validation
+    def levels_of(split): return {f.check: f.level for f in check_split(faces.index, split) if f.level == "failure"}
+    published, clean = (make_split(faces.index, ["anger", "fear"], dedupe=d) for d in ("none", "cross_split"))
+    assert levels_of(published) == {"subjects": "failure", "copies across splits": "failure"}
+    assert levels_of(clean) == {"subjects": "failure"}, "people are left to who makes the split"
+    carved = faces.index.assign(split=None)
+    assert levels_of(make_split(carved, ["anger", "fear"])) == {}
 
 def test_flat_pictures(plain):
     images = plain.copy()

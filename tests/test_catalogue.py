@@ -192,7 +192,7 @@ def test_a_backbone_of_ones_own_by_its_name(tmp_path, monkeypatch, tiny):
 
 METHOD_NAMES = set(methods_of()) - {"supervised"}  # which is also the name of a kind, and the default baseline
 OWN_MODULES = {"catalogue.py", "methods"}
-WORDS = {"folder", "csv", "drawn", "faceset", "records", "identities"}  # also words of other meanings
+WORDS = {"folder", "csv", "parquet", "drawn", "faceset", "records", "identities"}  # also words of other meanings
 
 def names_in(path):
     "Text constants of a module that are exactly a name, docstrings aside."

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from fer_bench.catalogue import DATASETS, make_source
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
+from fer_bench.data.drawn.faces import draw_faces
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.sources.fixtures import fake
 from fer_bench.models.backbones import create_backbone
@@ -175,8 +177,50 @@ def test_on_another_data_set(tiny, tmp_path, tree):
     assert m["classes"] == record.metrics["classes"] and m["left_out"] == 4 and m["n"] == 28  # its val split, 4 a class
     same = evaluate_on(record, load_data(tiny(dataset="raf-db", data_root=str(rafdb))))
     assert same["WAR"] == record.metrics["test"]["WAR"] and same["confusion"] == record.metrics["test"]["confusion"]
+    assert m["over_all"] == {n: v for n, v in m.items() if n in m["over_all"]}, "the network has no further class"
     with pytest.raises(BenchError, match="without a map"):
         evaluate_on(run(tiny(dataset="folder", data_root=str(tree))), other)
+
+def test_over_all_classes_a_choice_outside_the_set_is_an_error(tiny, tmp_path, monkeypatch):
+    "A network of eight classes on a set of seven: logits that always prefer contempt, then the right class."
+    rafdb, affectnet = (fake(name, tmp_path, faces_per_class=4) for name in ("raf-db", "affectnet"))
+    record = run(tiny(dataset="affectnet-8", data_root=str(affectnet)))
+    faces, known = load_data(tiny(dataset="raf-db", data_root=str(rafdb))), record.metrics.classes
+    def right_but_for_contempt(network, feed, rows, size):
+        names = faces.index["label"].iloc[rows]
+        return np.array([[2.0 * (c == name) + 3.0 * (c == "contempt") for c in known] for name in names])
+    monkeypatch.setattr("fer_bench.runs.networks.predict", right_but_for_contempt)
+    m = evaluate_on(record, faces)
+    assert m["WAR"] == 1 and m["over_all"]["WAR"] == 0 and m["n"] == m["over_all"]["n"]
+    assert len(m["classes"]) == 7 and len(m["over_all"]["confusion"]) == 8
+    assert sum(row[known.index("contempt")] for row in m["over_all"]["confusion"]) == m["n"]
+
+def test_classes_that_are_numbers_are_taken_for_the_same_and_it_says_so(tiny, tmp_path):
+    faces = draw_faces(range(0, 480, 8), size=32)["images"]
+    def numbered(root, count):
+        for i in range(count):
+            (root/str(i % 3)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(faces[i]).save(root/str(i % 3)/f"{i}.png")
+        return tiny(dataset="folder", data_root=str(root))
+    config, other = numbered(tmp_path/"one", 60), numbered(tmp_path/"two", 45)
+    record = run(config)
+    with pytest.warns(UserWarning, match=r"name classes by numbers \(0, 1, 2\)"): evaluate_on(record, load_data(other))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate_on(record, load_data(config))  # its own data
+
+def test_the_record_says_what_its_own_split_shares(tiny, tree):
+    "Copies of a test face in training: the published split says so, the one without copies has nothing to say."
+    first = sorted((tree/"train").rglob("*.png"))[0]
+    copy = tree/"test"/first.parent.name/"copy.png"
+    copy.write_bytes(first.read_bytes())
+    fields = dict(dataset="folder", data_root=str(tree))
+    kept, dropped = run(tiny(**fields)), run(tiny(**fields, dedupe="cross_split"))
+    assert kept.metrics.audit == ["Exact copies: 1 of a validation or test face in training. Train with "
+                                  "dedupe=cross_split, or report both numbers."]
+    assert dropped.metrics.audit == [] and dropped.metrics.n["labelled"] == kept.metrics.n["labelled"] - 1
+    manifest = kept.folder.parent.parent/"splits"/f"{kept.metrics.split_hash[:12]}.csv"
+    assert run(tiny(**fields, split=str(manifest))).metrics.audit == kept.metrics.audit
 
 # what a user can get wrong: a sentence that names the thing and the remedy, and no finished record
 
@@ -268,7 +312,7 @@ def test_a_packed_set_goes_by_its_own_name(tiny, tmp_path):
 
 def test_the_audit_comes_before_the_training(tiny, monkeypatch, capsys):
     import fer_bench.runs.experiment as experiment
-    finding = {"level": "failure", "sentence": "Two subjects are in two splits."}
+    finding = {"check": "counts", "level": "failure", "sentence": "There are not as many faces as were published."}
     monkeypatch.setattr(experiment, "cached_audit", lambda faceset: {"findings": [finding]})
     def fit(*given): raise RuntimeError("the training begins")
     monkeypatch.setattr(experiment, "fit", fit)

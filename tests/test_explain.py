@@ -18,6 +18,7 @@ from fer_bench.evaluate.explain import (
     class_maps,
     grad_cam,
     group_maps,
+    layer_name,
     target_layer,
 )
 from fer_bench.models.backbones import create_classifier
@@ -166,7 +167,7 @@ def test_remembers_nothing_up_to_the_layer():
     for name in ("layer1", "layer2", "layer3"):
         getattr(model.backbone, name).register_forward_hook(lambda _m, _i, out: seen.append(out.requires_grad))
     class_maps(model, faces().requires_grad_())
-    assert seen == [False, False, True]  # the hook of layer2 sees its output before it is cut
+    assert seen[-3:] == [False, False, True]  # the hook of layer2 sees its output before it is cut
 
 
 def test_a_map_that_is_equal_everywhere_is_empty():
@@ -309,6 +310,74 @@ def test_leaves_everything_as_it_was(name, failing):
 def test_takes_the_last_stage_that_is_not_too_coarse(size, stage):
     model = Classifier()
     assert target_layer(model, size) is getattr(model.backbone, stage)
+
+
+@pytest.mark.parametrize("make, size, kind, name", [
+    (Classifier, 32, "gradcam", "layer2 (4 x 4)"), (Classifier, 48, "activation", "layer2 (6 x 6)"),
+    (lambda: create_classifier("test_resnet", 8, 48, min_map=4)[0], 48, "gradcam", "layer4 (6 x 6)"),
+    (lambda: Classifier("facemae"), 32, "gradcam", "blocks.2.norm1 (4 x 4)"),
+    (lambda: Classifier("facemae"), 32, "activation", "blocks.2 (4 x 4)"),
+    (lambda: Classifier("test_vit", img_size=32), 32, "gradcam", "blocks.5.norm1 (2 x 2)"),
+    (lambda: Classifier("test_convnext"), 63, "gradcam", "stages.1 (7 x 7)")])
+def test_says_which_layer(make, size, kind, name):
+    "Cells are counted: at 63 px the third stage of a ConvNeXt has 3, and not 63 / 16 rounded up."
+    assert layer_name(make().train(), size, kind) == name
+
+
+class Last(nn.Module):
+    "The same network with the channels last or first in its stage; nothing but `num_chs` says which, as in VOLO."
+    feature_info = [{"module": "stage", "reduction": 2, "num_chs": 6}]
+    def __init__(self, last: bool, classes=4):
+        super().__init__()
+        torch.manual_seed(0)
+        self.last, self.conv = last, nn.Conv2d(3, 6, 3, 2, 1)
+        self.stage, self.head = nn.Identity(), nn.Linear(6, classes)
+    def forward(self, x):
+        x = self.conv(x).relu()
+        x = self.stage(x.movedim(1, -1)).movedim(-1, 1) if self.last else self.stage(x)
+        return self.head(x.square().mean((2, 3)))
+
+
+def test_which_axis_holds_the_channels_follows_from_their_number():
+    for maps in (class_maps, activation_maps):
+        assert maps(Last(True), faces()).std() > 0
+        close(maps(Last(True), faces()), maps(Last(False), faces()))
+
+
+def test_a_stage_that_does_not_exist_is_passed_over():
+    model = Last(True)
+    model.feature_info = [*Last.feature_info, {"module": "stem", "num_chs": 64}]  # HRNet's first
+    close(class_maps(model, faces()), class_maps(Last(True), faces()))
+
+
+def test_channels_that_are_nowhere_are_named():
+    model = Last(True)
+    model.feature_info = [{"module": "stage", "num_chs": 7}]
+    with pytest.raises(BenchError, match=r"no heat maps.*shape \(1, 16, 16, 6\), but timm says that it has 7"):
+        class_maps(model, faces())
+
+
+class Late(nn.Module):
+    "A plain transformer whose class token joins after the blocks, as in CaiT and XCiT."
+    num_prefix_tokens, patch_embed = 1, SimpleNamespace(num_patches=16)
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, block = nn.Conv2d(3, 8, 8, 8), nn.Module()
+        block.norm1, block.attn = nn.LayerNorm(8), nn.Linear(8, 8)
+        block.forward = lambda x: x + block.attn(block.norm1(x)).relu()
+        self.blocks, self.head = nn.ModuleList([block]), nn.Linear(8, 4)
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        return self.head(self.blocks[0](x).square().mean(1))
+
+
+def test_tokens_without_a_class_token_form_the_whole_square():
+    assert layer_name(Late(), 32) == "blocks.0.norm1 (4 x 4)"
+    model = Late()
+    expected = plain_grad_cam(model, model.blocks[0].norm1, faces(), [0, 1, 2], lambda x: squares(x, 0))
+    assert expected.max() > 0
+    close(class_maps(model, faces(), [0, 1, 2], scaled=False), expected)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_mambaout", "test_efficientnet", "test_maxvit", "facemae_tiny"])

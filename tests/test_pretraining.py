@@ -1,18 +1,71 @@
 """Pretrain without labels, then probe: whole runs, their weights in other runs, resume, paper preset, bad input."""
+import json
+
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from fer_bench.catalogue import methods_of
 from fer_bench.config import RunConfig, baseline
 from fer_bench.core import BenchError
 from fer_bench.data.sources.fixtures import fake
-from fer_bench.record import load_runs
+from fer_bench.record import Record, load_runs, write_metrics, write_status
 from fer_bench.runs.experiment import run
 from fer_bench.runs.networks import load_classifier, load_pretrained
 from fer_bench.runs.task import load_data, make_pool, split_data
+from fer_bench.train.loop import make_optimizer
 
+
+def slow_step(name, w, g, memory, c):
+    "A step of the optimizer `name` on the weights `w` (numpy) with the gradient `g`, as the papers write it."
+    if name.startswith("adam"):
+        decay, g = (c.weight_decay, g) if name == "adamw" else (0, g + c.weight_decay * w)
+        memory["t"] = t = memory.get("t", 0) + 1
+        memory["m"] = 0.9 * memory.get("m", 0) + 0.1 * g
+        memory["v"] = c.beta2 * memory.get("v", 0) + (1 - c.beta2) * g**2
+        mean, square = memory["m"] / (1 - 0.9**t), memory["v"] / (1 - c.beta2**t)
+        return w - c.lr * decay * w - c.lr * mean / (np.sqrt(square) + 1e-8)
+    size, slope, g = np.linalg.norm(w), np.linalg.norm(g), g + c.weight_decay * w
+    if name == "lars": g = 0.001 * size / (slope + c.weight_decay * size) * g
+    memory["v"] = 0.9 * memory.get("v", 0) + g
+    return w - c.lr * (g + 0.9 * memory["v"] if name == "sgd" else memory["v"])
+
+@pytest.mark.parametrize("name, beta2", [("sgd", 0.999), ("momentum", 0.999), ("lars", 0.999), ("adam", 0.95),
+                                         ("adamw", 0.95), ("adamw", 0.999)])
+def test_optimizers_against_plain_versions(name, beta2):
+    "sgd is Nesterov's, momentum is not; lars and the betas of adamw are those of the papers."
+    torch.manual_seed(0)
+    layer, rng, memory = torch.nn.Linear(4, 3, bias=False).double(), np.random.default_rng(0), {}
+    config = RunConfig(preset="tiny", optimizer=name, lr=0.1, weight_decay=0.05,
+                       **({"beta2": beta2} if name.startswith("adam") else {}))
+    optimizer, w = make_optimizer(layer, config), layer.weight.detach().numpy().copy()
+    for _ in range(4):
+        g = rng.normal(size=(3, 4))
+        layer.weight.grad = torch.from_numpy(g)
+        optimizer.step()
+        w = slow_step(name, w, g, memory, config)
+        np.testing.assert_allclose(layer.weight.detach().numpy(), w, rtol=1e-6, atol=1e-8)
+
+PUBLISHED = {  # optimizer, lr, weight decay, warm-up epochs, beta2; momentum of the target and its schedule
+    "simfle": ("momentum", 0.05, 1e-4, 0, 0.999, 0.99, "constant"),
+    "byol": ("lars", 0.2, 1.5e-6, 10, 0.999, 0.996, "cosine"),
+    "simclr": ("lars", 0.3, 1e-6, 10, 0.999, None, None),
+    "mocov2": ("momentum", 0.03, 1e-4, 0, 0.999, 0.999, "constant"),
+    "simsiam": ("momentum", 0.05, 1e-4, 0, 0.999, None, None),
+    "mae": ("adamw", 1.5e-4, 0.05, 10, 0.95, None, None),
+}
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_method_has_the_recipe_of_its_paper(name):
+    "For batches of 256 and 100 epochs; at other presets the optimizer is the same, or SGD where the paper's is LARS."
+    c = RunConfig(method=name, preset="paper")
+    assert c.batch_size == 256 and c.epochs == 100
+    found = (c.optimizer, c.lr, c.weight_decay, c.warmup_epochs, c.beta2)
+    assert (*found, c.options.get("momentum"), c.options.get("momentum_schedule")) == PUBLISHED[name]
+    quick = RunConfig(method=name, preset="standard")
+    assert quick.optimizer == PUBLISHED[name][0].replace("lars", "momentum")
+    if name == "mae": assert quick.warmup_epochs == quick.epochs // 10
 
 def weights(record): return load_file(record.folder/"weights.safetensors")
 
@@ -62,12 +115,57 @@ def test_another_run_starts_from_it(tiny, pretrained):
     for kind in ("linear", "sgd"):
         probe = run(tiny(method="linear_probe", probe=kind, labels_per_class=1, **init))
         assert same_backbone(pretrained, probe) and probe.metrics["loaded"]["missing"] == []
-        assert probe.metrics["images_seen"] == 0 and len(probe.history) == (1 if kind == "linear" else 100)
+        assert probe.metrics["images_seen"] == pretrained.metrics["images_seen"] == 4 * 8, "what the pretraining saw"
+        assert probe.metrics["labelled_seen"] == 0 and len(probe.history) == (1 if kind == "linear" else 100)
     random = run(tiny(method="linear_probe"))
     assert not same_backbone(pretrained, random) and random.id != run(tiny(method="linear_probe", **init)).id
     for name in ("supervised", "dtm"):
         record = run(tiny(method=name, **init))
         assert record.metrics["loaded"]["matched"] > 50 and not same_backbone(pretrained, record)
+        own = 4 * 8 * (1 + (record.config["mu"] or 0))
+        assert record.metrics["images_seen"] == 4 * 8 + own and record.metrics["labelled_seen"] == 4 * 8
+    again = run(tiny(method="linear_probe", init=f"run:{record.id}", min_map=4))
+    assert again.metrics["images_seen"] == record.metrics["images_seen"] > 4 * 8, "two starts, one behind the other"
+
+def test_labels_that_choose_the_penalty(tiny):
+    "All labels: validation faces. A budget: the labelled faces themselves, whatever labels the validation faces have."
+    full, few, none = (run(tiny(method="linear_probe", labels_per_class=k)).metrics.probe for k in (None, 2, 1))
+    assert full.chosen_by == "validation faces" and few.chosen_by == none.chosen_by == "cross-validation"
+    assert none.strength == 10 and set(none.val_WAR.values()) == {0}
+
+def test_a_random_backbone_has_calibrated_norms_and_a_trained_one_keeps_its_own(tiny, pretrained):
+    stats = lambda record: {n: v for n, v in weights(record).items() if n.endswith("running_var")}
+    random = stats(run(tiny(method="linear_probe")))
+    assert len(random) > 3 and all((v != 1).all() for v in random.values())
+    few = stats(run(tiny(method="linear_probe", labels_per_class=1)))
+    assert all(np.array_equal(v, few[n]) for n, v in random.items()), "the same training faces, with and without labels"
+    kept = stats(run(tiny(method="linear_probe", init=f"run:{pretrained.id}", min_map=4)))
+    assert all(np.array_equal(v, kept[n]) for n, v in stats(pretrained).items())
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "pretrained.safetensors"])
+def test_weights_of_another_run_are_refused(tiny, pretrained, name):
+    other = run(tiny(method="simfle", seed=1))
+    assert pretrained.metrics.weights.keys() == {"weights.safetensors", "pretrained.safetensors"}
+    load = {"weights.safetensors": load_classifier, "pretrained.safetensors": load_pretrained}[name]
+    load(pretrained)
+    (pretrained.folder/name).write_bytes((other.folder/name).read_bytes())
+    with pytest.raises(BenchError, match="is not the file that run"): load(pretrained)
+    if name == "weights.safetensors":
+        with pytest.raises(BenchError, match="is not the file that run"):
+            run(tiny(init=f"run:{pretrained.id}", min_map=4))
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(tiny, value):
+    "Also in a record of before the weights were sealed, whose file only says what it holds."
+    record = run(tiny())
+    path, facts = record.folder/"weights.safetensors", json.loads((record.folder/"metrics.json").read_text())
+    values = load_file(path)
+    values["head.bias"][0] = value
+    save_file(values, path)
+    write_metrics(record.folder, **{n: v for n, v in facts.items() if n != "weights"})
+    write_status(record.folder, "finished")
+    with pytest.raises(BenchError, match="NaN or infinite, such as in 'head.bias'"):
+        load_classifier(Record(record.folder))
 
 def test_what_it_pretrained_comes_back(pretrained):
     "Heads and FaceMAE as they were; their maps and reconstructions as pictures; scores at the landmarks of the faces."

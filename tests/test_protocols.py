@@ -9,12 +9,12 @@ from sklearn.preprocessing import StandardScaler
 
 from fer_bench.core import BenchError
 from fer_bench.data.feed import Feed, Order, batch_rows
-from fer_bench.data.views import apply_view, seeded
+from fer_bench.data.views import apply_view, make_view, seeded
 from fer_bench.evaluate import protocols
-from fer_bench.evaluate.features import extract, fingerprint, frozen
+from fer_bench.evaluate.features import calibrate, extract, fingerprint, frozen
 from fer_bench.evaluate.metrics import classification_metrics
 from fer_bench.evaluate.predict import predict
-from fer_bench.evaluate.protocols import knn_logits, linear_probe, probe_head, sgd_probe
+from fer_bench.evaluate.protocols import cross_validated_probe, knn_logits, linear_probe, probe_head, sgd_probe
 from fer_bench.methods.base import Method
 from fer_bench.models.backbones import create_classifier
 from fer_bench.train.batches import ORDER, VIEW
@@ -118,6 +118,37 @@ def test_ties_go_to_the_stronger():
     assert probe.strength == 1.0 and set(probe.val_WAR.values()) == {1.0}
 
 
+@pytest.mark.parametrize("counts, width", [((12, 9, 7, 4), 30), ((40, 40, 40, 1), 6)])  # the last: in no other fold
+def test_folds_choose_the_strength_as_plain_cross_validation_does(counts, width):
+    x, y = blobs(counts=counts, width=width, spread=2)
+    folds = np.random.default_rng(0).integers(0, 5, len(y))
+    strengths, found = (1.0, 0.03, 0.001), {}
+    for s in strengths:
+        hits = 0
+        for f in range(5):
+            own, known = folds == f, np.unique(y[folds != f])
+            p = scikit_learn(x[~own], y[~own], x[own], s)
+            hits += (known[p.argmax(1)] == y[own]).sum()
+        found[s] = hits / len(y)
+    probe = cross_validated_probe(x, y, folds, 4, strengths)
+    assert probe.val_WAR == pytest.approx(found, abs=1.01 / len(y)) and probe.weight.shape == (4, width)
+    assert probe.strength == max(strengths, key=probe.val_WAR.get)
+    alone = linear_probe(x, y, x, y, 4, (probe.strength,))
+    np.testing.assert_allclose(softmax(probe.logits(x)), softmax(alone.logits(x)), atol=1e-3)
+
+
+def test_one_face_a_class_cannot_choose_so_the_strongest_wins():
+    x, y = blobs(counts=(1, 1, 1), classes=3)
+    probe = cross_validated_probe(x, y, np.arange(3), 3)
+    assert probe.strength == max(protocols.STRENGTHS) and set(probe.val_WAR.values()) == {0.0}
+    assert (probe.logits(x).argmax(1) == y).all()
+
+
+@pytest.mark.parametrize("folds", [np.zeros(12, int), np.arange(11), np.zeros((12, 2), int)])
+def test_folds_that_do_not_fit(folds):
+    with pytest.raises(BenchError, match="at least two folds"): cross_validated_probe(*blobs(12, classes=2), folds, 2)
+
+
 def test_a_probe_that_stops_short_says_so(monkeypatch):
     monkeypatch.setattr(protocols, "MAX_STEPS", 1)
     x, y = blobs()
@@ -199,6 +230,44 @@ def test_not_a_bit_of_the_backbone_moves(protocol, decay):
     assert all(p.grad is None for p in method.parameters())
 
 
+class Norms(torch.nn.Module):
+    "Two batch norms, of which the second sees what the first makes."
+    def __init__(self):
+        super().__init__()
+        self.one, self.mix, self.two = torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)
+
+    def forward(self, x): return self.two(self.mix(self.one(x)).relu())
+
+
+def test_calibrated_norms_hold_the_statistics_of_the_faces():
+    "One batch: mean and variance of the faces, of the second norm behind the first; weights and mode stay."
+    images, _ = pictures()
+    torch.manual_seed(0)
+    net = Norms().eval()
+    before = [p.clone() for p in net.parameters()]
+    calibrate(net, Feed(images), np.arange(48), 32)
+    x = apply_view(make_view("plain"), Feed(images)(range(48)), 32, 0)
+    for norm in (net.one, net.two):
+        if norm is net.two: x = net.mix((x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), unbiased=False,
+                                                                                   keepdim=True) + 1e-5).sqrt()).relu()
+        torch.testing.assert_close(norm.running_mean, x.mean((0, 2, 3)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(norm.running_var, x.var((0, 2, 3)), atol=1e-3, rtol=1e-3)
+        assert not norm.training and norm.momentum == 0.1
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)) and not net.training
+
+
+def test_calibrated_batches_count_alike_and_sorted_faces_do_not_matter():
+    images, labels = pictures(64)
+    ordered = images[np.argsort(labels)]
+    found = []
+    for faces, size in ((images, 64), (ordered, 16), (images, 30)):  # 30: three batches of 22, 21 and 21
+        calibrate(net := Norms(), Feed(faces), np.arange(64), 32, batch_size=size)
+        found.append(net.one)
+    for norm in found[1:]:
+        torch.testing.assert_close(norm.running_mean, found[0].running_mean, atol=0.01, rtol=0)
+        torch.testing.assert_close(norm.running_var, found[0].running_var, atol=0.02, rtol=0)
+
+
 def test_frozen_sees_one_bit_of_a_weight_or_a_buffer():
     net = make_method().net
     for tensor in (net.backbone.conv1[0].weight, net.backbone.bn1.running_var, net.backbone.bn1.num_batches_tracked):
@@ -245,18 +314,20 @@ def test_sgd_probe_learns_what_is_separable_and_shows_it_epoch_by_epoch():
 
 
 def test_sgd_probe_is_the_published_step():
-    "Three steps on all faces by hand: the rate follows the batch, no momentum, no weight decay, crops of (seed, step)."
+    "Three steps on all faces by hand: the rate follows the batch, momentum .9, no weight decay, crops of (seed, step)."
     images, labels = pictures(40)
     feed, method, rate = Feed(images), make_method(), 0.5 * 40 / 256
     history = sgd_probe(method.net, feed, np.arange(40), labels, 32, epochs=3, seed=5)
     weight = torch.randn(method.net.head.weight.shape, generator=seeded(5, 0, protocols.HEAD)) * 0.01
     bias, order = torch.zeros(2), Order(np.arange(40), 5, ORDER)
+    velocity = torch.zeros_like(weight), torch.zeros_like(bias)
     for step in range(3):
         places = batch_rows(order, step, 40)
         crops = apply_view(protocols.Crop(), feed(places), 32, 5, step, VIEW)
         with torch.no_grad(): features = method.net.eval().encode(crops)
         slope = (features @ weight.T + bias).softmax(1) - torch.eye(2)[labels[places]]  # (40, 2)
-        weight, bias = weight - rate * slope.T @ features / 40, bias - rate * slope.mean(0)
+        velocity = 0.9 * velocity[0] + slope.T @ features / 40, 0.9 * velocity[1] + slope.mean(0)
+        weight, bias = weight - rate * velocity[0], bias - rate * velocity[1]
     assert [row["lr"] for row in history] == [rate] * 3
     torch.testing.assert_close((method.net.head.weight, method.net.head.bias), (weight, bias), atol=1e-6, rtol=1e-4)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_bench.config import BY_HASH, NO_NUMBER, recorded_config, run_id
+from fer_bench.config import BY_HASH, NO_NUMBER, NUMERICS, PROBE, RunConfig, recorded_config, run_id
 from fer_bench.evaluate.statistics import t_interval
 from fer_bench.record import load_runs
 from fer_bench.report.summary import difference, summarise
@@ -24,10 +24,28 @@ def test_a_record_is_whole_and_named_by_what_it_holds(record):
     for name in record.status.files: record.path(name)
     m, config = record.metrics, recorded_config(record.config)
     hashes = m.data_hash, m.split_hash, m.init_hash, m.pool.hash if m.pool else ""
-    assert run_id(config, *hashes, bf16=config.precision == "bf16") == record.id
+    name = lambda *numerics: run_id(config, *hashes, config.precision == "bf16", "", *numerics)
+    assert name(tuple(m.numerics)) == record.id
+    assert (name() == record.id) == (m.numerics == [NUMERICS, PROBE]), "a run of older numerics counts as one of today"
     assert m.test.n == len(record.predictions) and record.environment.dirty is False
     assert record.metrics["test"]["WAR"] == m.test.WAR
     json.dumps(m.model_dump(), allow_nan=False)
+
+BEFORE = {"mae": dict(optimizer="sgd", weight_decay=1e-4, lr=0.05, warmup_epochs=1), "mocov2": dict(momentum=0.99),
+          "byol": dict(momentum=0.99, momentum_schedule="constant"), "simfle": {}, "simclr": {}, "supervised": {}}
+IDS = {"mae": "8e95d9a5ee", "mocov2": "9afb3760bc", "byol": "c66bf69055", "simfle": "88c3aa1bdc",
+       "simclr": "365eeb6fd1", "supervised": "1a2e879fc6"}  # of the preset quick, by the code of NUMERICS 1, PROBE 2
+
+@pytest.mark.parametrize("method", BEFORE)
+def test_ids_of_older_numerics_stay(method):
+    "A config as it was recorded then, without fields that are newer, gives the id of then, and of now another."
+    values = RunConfig(method=method).model_dump()
+    for newer in ("beta2", "bn_groups"): values.pop(newer, None)
+    optimizer = {} if method == "supervised" else {"optimizer": "sgd"}
+    config = recorded_config(values | optimizer | BEFORE[method])
+    assert config.beta2 == 0.999
+    assert run_id(config, "d", "s", numerics=(1, 2)).rpartition("-")[2] == IDS[method]
+    assert run_id(config, "d", "s").rpartition("-")[2] != IDS[method]
 
 def test_the_table_of_few_labels():
     table = to_markdown(summarise(chosen(dataset="ferplus", labels_per_class=50, min_map=0)))

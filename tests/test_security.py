@@ -23,7 +23,7 @@ from fer_bench.config import recorded_config, run_id
 from fer_bench.core import BenchError, sha256, write_json
 from fer_bench.data.audit.audit import audit, to_markdown
 from fer_bench.data.sources.archives import open_files
-from fer_bench.models.backbones import read_weights
+from fer_bench.models.weights import read_weights
 from fer_bench.record import load_runs, write_status
 from fer_bench.report.exports import save_tables
 from fer_bench.report.figures import confusion_matrix, contact_sheet, save_figure
@@ -56,7 +56,7 @@ def given(call: ast.Call, name: str): return next((ast.unparse(k.value) for k in
 def test_no_text_becomes_code_and_no_file_is_unpickled():
     never = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "tempfile.mktemp", "pd.read_pickle",
              "torch.hub.load",
-             "subprocess.getoutput", "subprocess.getstatusoutput",
+             "pickle.load", "pickle.loads", "pickle.Unpickler", "subprocess.getoutput", "subprocess.getstatusoutput",
              "yaml.unsafe_load", "yaml.full_load", "yaml.load_all"}
     endings = (".extractall", ".to_pickle", ".load_state", ".save_state")
     assert [place for place, name, _ in CALLS if name in never or name.endswith(endings)] == []
@@ -74,7 +74,9 @@ def test_nothing_is_imported_that_unpickles_or_talks_to_a_network():
     never = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "urllib", "http", "requests", "httpx",
              "aiohttp", "ftplib",
              "smtplib", "webbrowser", "huggingface_hub", "wandb", "mlflow", "xml", "lxml"}
-    assert [found for found in IMPORTED if found[1].split(".")[0] in never] == []
+    allowed = {("fer_bench/models/weights.py", "pickle"),  # an unpickler that admits numpy arrays: see test_weights
+               ("fer_bench/models/backbones.py", "huggingface_hub")}  # the client of timm's pretrained weights
+    assert {found for found in IMPORTED if found[1].split(".")[0] in never} == allowed
     # does the named cluster answer?
     assert {file for file, module in IMPORTED if module == "socket"} <= {"fer_bench/sweeps/ray.py"}
 

@@ -15,18 +15,29 @@ from torchvision.transforms.v2 import functional as V
 from fer_bench.catalogue import find_method, method_entry, methods_of
 from fer_bench.core import BenchError
 from fer_bench.data.views import make_view, seeded, warp
-from fer_bench.methods.selfsupervised import COLLAPSED_BELOW, feature_std, momentum_at, projector, similarity_loss
+from fer_bench.methods.contrast import nt_xent
+from fer_bench.methods.eac import class_activation, mirror_disagreement
+from fer_bench.methods.selfsupervised import (
+    COLLAPSED_BELOW,
+    feature_std,
+    in_groups,
+    momentum_at,
+    projector,
+    similarity_loss,
+)
 from fer_bench.methods.simfle import distillation_loss, face_size
+from fer_bench.methods.thresholds import fairness_loss
 from fer_bench.models.backbones import create_classifier
 from fer_bench.models.facemae import create_facemae, random_mask
-from fer_bench.models.grouping import semantic_mask
+from fer_bench.models.grouping import channel_grouping_loss, semantic_mask
 
 SELF = methods_of("self-supervised")
 
 CONFIG = dict(momentum=0.9, momentum_schedule="constant", temperature=0.5, groups=8, mask_ratio=0.75, patch_size=None,
               facemae="tiny", masking="semantic", lambda_d=0.3, lambda_g=0.03, proj_hidden=32, proj_dim=16,
               grouping_init="kaiming", x0_statistics="frozen", joint_views=False, queue=20, ema=0.999, image_size=32,
-              backbone="test_resnet", epochs=2, steps_per_epoch=5, seed=0, batch_size=8)
+              backbone="test_resnet", epochs=2, steps_per_epoch=5, seed=0, batch_size=8, mu=1,
+              bn_groups=1)
 
 def make(name, seed=0, min_map=4, **given):
     torch.manual_seed(seed)
@@ -370,6 +381,26 @@ def test_mocov2_against_a_plain_version():
                 for slow, fast in zip(a.parameters(), b.parameters(), strict=True): slow.copy_(0.9 * slow + 0.1 * fast)
     assert method.pointer.item() == place
 
+def test_groups_of_mocov2_against_a_plain_version():
+    """Four groups of two faces: a query is normalised with its own group, a key with the group that it is shuffled
+    into, which is another at the next step."""
+    method, one = make("mocov2", bn_groups=4), make("mocov2")
+    x1, x2 = batch_for(method, 3)["unlabelled"]
+    order = torch.randperm(8, generator=method.generator(3)).tolist()
+    wanted_q, wanted_k = [None] * 8, [None] * 8
+    with torch.no_grad():
+        for i in range(0, 8, 2):
+            for n, q in zip((i, i + 1), one.net.encode(x1[i:i + 2]), strict=True): wanted_q[n] = q
+            for n, k in zip(order[i:i + 2], one.target(x2[order[i:i + 2]]), strict=True): wanted_k[n] = k
+        q, k = in_groups(method.net.encode, x1, 4), method.keys(x2, 3)
+        torch.testing.assert_close(q, torch.stack(wanted_q))
+        torch.testing.assert_close(k, torch.stack(wanted_k))
+        assert not torch.allclose(k, method.keys(x2, 4)) and torch.equal(k, method.keys(x2, 3))
+        assert not torch.allclose(k, one.keys(x2, 3)), "a batch as a whole has other statistics"
+    loss, _ = method(batch_for(method, 3))
+    loss.backward()
+    assert loss.isfinite() and method.pointer.item() == 8
+
 def test_simsiam_against_a_plain_version():
     method = make("simsiam")
     twin = copy.deepcopy(method)
@@ -478,6 +509,25 @@ def test_bf16(method):
         if not p.requires_grad: continue
         assert p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all(), name
 
+LOSSES = {
+    "NT-Xent": lambda a, b: nt_xent(a, b, 0.07),
+    "similarity": similarity_loss,
+    "distillation": lambda a, b: distillation_loss(torch.stack([a, b, -a])),
+    "class activation": lambda a, b: mirror_disagreement(*(class_activation(x.view(8, 16, 2, 2), a[:4, :16])
+                                                           for x in (a, b))),
+    "channel grouping": lambda a, b: channel_grouping_loss(a.abs().view(8, 16, 2, 2), 4),
+    "fairness": lambda a, b: fairness_loss(a, torch.arange(8) < 5, *b[:2].float().softmax(1)),
+}
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_losses_are_float32_under_autocast(loss, dtype):
+    "Features come in bf16; what is computed from them is what float32 gives, to the last bits."
+    a, b = (torch.randn(8, 64, generator=seeded(i)).to(dtype) for i in range(2))
+    with torch.autocast("cpu", torch.bfloat16): found = loss(a, b)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, loss(a.float(), b.float()), rtol=1e-5, atol=1e-6)
+
 @pytest.mark.parametrize("name", SELF)
 def test_a_state_dict_goes_on_to_the_same_bits(name):
     method, twin = make(name, momentum_schedule="cosine"), make(name, seed=7, momentum_schedule="cosine")
@@ -501,6 +551,9 @@ def test_a_state_dict_goes_on_to_the_same_bits(name):
     ("'test_vit' makes no map of channels", "simfle", {"backbone": "test_vit", "min_map": 0}),
     ("backbone is the encoder of a FaceMAE, and 'test_resnet' is none", "mae", {"backbone": "test_resnet"}),
     ("queue = 4 is shorter than a batch of 8", "mocov2", {"queue": 4}),
+    ("queue = 20 is shorter than a batch of 24", "mocov2", {"mu": 3}),
+    ("bn_groups = 3: 8 faces", "mocov2", {"bn_groups": 3}),
+    ("bn_groups = 8: 8 faces", "mocov2", {"bn_groups": 8}),
     ("no start of the grouping convolution 'ones'", "simfle", {"grouping_init": "ones"}),
     ("no FaceMAE size 'huge'", "simfle", {"facemae": "huge"}),
     *[("batch_size = 1", name, {"batch_size": 1}) for name in SELF],

@@ -34,6 +34,35 @@ from fer_bench.train.batches import make_batches
 
 # the rules against slow plain versions
 
+@pytest.mark.parametrize("name", ["dtm", "fixmatch"])
+@pytest.mark.parametrize("floor", [0.13, 0.9999])
+def test_pseudo_labels_of_the_average_are_hard_and_masked(name, floor):
+    "`pseudo = ema` with a threshold: cross-entropy of the strong view, by face, where the average is confident enough."
+    options = {"floor": floor} if name == "dtm" else {"threshold": floor}
+    torch.manual_seed(0)
+    net = create_classifier("test_resnet", 8, 32)[0]
+    method = semisupervised(net, RunConfig(method=name, preset="tiny", pseudo="ema", **options), [1] * 8, 40).train()
+    assert method.views["unlabelled"] == ["weak", "strong"]
+    with torch.no_grad(): method.ema.head.weight.add_(torch.randn(method.ema.head.weight.shape))
+    batch = {"labelled": [torch.rand(8, 3, 32, 32)], "targets": torch.arange(8),
+             "unlabelled": [torch.rand(16, 3, 32, 32) for _ in range(2)], "index": torch.arange(16), "step": 0,
+             "progress": 0.0}
+    with torch.no_grad():
+        taught = [softmax(row) for row in method.ema(batch["unlabelled"][0]).tolist()]
+        rows = net(torch.cat([batch["labelled"][0], batch["unlabelled"][1]]))[8:].tolist()
+    wanted = [-math.log(softmax(row)[p.index(max(p))]) if max(p) >= floor else 0
+              for p, row in zip(taught, rows, strict=True)]
+    _, parts = method(batch)
+    assert parts["unlabelled"].item() == pytest.approx(sum(wanted) / 16, abs=1e-4)
+    used = (method.last_pseudo_label[:16] >= 0).tolist()
+    assert used == [max(p) >= floor for p in taught] and any(used) == (floor < 0.5)
+
+def test_mean_teacher_alone_has_no_threshold():
+    "Its target is soft, its view weak, and it starts with nearly no weight."
+    net = create_classifier("test_resnet", 8, 32)[0]
+    method = semisupervised(net, RunConfig(method="mean_teacher", preset="tiny"), [1] * 8, 40)
+    assert method.consistency and method.views["unlabelled"] == ["weak", "weak"]
+
 def softmax(row):
     e = [math.exp(v - max(row)) for v in row]
     return [v / sum(e) for v in e]

@@ -164,16 +164,15 @@ def tree(tmp_path):
 
 def test_folder_with_splits(tree):
     root = tree("TRAIN/sad/a.png", "Validation/happy/b.png", "test/sad/deeper/c.png", "test/loose.png", "top.png",
-                "extra/sad/d.png", ".ipynb_checkpoints/e.png", "train/.hidden/f.png", "__MACOSX/train/sad/g.png")
+                ".ipynb_checkpoints/e.png", "train/.hidden/f.png", "__MACOSX/train/sad/g.png")
     source = FolderSource(root)
     assert source.classes == ("happy", "sad") and source.colour == "rgb"
     assert source.rows()[["key", "label", "split"]].values.tolist() == [
         ["TRAIN/sad/a.png", "sad", "train"], ["Validation/happy/b.png", "happy", "val"],
         ["test/sad/deeper/c.png", "sad", "test"]]
     reasons = dict(source.rejected)
-    assert set(reasons) == {"test/loose.png", "extra/sad/d.png", "top.png", ".ipynb_checkpoints/e.png",
-                            "train/.hidden/f.png", "__MACOSX/train/sad/g.png"}
-    assert "no class folder" in reasons["test/loose.png"] and "none of the folders" in reasons["extra/sad/d.png"]
+    assert set(reasons) == {"test/loose.png", "top.png", ".ipynb_checkpoints", "train/.hidden", "__MACOSX"}
+    assert "no class folder" in reasons["test/loose.png"] and "left over" in reasons["__MACOSX"]
 
 
 def test_folder_without_splits(tree):
@@ -241,7 +240,7 @@ def test_csv_rows(tree):
 @pytest.mark.parametrize("line, reason", [
     ("/etc/passwd,sad,train", "leaves"), ("pictures/../../a.png,sad,", "leaves"), ("..,sad,", "leaves"),
     ("C:\\faces\\a.png,sad,", "leaves"), (",sad,train", "names no picture"), ("a.png,sad", "too few fields"),
-    ("a,b.png,sad,train", "too few fields or too many"), ("a.png,sad,trian", "none of train"),
+    ("a,b.png,sad,train", "too few fields or too many"),
     ("pictures/a.png,happy,", "named again")])
 def test_csv_lines_put_aside(tree, line, reason):
     source = listed(tree, f"path,label,split\npictures/a.png,sad,\n{line}\npictures/b.png,happy,\n")
@@ -335,12 +334,12 @@ def test_ferplus_lacks_a_part(ferplus):
 # fingerprints
 
 def test_fingerprint_follows_files_and_labels(tree, ferplus):
-    root, prints = tree("a/1.png", "b/1.png"), []
+    root, prints = tree("own/a/1.png", "own/b/1.png")/"own", []
     prints.append(FolderSource(root).fingerprint())
     assert FolderSource(str(root)).fingerprint() == prints[0]
     os.utime(root/"a"/"1.png", ns=(1, 1))
     prints.append(FolderSource(root).fingerprint())
-    tree("a/2.png")
+    tree("own/a/2.png")
     prints.append(FolderSource(root).fingerprint())
     prints += [FerplusSource(ferplus).fingerprint(), FerplusSource(ferplus, "argmax").fingerprint()]
     (root/"l.csv").write_text("path,label\na/1.png,x\nb/1.png,y\n")
@@ -364,13 +363,18 @@ def test_folders_by_the_field_s_names(tree):
     assert named.classes == ("anger", "happiness", "sadness")
     assert FolderSource(root).classes == ("Angry", "HAPPY", "sad")
     assert named.facts["renamed"] == {"Angry": "anger", "HAPPY": "happiness", "sad": "sadness"}
-    tree("test/Anger/2.png")  # two folders for one class: nothing is merged
-    assert FolderSource(root, field_names=True).classes == ("Anger", "Angry", "HAPPY", "sad")
+    tree("test/Anger/2.png")  # another word for the same class in another split
+    assert FolderSource(root, field_names=True).classes == ("anger", "happiness", "sadness")
+    tree("test/angry/2.png")  # side by side they may mean two things
+    with pytest.raises(BenchError, match="'Anger' and 'angry' in 'test' mean the same class"): FolderSource(root)
 
 
-def test_one_unknown_folder_and_all_names_stay(tree):
-    source = FolderSource(tree("angry/1.png", "bored/1.png"), field_names=True)
-    assert source.classes == ("angry", "bored") and "renamed" not in source.facts
+def test_an_unknown_folder_does_not_stop_the_others(tree):
+    source = FolderSource(tree("angry/1.png", "bored/1.png", "suprise/1.png"), field_names=True)
+    assert source.classes == ("anger", "bored", "suprise") and source.facts["renamed"] == {"angry": "anger"}
+    assert source.facts["remarks"] == [
+        "The class 'bored' is no expression that is known.",
+        "The class 'suprise' is no expression that is known, perhaps misspelt for 'surprise'? Then rename it."]
 
 
 def test_huge_counts_are_no_votes(ferplus):

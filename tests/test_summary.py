@@ -12,10 +12,20 @@ from fer_bench.catalogue import known_entry
 from fer_bench.config import own_values
 from fer_bench.core import BenchError, write_json
 from fer_bench.evaluate.statistics import t_interval
+from fer_bench.report.comparison import paragraph
 from fer_bench.report.figures import run_title
-from fer_bench.report.names import called, label_budget, label_phrase, method_of_id, run_names, setting_names
+from fer_bench.report.names import (
+    called,
+    label_budget,
+    label_phrase,
+    method_of_id,
+    method_title,
+    older,
+    run_names,
+    setting_names,
+)
 from fer_bench.report.summary import gains, measured, summarise
-from fer_bench.report.tables import fold_note, leaderboard_table, notes
+from fer_bench.report.tables import compare, fold_note, leaderboard_table, notes
 from fer_bench.report.tasks import budgets, chosen, tasks
 from fer_bench.schema import example_environment, example_metrics
 
@@ -46,7 +56,7 @@ def record(method="supervised", draw=0, WAR=0.4, seed=0, images=100, **changes):
     config = dict(method=method, dataset="ferplus", backbone="resnet10t", init="scratch", labels_per_class=50,
                   seed=seed, label_seed=draw, epochs=1, steps_per_epoch=1, batch_size=8, image_size=48, lr=0.1,
                   budget="", split="official", precision="auto", processes=1, track="none", device="auto",
-                  data_root="", label_rule="majority", select="last", policy=None,
+                  data_root="", label_rule="majority", probe=None, select="last", policy=None,
                   **{k: own_values(method)[k] for k in ("balance", "min_map", "optimizer")})
     metrics = dict(method=method, kind=known_entry(method).kind, dataset="ferplus", images_seen=images,
                    labelled_seen=images, test=test)
@@ -66,6 +76,38 @@ def test_summary_by_hand():
     assert dtm["WAR gain"] == "+7.0 [-5.7, 19.7]" and dtm["UAR gain"] == "+3.5 [-2.9, 9.9]"
     assert table.loc[("supervised", 100), "WAR gain"] == "" and table.loc[("supervised", 300), "WAR gain"] == "+1.0"
     assert table.loc[("fixmatch", 100), "WAR gain"] == "no common draw"
+
+def test_rows_of_other_numerics_are_marked_and_never_averaged():
+    "Old and new runs of one setting are two rows; the newest are not marked; one kind alone is not marked at all."
+    new = [record(draw=d, WAR=0.5, numerics=[2, 3]) for d in range(2)] + [record("dtm", 0, 0.6, numerics=[2, 3])]
+    old = [record(draw=d, WAR=0.4, numerics=[1, 2]) for d in range(2)] + [record("fixmatch", 0, 0.5, numerics=[1, 2])]
+    table = summarise(new + old).set_index("method")
+    assert table["WAR"].to_dict() == {"supervised": "50.0 ± 0.0", "supervised (numerics 1)": "40.0 ± 0.0",
+                                      "dtm": "60.0", "fixmatch (numerics 1)": "50.0"}
+    assert table["WAR gain"]["dtm"] == "+10.0" == table["WAR gain"]["fixmatch (numerics 1)"], "each over its own"
+    assert compare(new + old)["method"].tolist() == ["supervised", "supervised", "dtm", "supervised (numerics 1)",
+                                                     "supervised (numerics 1)", "fixmatch (numerics 1)"]
+    assert setting_names([new[2], old[2]]) == ["dtm", "fixmatch (numerics 1)"]
+    said, = (n for n in notes(new + old) if "numerics" in n)
+    assert said.startswith("Rows marked numerics 1 were made with older numerics")
+    assert said in paragraph(new + old)
+    for alone in (new, old):
+        assert "numerics" not in str(summarise(alone)) + str(compare(alone)) + str(notes(alone))
+
+def test_the_numerics_of_a_probe_matter_to_probes_alone():
+    probed = [record("linear_probe", d, probe="linear", numerics=[2, p]) for d, p in ((0, 2), (1, 3))]
+    plain = [record(numerics=[2, 2]), record(draw=1, numerics=[2, 3])]
+    assert older(probed) == ["probe 2", ""] and older(plain) == ["", ""] and older([]) == []
+    assert older([plain[0], probed[1]]) == ["", ""], "a run without a probe is not older than a probe"
+
+def test_a_default_of_its_time_goes_without_saying():
+    "BYOL had other defaults at NUMERICS 1: such a record says nothing of them, and a new one with them does."
+    then = {"momentum": 0.99, "momentum_schedule": "constant", "optimizer": "sgd"}
+    byol = lambda **changes: record("byol", momentum=None, momentum_schedule=None, **changes)
+    old, new = byol(numerics=[1, 2]), byol(numerics=[2, 3])
+    for r in (old, new): r.config.update(then)
+    assert method_title(old) == "byol"
+    assert all(f"{n} {v}" in method_title(new) for n, v in then.items())
 
 @pytest.mark.parametrize("other, says", [(record(data_hash=OTHER), "different data never share"),
                                          (record(labels_per_class=10), "budgets of labels"),

@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fer_bench.cli import main
-from fer_bench.config import BY_HASH, NO_NUMBER, RunConfig, recorded_config
-from fer_bench.core import BenchError, make_folder
+from fer_bench.config import BY_HASH, NO_NUMBER, NUMERICS, PROBE, RunConfig, former_values, recorded_config, run_id
+from fer_bench.core import BenchError, make_folder, write_json
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.sources.fixtures import fake
 from fer_bench.record import Record, load_runs, runs_folder, write_status
@@ -243,6 +244,42 @@ def test_finished_runs_are_known_without_the_weights_they_start_from(undisturbed
     for p in probe.iterdir(): p.unlink()
     left = sweep(grid, tmp_path/"there", dry_run=True)
     assert left.exit_code == 1 and "records travel without weights" in left.summary()
+
+def made_before(record, runs, **config):
+    "`record` as the code of NUMERICS 1 would have left it in the folder `runs`; → its id."
+    metrics, status = (json.loads((record.folder/f"{n}.json").read_text()) for n in ("metrics", "status"))
+    config = record.config | former_values(record.config["method"], (1, 2)) | config
+    init = metrics.get("init_hash", "")
+    pool = (metrics.get("pool") or {}).get("hash", "")
+    name = run_id(recorded_config(config), metrics["data_hash"], metrics["split_hash"], init, pool, numerics=(1, 2))
+    shutil.copytree(record.folder, runs/name)
+    del config["beta2"], metrics["numerics"]  # they say neither
+    write_json(runs/name/"config.json", config)
+    write_json(runs/name/"metrics.json", metrics | {"run_id": name})
+    write_status(runs/name, status["state"])
+    return name
+
+def test_runs_of_older_numerics_are_found_and_not_counted(undisturbed, tmp_path, capsys):
+    """Their records are sound under their own ids; a dry run says that they would be done again, also for the probe of
+    a pretraining whose defaults were others; one that is done counts."""
+    from fer_bench.store import verify
+    grid, results = undisturbed
+    there = {r.config["method"] + str(r.config["seed"]): r for r in load_runs(results)}
+    runs = runs_folder(tmp_path/"old")
+    byol = made_before(there.pop("byol0"), runs)
+    made_before(there.pop("linear_probe0"), runs, init=f"run:{byol}")
+    for record in there.values(): made_before(record, runs)
+    assert {f.outcome for f in verify(tmp_path/"old")} == {"sound"} and len(load_runs(tmp_path/"old")) == 4
+    assert Record(runs/byol).metrics.numerics == [1, 2] and recorded_config(Record(runs/byol).config).momentum == 0.99
+    planned = sweep(grid, tmp_path/"old", dry_run=True)
+    assert states(planned) == ["to do"] * 4 and {c.former for c in planned.cells} == {p.name for p in runs.iterdir()}
+    assert set(planned.table()["state"]) == {"to do (finished with older numerics)"}
+    assert f"Of these to do, 4 were finished before with older numerics (now NUMERICS {NUMERICS}" in planned.summary()
+    shutil.copytree(record.folder, runs/record.id)
+    planned = sweep(grid, tmp_path/"old", dry_run=True)
+    assert sorted(states(planned)) == ["finished", *["to do"] * 3] and "3 were finished before" in planned.summary()
+    assert "older" not in sweep(grid, results, dry_run=True).summary()
+    assert {tuple(r.metrics.numerics) for r in load_runs(results)} == {(NUMERICS, PROBE)}
 
 def test_one_failure_stops_no_other(tmp_path, capfd):
     "A loss that is not finite, labels that are not there, no such backbone, and a start that failed."

@@ -1,16 +1,20 @@
 """The strong view: operations against PIL, the combined map against single steps, cutout, independence of faces.
 
 What holds for every view (shape, range, same seed same view) is in test_data."""
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.functional import resized_crop
 
 from fer_bench.data.drawn.faces import draw_faces
 from fer_bench.data.transforms import OPS, PHOTOMETRIC, apply_photometric, cutout, geometric_maps
-from fer_bench.data.views import VIEWS, WEAK, affine, apply_view, make_view, seeded, warp
+from fer_bench.data.views import VIEWS, WEAK, affine, apply_view, crop_sides, make_view, resample, seeded, warp
 
 STRONG = make_view("strong")
 
@@ -162,6 +166,60 @@ def test_draws_leave_torchs_own_generator_alone(faces):
     assert torch.equal(state, torch.manual_seed(0).get_state())
     torch.manual_seed(1)
     assert torch.equal(first, apply_view(STRONG, faces, 48, 5))
+
+# crops and sizes
+
+@pytest.mark.parametrize("scale, ratio, mean", [
+    ((0.2, 1), (3 / 4, 4 / 3), 0.539), ((0.08, 1), (3 / 4, 4 / 3), 0.477), ((0.8, 1), (0.9, 1.1), 0.8785)])
+def test_crops_are_those_of_torchvision(scale, ratio, mean):
+    """Drawn again where they do not fit, and not cut off (.593 for a least area of .2): the mean area is that of
+    `RandomResizedCrop` on a large square, and so are the deciles of width and height."""
+    torch.manual_seed(0)
+    square = torch.empty(1, 2000, 2000)
+    theirs = torch.tensor([RandomResizedCrop.get_params(square, list(scale), list(ratio))[2:] for _ in range(6000)])
+    theirs = theirs.T / 2000  # (2, n), height and width
+    width, height = crop_sides(seeded(0), 60_000, scale, ratio)
+    assert max(width.max(), height.max()) <= 1 and (width * height).min() >= scale[0] - 1e-6
+    assert ((width / height).log().abs() <= math.log(max(ratio[1], 1 / ratio[0])) + 1e-5).all()
+    assert (width * height).mean().item() == pytest.approx(mean, abs=0.003)
+    assert theirs.prod(0).mean().item() == pytest.approx(mean, abs=0.012)
+    deciles = torch.linspace(0.1, 0.9, 9)
+    for ours, other in zip((height, width), theirs, strict=True):
+        torch.testing.assert_close(ours.quantile(deciles), other.quantile(deciles), atol=0.02, rtol=0)
+
+def test_a_crop_that_never_fits_is_the_whole_picture():
+    width, height = crop_sides(seeded(0), 50, (1, 1), (0.5, 0.9))
+    assert (width == 1).all() and (height == 1).all()
+
+NEUTRAL = {"weak": {"gain": torch.ones(4), "lift": torch.zeros(4)}, "erased": {"box": torch.zeros(4, 4)},
+           "strong": {"op": torch.full((4, 2), OPS.index("identity")), "magnitude": torch.zeros(4, 2),
+                      "square": torch.zeros(4, 3)},
+           "ssl": {"jitter": torch.tensor([1.0, 1, 1, 0]).repeat(4, 1), "grey": torch.zeros(4, dtype=torch.bool),
+                   "sigma": torch.full((4,), 1e-3)}}
+NEUTRAL["erased"] |= NEUTRAL["weak"]
+
+@pytest.mark.parametrize("side", [48, 50, 64, 72, 95, 96])
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_a_view_that_moves_nothing_is_the_test_view(name, side):
+    "The whole face, unchanged: the pixels of `plain`, however much larger the face is, up to twice."
+    images = torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8, generator=seeded(side))
+    theta = torch.eye(3)[:2].repeat(4, 1, 1)
+    params = NEUTRAL[name] | {"theta": theta[:, None].repeat(1, 2, 1, 1) if name == "ssl" else theta}
+    plain = make_view("plain")(images, 48)
+    torch.testing.assert_close(make_view(name)(images, 48, **params), plain, atol=2e-5, rtol=0)
+
+@pytest.mark.parametrize("side", [60, 72, 96, 140])
+def test_no_crop_shows_waves_that_it_cannot_hold(side):
+    """Waves of 2.2 pixels in a face that is made smaller. A crop shows no more of them than torchvision's antialiased
+    crop of the same size does, and far less than without antialiasing."""
+    wave = (0.5 + 0.5 * torch.cos(torch.arange(side) * 2 * math.pi / 2.2)).mul(255).round().to(torch.uint8)
+    faces = wave.expand(32, 1, side, side)
+    theta = affine(seeded(1), 32, (0.9, 1.0), (1, 1), 0.0)
+    left = resample(floats(faces), theta, 48).std(dim=(1, 2, 3))
+    crop = round(0.975 * side)
+    published = resized_crop(floats(faces[:1]), 0, 0, crop, crop, [48, 48], antialias=True).std()
+    aliased = warp(floats(faces), theta, 48).std(dim=(1, 2, 3))
+    assert left.max() < 1.25 * published + 0.02 and left.mean() < 0.5 * aliased.mean()
 
 # cutout
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import posixpath
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from ..core import (BenchError, atomic_folder, cache_folder, cpu_cores, json_has
                             read_json, sha256, write_json)
 from .shards import PIXELS, SHARD_BYTES, ShardedImages, ShardWriter, open_images
 from .sources.base import COLUMNS, fingerprint_of
+from .sources.files import ARCHIVES
 from .stamps import FILES, belongs, file_stamps, is_verified, note_verified, one_verifies
 
 # %% ../../nbs/data/faceset.ipynb #7b9f622d
@@ -63,6 +65,15 @@ class FaceSet:
     def labels(self) -> np.ndarray:
         "(N,) int64: position of each face's label in `classes`, -1 if it has none."
         return pd.Categorical(self.index.label, categories=self.classes).codes.astype(np.int64)
+
+    @property
+    def counts(self) -> pd.DataFrame:
+        "Faces of each class, and of those without a label, by split: a row a class, a column a split."
+        table = pd.crosstab(self.index["label"].fillna("no label"), self.index["split"].fillna("no split"))
+        rows = [*self.classes, *(name for name in table.index if name == "no label")]
+        order = [name for name in ("train", "val", "test", "no split") if name in table]
+        table = table.reindex(index=rows, columns=order, fill_value=0)
+        return table.rename_axis(index="class", columns="").assign(all=table.sum(axis=1))
 
     @property
     def drawn(self) -> bool:
@@ -123,6 +134,7 @@ def build_faceset(source, folder, size: int | None = None, workers: int | None =
     with atomic_folder(folder) as part:
         index, shape, rejected = _pack(source, rows, ShardWriter(part, shard_bytes), size, workers)
         _check(index.to_pandas(), source, rejected, require_labels)
+        _check_parts(rows, index.to_pandas(), rejected)
         pq.write_table(index, part/"index.parquet")
         write_json(part/"meta.json", _meta(source, index, shape, size, rejected))
         note_verified(part, file_stamps(part))
@@ -141,12 +153,32 @@ def _check(rows: pd.DataFrame, source, rejected: list, require_labels: bool) -> 
     "`BenchError` if there are too few `rows` to work with."
     what = f"source {source.name!r}" + (f" in {source.root!r}" if hasattr(source, "root") else "")
     rejects = f" {len(rejected)} were rejected, the first: {rejected[0][0]!r}, {rejected[0][1]}." if rejected else ""
-    if not len(rows): raise BenchError(f"The {what} has no face that can be read.{rejects} Is data_root right?")
+    if not len(rows):
+        raise BenchError(f"The {what} has no face that can be read.{rejects} {_other_files(source)}Is data_root right?")
     if require_labels and (found := rows.label.nunique()) < 2:
         classes = "class" if found == 1 else "classes"
         raise BenchError(f"The {len(rows)} faces of the {what} have labels of {found} {classes}, and a labelled set "
                          f"needs at least two.{rejects} Check its labels; require_labels=False builds an unlabelled "
                          "pool.")
+
+def _other_files(source) -> str:
+    "What to say of archives and tables among the files of `source`, where there are no pictures."
+    keys = [key.lower() for key in getattr(getattr(source, "files", None), "keys", ())]
+    kinds = {"archives: unpack them": ARCHIVES, "csv files: name one as data_root of the data set csv": (".csv",),
+             "parquet files: use the data set parquet": (".parquet",)}
+    return "".join(f"It holds {what} ({posixpath.basename(found[0])}). " for what, ends in kinds.items()
+                   if (found := [key for key in keys if key.endswith(ends)]))
+
+def _check_parts(rows: pd.DataFrame, index: pd.DataFrame, rejected: list) -> None:
+    "`BenchError` if a whole split or class of the `rows` could not be read, and is not in the `index`."
+    for part in ("split", "label"):
+        if lost := sorted(set(rows[part].dropna()) - set(index[part].dropna())):
+            reasons = dict(rejected)
+            key = next(key for key in rows.key[rows[part] == lost[0]] if key in reasons)
+            count = (rows[part] == lost[0]).sum()
+            raise BenchError(f"None of the {count} faces of the {part} {lost[0]!r} can be read. The first is {key!r}: "
+                             f"{reasons[key]}. Without them the set would be another one. Are its files whole, and "
+                             "where the labels say?")
 
 # %% ../../nbs/data/faceset.ipynb #a6d63b39
 def _pack(source, rows: pd.DataFrame, writer: ShardWriter, size, workers) -> tuple[pa.Table, tuple, list]:

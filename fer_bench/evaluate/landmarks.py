@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RADIUS', 'TIE', 'CHUNK', 'inter_ocular', 'map_scores', 'energy_and_peaks', 'score_intervals', 'paired_difference',
-           'patch_hits', 'patch_scores']
+           'need_one_layer', 'patch_hits', 'patch_scores']
 
 # %% ../../nbs/evaluate/landmarks.ipynb #242dbe71
 import math
@@ -129,11 +129,11 @@ def score_intervals(scores: pd.DataFrame, by: str = "region", n_resamples: int =
     """One row for each region and score: region, score, mean, low, high (bootstrap over the faces), faces, empty.
 
     `scores`: a row for each face and `by`, such as `map_scores` and `patch_scores` return; every column is a score
-    except face, `by`, area and empty. Unknown scores (NaN) are left out: `faces` counts the known ones, `empty` the
-    faces whose map was empty. low and high are percentiles of the `confidence` in (0, 1). All rows use the same
-    resamples, which `seed` ≥ 0 fixes. An interval is NaN where some of the `n_resamples` ≥ 1 hold no known score.
-    `BenchError` for no rows, missing columns, or two rows of one face and region. Source: Efron and Tibshirani 1993,
-    section 13.3."""
+    except face, `by`, area, empty and layer, the name of the layer that the maps show, which is passed on. Unknown
+    scores (NaN) are left out: `faces` counts the known ones, `empty` the faces whose map was empty. low and high are
+    percentiles of the `confidence` in (0, 1). All rows use the same resamples, which `seed` ≥ 0 fixes. An interval is
+    NaN where some of the `n_resamples` ≥ 1 hold no known score. `BenchError` for no rows, missing columns, two rows of
+    one face and region, or two layers. Source: Efron and Tibshirani 1993, section 13.3."""
     names = _check_scores(scores, by)
     check_bootstrap(n_resamples, confidence)
     groups = scores[by].unique()
@@ -143,9 +143,10 @@ def score_intervals(scores: pd.DataFrame, by: str = "region", n_resamples: int =
     means = _resampled_means(values, n_resamples, np.random.default_rng(seed))        # (n_resamples, M)
     low, high = np.quantile(means, tails(confidence), axis=0)
     empty = scores.groupby(by)["empty"].sum() if "empty" in scores else dict.fromkeys(groups, 0)
-    return pd.DataFrame({by: np.repeat(groups, len(names)), "score": names * len(groups),
-                         "mean": wide.mean().to_numpy(), "low": low, "high": high, "faces": wide.count().to_numpy(),
-                         "empty": np.repeat([int(empty[group]) for group in groups], len(names))})
+    table = pd.DataFrame({by: np.repeat(groups, len(names)), "score": names * len(groups),
+                          "mean": wide.mean().to_numpy(), "low": low, "high": high, "faces": wide.count().to_numpy(),
+                          "empty": np.repeat([int(empty[group]) for group in groups], len(names))})
+    return table.assign(layer=scores["layer"].iloc[0]) if "layer" in scores else table
 
 def _resampled_means(values: np.ndarray, n_resamples: int, rng) -> np.ndarray:
     "Means (n_resamples, M) of the finite ones of `values` (N, M), over N rows drawn with replacement."
@@ -159,20 +160,33 @@ def paired_difference(scores_a: pd.DataFrame, scores_b: pd.DataFrame, by: str = 
 
     `scores_a`, `scores_b`: scores of two maps of the same faces, in any order of rows. `empty` counts faces where
     either map was empty. `bootstrap`: `n_resamples`, `seed`, `confidence`. `BenchError` as `score_intervals`, and
-    where faces, regions or scores differ. Source: the paired bootstrap, Efron and Tibshirani 1993."""
+    where faces, regions, scores or layers differ. Source: the paired bootstrap, Efron and Tibshirani 1993."""
     names, names_b = (_check_scores(scores, by) for scores in (scores_a, scores_b))
     a, b = (scores.set_index(["face", by]) for scores in (scores_a, scores_b))
     if set(names) != set(names_b) or len(a) != len(b) or not a.index.isin(b.index).all():
         raise BenchError("Two tables of scores are compared face by face, and these differ in their faces, "
                          f"{by}s or scores. Score both maps with the same points and regions.")
+    need_one_layer({"the first": scores_a, "the second": scores_b})
     b = b.loc[a.index]
     difference = a[names] - b[names]
+    if "layer" in a: difference["layer"] = a["layer"]
     if "empty" in a and "empty" in b: difference["empty"] = a["empty"] | b["empty"]
     return score_intervals(difference.reset_index(), by, **bootstrap)
 
+def need_one_layer(tables: dict) -> None:
+    """`BenchError` if `tables`, name → scores or intervals, come from maps of different layers: not comparable.
+
+    A table without the column "layer" is of maps that show none, such as a mask."""
+    layers = {name: table["layer"].unique() for name, table in tables.items() if "layer" in table}
+    if len({layer for found in layers.values() for layer in found}) > 1:
+        said = ", ".join(f"{name}: {' and '.join(found)}" for name, found in layers.items())
+        raise BenchError(f"Landmark scores of maps of different layers cannot be compared ({said}). Compare runs of "
+                         "one backbone, image_size and min_map.")
+
 def _check_scores(scores: pd.DataFrame, by: str) -> list[str]:
     "The names of the scores in the table."
-    names = [name for name in scores.columns if name not in ("face", by, "area", "empty")]
+    need_one_layer({"these scores": scores})
+    names = [name for name in scores.columns if name not in ("face", by, "area", "empty", "layer")]
     if not len(scores) or not names or not {"face", by} <= set(scores.columns):
         raise BenchError(f"A table of scores needs rows, the columns 'face' and {by!r}, and at least one score; these "
                          f"{len(scores)} rows have the columns {list(scores.columns)}.")

@@ -9,17 +9,21 @@ __all__ = ['nt_xent']
 import torch
 import torch.nn.functional as F
 
+from .base import at_least_float32
+
 # %% ../../nbs/methods/contrast.ipynb #314c8308
 def nt_xent(z1: torch.Tensor, z2: torch.Tensor, temperature: float, among: torch.Tensor | None = None) -> torch.Tensor:
     """Cross-entropy of picking each vector's positive by cosine / `temperature`, mean over both views: scalar.
 
     `z1`, `z2` (B, D): the two views of B faces. `among` (B,) bool: the faces that serve as anchors and as negatives;
     None: all of them. The loss is 0 if there are none, and if there is only one, which has no negatives.
-    Source: SimCLR (arXiv 2002.05709), equation 1."""
-    z = F.normalize(torch.cat([z1, z2]).float(), dim=1)  # (2B, D)
+    Computed in float32, under autocast too. Source: SimCLR (arXiv 2002.05709), equation 1."""
+    with torch.autocast(z1.device.type, enabled=False):
+        z = F.normalize(at_least_float32(torch.cat([z1, z2])), dim=1)  # (2B, D)
+        cosines = z @ z.T  # (2B, 2B)
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
     valid = torch.ones(len(z), dtype=torch.bool, device=z.device) if among is None else among.repeat(2)  # (2B,)
-    logits = (z @ z.T / temperature).masked_fill(itself | ~valid, -1e9)  # (2B, 2B); finite: an empty row gives no NaN
+    logits = (cosines / temperature).masked_fill(itself | ~valid, -1e9)  # (2B, 2B); finite: an empty row gives no NaN
     positive = torch.arange(len(z), device=z.device).roll(len(z1))
     losses = F.cross_entropy(logits, positive, reduction="none")
     return torch.where(valid, losses, 0).sum() / valid.sum().clamp(min=1)

@@ -10,14 +10,16 @@ __all__ = ['class_activation', 'mirror_disagreement', 'EAC', 'eac']
 import torch
 
 from ..core import BenchError
+from .base import at_least_float32
 from .supervised import Supervised, cross_entropy, loss_weights
 
 # %% ../../nbs/methods/eac.ipynb #ebd098ea
 def class_activation(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """M (B, K, h, w) = Σ_c W_kc F_c for `features` F (B, C, h, w) and the `weight` W (K, C) of a linear head.
 
-    Source: Zhou et al., CVPR 2016 (arXiv 1512.04150), equation 2."""
-    return torch.einsum("kc,bchw->bkhw", weight, features)
+    Computed in float32, under autocast too. Source: Zhou et al., CVPR 2016 (arXiv 1512.04150), equation 2."""
+    with torch.autocast(features.device.type, enabled=False):
+        return torch.einsum("kc,bchw->bkhw", at_least_float32(weight), at_least_float32(features))
 
 def mirror_disagreement(maps: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
     "Mean square of `maps` − mirror(`mirrored`), both (B, K, h, w) → scalar. Source: EAC (arXiv 2207.10299)."

@@ -35,7 +35,7 @@ def reconstruct_faces(net, encoder, decoder, images, ids_keep, mask) -> dict:
     p = encoder.patch_size
     error, _, predicted = mae_forward(encoder, decoder, images, ids_keep, mask)
     filled = reconstruct(images, predicted, mask, p)
-    face, reconstructed = ((x * net.std + net.mean).clamp(0, 1) for x in (images, filled))
+    face, reconstructed = (net.denormalise(x).clamp(0, 1) for x in (images, filled))
     kept = unpatchify(torch.where(mask[..., None].bool(), 0.5, patchify(face, p)), p)
     return {"ids_keep": ids_keep, "mask": mask, "reconstruction": error,
             "face": face, "kept": kept, "reconstructed": reconstructed}

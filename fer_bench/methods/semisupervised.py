@@ -35,7 +35,8 @@ class SemiSupervised(Method):
     def __init__(self, net, policy, config, n_unlabelled: int, weights=None):
         super().__init__(net, config.ema)
         self.policy, self.config = policy, config
-        learned = "strong" if config.pseudo in ("weak", "two_weak") else "weak"
+        self.consistency = config.pseudo == "ema" and policy is None  # a squared error, and no pseudo-labels
+        learned = "weak" if self.consistency or config.pseudo == "same" else "strong"
         self.views = {"labelled": ["weak"], "unlabelled": [*WEAK_VIEWS[config.pseudo], learned]}
         self.register_buffer("weights", weights, persistent=False)
         last_pseudo_label = torch.full((n_unlabelled,), UNSEEN, dtype=torch.int16)
@@ -51,7 +52,7 @@ class SemiSupervised(Method):
         all_pseudo, all_used = self._pseudo_labels(all_gather(probabilities), all_gather(batch["index"]))
         pseudo, used = (part_of(v, world()) for v in (all_pseudo, all_used))  # (mu B,)
         parts = {"labelled": c.lambda_x * cross_entropy(logits_x, batch["targets"], c.label_smoothing, self.weights)}
-        if c.pseudo == "ema":
+        if self.consistency:
             squared_error = F.mse_loss(logits_u.float().softmax(1), probabilities)
             parts["unlabelled"] = c.lambda_u * ramp(batch["progress"]) * squared_error
         else: parts["unlabelled"] = c.lambda_u * (F.cross_entropy(logits_u, pseudo, reduction="none") * used).mean()

@@ -16,11 +16,10 @@ from torch import nn
 from ..core import BenchError
 from ..data.views import seeded
 from ..distributed import all_gather, part_of, world
-from .base import freeze_bn_stats
+from .base import at_least_float32, freeze_bn_stats
 from .mae import reconstruct_faces
 from fer_bench.methods.selfsupervised import (
     WithTarget,
-    at_least_float32,
     feature_std,
     projector,
     similarity_loss,

@@ -21,7 +21,16 @@ from .figures import COLOURS, PAGE, Picture, styled
 from .names import FOLDS, repeat, repeat_unit
 from .panels import add_notes
 from .summary import gains, grouped, measured, same_faces
-from .tables import MEASURES, audit_note, capped_note, code_note, drawn_note, fold_note, oracle_note
+from fer_bench.report.tables import (
+    MEASURES,
+    audit_note,
+    capped_note,
+    code_note,
+    drawn_note,
+    fold_note,
+    numerics_note,
+    oracle_note,
+)
 from .tasks import tasks
 
 # %% ../../nbs/report/comparison.ipynb #4cc2339f
@@ -188,7 +197,8 @@ def _limits(records, table: pd.DataFrame, tests: pd.DataFrame, unit: str) -> lis
             f"All runs have seed {min(seeds)}, so the luck of the seed is not told apart." if len(seeds) == 1 else "",
             "Rows were compared with their baseline only, not with each other." if len(tests) > 2 else "",
             _seen(table), _probes(table), _selected(records),
-            *(note(records) for note in (oracle_note, drawn_note, fold_note, capped_note, audit_note, code_note))]
+            *(note(records) for note in (oracle_note, drawn_note, fold_note, capped_note, audit_note, code_note,
+                                         numerics_note))]
 
 def _seen(table: pd.DataFrame) -> str:
     "Who saw more images than any supervised run."

@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..core import BenchError
+from ..evaluate.landmarks import need_one_layer
 from .figures import COLUMN, PAGE, Picture, class_style, epoch_axis, styled
 from .panels import (add_notes, by_class, check_runs, decade_axis, filled_columns, grid_shape,
                                      keep_panels, legend_above, line_styles, percent)
@@ -216,9 +217,11 @@ def figure_landmark_scores(tables: dict) -> Figure:
     """Scores of the regions of a face with their intervals, a marker a run and a panel a score.
 
     `tables`: name of a run → DataFrame with the columns `SCORED`, one row a region and score; `low` and `high` bound
-    the mean, NaN where there is no interval. `BenchError` for no table, and for one of another form. Source: ours."""
+    the mean, NaN where there is no interval. `BenchError` for no table, for one of another form, and for maps of
+    different layers. Source: ours."""
     if not tables: raise BenchError("There is no table of landmark scores to draw; give a dict of name → DataFrame.")
     for name, table in tables.items(): _check_scores(name, table)
+    need_one_layer(tables)
     every = pd.concat(tables.values())
     scores, regions = list(every["score"].unique()), list(every["region"].unique())
     fig, styles = Picture(COLUMN if len(scores) == 1 else PAGE, 2.6), line_styles(dict.fromkeys(tables))
@@ -231,6 +234,7 @@ def figure_landmark_scores(tables: dict) -> Figure:
             style = styles[name] | dict(lw=0, elinewidth=1)
             handles[name] = ax.errorbar(x, part["mean"], bars, **style, ms=4, capsize=1.5)
         _region_axis(ax, score, regions, fig.get_figwidth() / len(scores))
+        if "layer" in every: ax.set_title(f"maps of {every['layer'].iloc[0]}")
     legend_above(fig, handles)
     return fig
 

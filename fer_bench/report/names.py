@@ -5,15 +5,24 @@
 # %% auto #0
 __all__ = ['FOLDS', 'REPEATS', 'LAST_BITS', 'BUDGET', 'FACTS', 'data_name', 'code_state', 'data_title', 'label_budget',
            'label_phrase', 'split_name', 'repeat_unit', 'repeat', 'method_of_id', 'origin', 'start', 'called',
-           'usual_options', 'usual_settings', 'method_title', 'with_settings', 'preset_values', 'settings', 'telling',
-           'setting_names', 'pretraining_seed', 'run_names']
+           'own_defaults', 'usual_options', 'usual_settings', 'method_title', 'with_settings', 'preset_values',
+           'numerics', 'older', 'settings', 'telling', 'setting_names', 'pretraining_seed', 'run_names']
 
 # %% ../../nbs/report/names.ipynb #2c93d4e5
 import re
 from pathlib import Path
 
 from ..catalogue import DATASETS, METHODS, known_entry
-from ..config import NO_NUMBER, USUAL, RunConfig, filled, option_defaults, own_values, usual_values
+from fer_bench.config import (
+    NO_NUMBER,
+    USUAL,
+    RunConfig,
+    filled,
+    former_values,
+    option_defaults,
+    own_values,
+    usual_values,
+)
 from ..core import BenchError, read_json
 
 # %% ../../nbs/report/names.ipynb #4eb5f607
@@ -90,24 +99,32 @@ def start(record) -> str:
     return init if init in ("scratch", "timm") else origin(record)
 
 def called(record) -> str:
-    "What a run is called: its method, and from or of what where it starts from other weights or is a probe."
+    """What a run is called: its method, and from or of what where it starts from other weights or is a probe.
+
+    In brackets, the number of tensors that `init_partial` left random."""
+    method, random = record.config["method"], record.metrics.loaded.random()
+    if record.metrics.kind == "probe": name = f"{method.replace('_', ' ')} of {origin(record)}"
+    else: name = method if start(record) == "scratch" else f"{method} from {origin(record)}"
+    return with_settings(name, [random] if random else [])
+
+def own_defaults(record) -> dict:
+    "As `config.own_values`, with the defaults of the time of `record`."
     method = record.config["method"]
-    if record.metrics.kind == "probe": return f"{method.replace('_', ' ')} of {origin(record)}"
-    return method if start(record) == "scratch" else f"{method} from {origin(record)}"
+    return own_values(method) | former_values(method, record.metrics.numerics)
 
 def usual_options(record) -> dict:
     "The options of the method of `record` and their default values, as recorded or in the catalogue."
     method = record.config["method"]
-    own = {n: value for n, value in own_values(method).items() if n not in RunConfig.model_fields}
+    own = {n: value for n, value in own_defaults(record).items() if n not in RunConfig.model_fields}
     return option_defaults(method) | record.metrics.option_defaults | own
 
 def usual_settings(record) -> dict:
     "As `config.usual_values`, with `usual_options`."
-    return usual_values(record.config["method"]) | usual_options(record)
+    return usual_values(record.config["method"]) | own_defaults(record) | usual_options(record)
 
 def method_title(record) -> str:
     "What the run is called, and in brackets the settings that its method chooses otherwise: mixup (alpha 0.4)."
-    usual, config = usual_options(record) | own_values(record.config["method"]), record.config
+    usual, config = usual_options(record) | own_defaults(record), record.config
     changed = [n for n, value in usual.items() if config.get(n) is not None and config[n] != value]
     return with_settings(called(record), [f"{n} {config[n]}" for n in changed])
 
@@ -123,7 +140,19 @@ BUDGET = {"labels_per_class", "budget"}
 
 def preset_values(record) -> dict:
     "What method and preset fill in."
-    return filled(record.config["method"], record.config.get("preset", "quick"))
+    method = record.config["method"]
+    return filled(method, record.config.get("preset", "quick")) | former_values(method, record.metrics.numerics)
+
+def numerics(record) -> tuple[int, int]:
+    "`NUMERICS` of the code that made `record`, and `PROBE`, which is 0 for a run without a probe."
+    code, probe = record.metrics.numerics
+    return code, probe if record.config.get("probe") else 0
+
+def older(records) -> list[str]:
+    "The mark of each of `records` that was made with older numerics than another: numerics 1, probe 2; else empty."
+    found = [numerics(r) for r in records]
+    newest = [max(column) for column in zip(*found, strict=True)]
+    return [f"numerics {n}" if n < newest[0] else f"probe {p}" if 0 < p < newest[1] else "" for n, p in found]
 
 def settings(record, without=()) -> dict:
     "Name → value of everything that the run could have done otherwise, but for repeats and `without`."
@@ -139,7 +168,7 @@ def settings(record, without=()) -> dict:
     same_as_auto = {"cuda": "bf16"}.get(record.metrics.device, "fp32")
     if c["precision"] == same_as_auto: c["precision"] = "auto"
     if repeat_unit(record) in FOLDS.values(): c["split"] = split_name(record)
-    return {n: v for n, v in c.items() if n not in left_out}
+    return {n: v for n, v in c.items() if n not in left_out} | {"numerics": numerics(record)}
 
 def telling(settings: list[dict]) -> list[str]:
     "Few settings that tell all `settings` apart: again and again the one that splits them most."
@@ -156,13 +185,14 @@ def setting_names(runs) -> list[str]:
     groups = {}
     for name, mine in zip(bases, values, strict=True): groups.setdefault(name, []).append(mine)
     apart = {name: telling(group) for name, group in groups.items()}
-    for run, name, mine in zip(runs, bases, values, strict=True):
+    for run, name, mine, mark in zip(runs, bases, values, older(runs), strict=True):
         method, fill = run.config["method"], preset_values(run)
         usual = usual_settings(run)
         asked = [n for n in usual if n not in RunConfig.model_fields or (n in own_values(method) and n not in USUAL)]
         changed = [n for n in asked if mine.get(n) != fill.get(n, usual[n])]
-        said = [f"{n} {mine.get(n)}" for n in dict.fromkeys([*changed, *apart[name]]) if mine.get(n) != usual.get(n)]
-        names.append(with_settings(name, said))
+        said = [f"{n} {mine.get(n)}" for n in dict.fromkeys([*changed, *apart[name]])
+                if n != "numerics" and mine.get(n) != usual.get(n)]
+        names.append(with_settings(name, said + [mark] * bool(mark)))
     return names
 
 # %% ../../nbs/report/names.ipynb #a41b5c6d

@@ -22,6 +22,7 @@ from fer_bench.report.names import (
     data_name,
     label_budget,
     method_title,
+    older,
     repeat,
     repeat_unit,
     settings,
@@ -41,14 +42,16 @@ def grouped(records) -> list[tuple[str, list]]:
     """(name, records) of each setting, by name and images seen: the rows of `measured`, in its order.
 
     `records`: finished runs of one task. `BenchError` as `measured`. Source: ours."""
-    named, rows = {}, []
-    for r in check_task(records):
+    named, rows, records = {}, [], check_task(records)
+    marks = {id(r): mark for r, mark in zip(records, older(records), strict=True)}
+    for r in records:
         named.setdefault((method_title(r), r.metrics.images_seen, r.config["backbone"], called(r)), []).append(r)
     for (name, *_), group in named.items():
         values, parts = [settings(r, BUDGET) for r in group], {}
         apart, usual = telling(values), usual_settings(group[0])
         for r, s in zip(group, values, strict=True):
-            said = [f"{n} {s.get(n)}" for n in apart if s.get(n) != usual.get(n)]
+            said = [f"{n} {s.get(n)}" for n in apart if n != "numerics" and s.get(n) != usual.get(n)]
+            said += filter(None, [marks[id(r)]])
             parts.setdefault(with_settings(name, said), []).append(r)
         rows += parts.items()
     return sorted(rows, key=lambda row: (row[0], row[1][0].metrics.images_seen, row[1][0].config["backbone"]))
@@ -138,7 +141,8 @@ def _baselines(groups: list, baseline: str) -> list[int | None]:
             like_mine = trains and first[n].config["method"] == baseline and starts[n] == starts[i]
             return first[n].config["backbone"] == first[i].config["backbone"] and (names[n] == wanted or like_mine)
         def distance(n):
-            other = trains and starts[n] != starts[i], *(terms[n][f] != terms[i][f] for f in ("min_map", "balance"))
+            same = (terms[n][f] != terms[i][f] for f in ("min_map", "balance", "numerics"))
+            other = trains and starts[n] != starts[i], *same
             return *other, first[n].metrics.images_seen
         found = min(filter(fits, range(len(groups))), key=distance, default=None)
         return None if found == i else found

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'NOTES', 'APART', 'check_classes', 'compare', 'comparable', 'task_key', 'notes', 'drawn_note',
-           'oracle_note', 'selection_note', 'data_note', 'fold_note', 'budget_note', 'capped_note', 'code_note',
-           'audit_note', 'leaderboard_table']
+           'oracle_note', 'selection_note', 'validation_note', 'data_note', 'fold_note', 'budget_note', 'capped_note',
+           'weights_note', 'code_note', 'numerics_note', 'audit_note', 'leaderboard_table']
 
 # %% ../../nbs/report/tables.ipynb #b65df781
 from collections import Counter
@@ -14,7 +14,17 @@ import pandas as pd
 
 from ..core import BenchError
 from .exports import to_markdown, to_terminal
-from .names import FOLDS, code_state, data_name, method_title, repeat, repeat_unit, setting_names
+from fer_bench.report.names import (
+    FOLDS,
+    code_state,
+    data_name,
+    method_title,
+    older,
+    repeat,
+    repeat_unit,
+    setting_names,
+    with_settings,
+)
 
 # %% ../../nbs/report/tables.ipynb #4946260c
 MEASURES = {"WAR": "WAR", "UAR": "UAR", "macro_F1": "macro-F1"}
@@ -33,16 +43,19 @@ def compare(records) -> pd.DataFrame:
     """A row a run, in the order given: what was trained, on how much, and WAR, UAR, macro-F1 as "87.4 [86.1, 88.6]".
 
     `records`: finished runs with the same classes. WAR, UAR and macro-F1 are percent with their 95 % intervals;
-    `labels` a class, or "all"; `commit` ends in "+" where the code had changes that no commit holds. `notes` belongs
-    under it. `BenchError` for no records, and for records with different classes. Source: ours."""
-    return pd.DataFrame([_row(r) for r in check_classes(records)])
+    `labels` a class, or "all"; `commit` ends in "+" where the code had changes that no commit holds. Where numerics
+    differ, the method of an older row says so. `notes` belongs under it. `BenchError` for no records, and for records
+    with different classes. Source: ours."""
+    records = check_classes(records)
+    return pd.DataFrame([_row(r, mark) for r, mark in zip(records, older(records), strict=True)])
 
-def _row(record) -> dict:
+def _row(record, mark: str) -> dict:
     c, m = record.config, record.metrics
     capped = " (capped)" if m.capped else ""
     without = " without copies" if c.get("dedupe") == "cross_split" else ""
     pool = zip(m.pool.faces, m.pool.members, strict=True) if m.pool else ()
-    return {"method": method_title(record), "backbone": c["backbone"], "init": c["init"],
+    return {"method": with_settings(method_title(record), [mark] * bool(mark)), "backbone": c["backbone"],
+            "init": c["init"],
             "labels": (c.get("budget") or str(c["labels_per_class"] or "all")) + capped + without,
             "unlabelled": " + ".join(f"{n:,} {name}" for n, name in pool) or "none", "seed": c["seed"],
             "labelled seen": m.labelled_seen, "images seen": m.images_seen, "params (M)": round(m.parameters / 1e6, 2),
@@ -75,8 +88,9 @@ def task_key(record) -> tuple:
 def notes(records) -> list[str]:
     """The sentences that must stand under a table of `records`, an empty list where there is nothing to say.
 
-    They tell of drawn faces, selection on the test split, mixed selection, splits, budgets and commits, incomplete
-    folds, classes smaller than the budget, and problems that the audit of the data found."""
+    They tell of drawn faces, selection on the test split, mixed selection, splits, budgets, commits and numerics,
+    incomplete folds, classes smaller than the budget, weights that were loaded, and problems that the audit of the
+    data found."""
     records = list(records)
     return [sentence for note in NOTES if (sentence := note(records))]
 
@@ -97,6 +111,17 @@ def selection_note(records) -> str:
     "Honest rules of selection differ."
     rules = sorted({r.metrics.select for r in records} - {"oracle"})
     return f"Rows differ in how the reported epoch was chosen ({', '.join(rules)})." if len(rules) > 1 else ""
+
+def validation_note(records) -> str:
+    "Labels of validation faces chose something, beside a label budget."
+    def chose(r) -> bool:
+        found, budget = r.metrics.probe, r.config.get("labels_per_class") or r.config.get("budget")
+        probed = found and found.kind == "linear" and found.chosen_by == "validation faces"
+        return bool(budget) and (r.metrics.select == "val" or bool(probed))
+    beside = [r.metrics.n.get("val", 0) for r in records if chose(r)]
+    if not any(beside): return ""
+    return (f"In {len(beside)} of {len(records)} rows the labels of {max(beside):,} validation faces, which the budget "
+            "does not count, chose the reported epoch or the penalty of the probe.")
 
 def data_note(records) -> str:
     "Data, splits or draws of labels differ, folds apart."
@@ -134,6 +159,11 @@ def capped_note(records) -> str:
     sizes = ", ".join(f"{c} {n}" for c, n in capped.items())
     return f"Capped: these classes have fewer faces than the labels asked for, and gave all they have ({sizes})."
 
+def weights_note(records) -> str:
+    "Runs start from a weights file, or from those of another run."
+    found = dict.fromkeys(r.metrics.loaded.sentence(r.config["init"]) for r in records if r.metrics.loaded.matched)
+    return f"Start weights: {'. '.join(found)}." if found else ""
+
 def code_note(records) -> str:
     "Commits differ, or some had uncommitted changes."
     commits = sorted({code_state(r) for r in records})
@@ -141,12 +171,20 @@ def code_note(records) -> str:
     dirty = "A commit with + had changes that no commit holds." if any(c.endswith("+") for c in commits) else ""
     return " ".join(filter(None, [mixed, dirty]))
 
+def numerics_note(records) -> str:
+    "The same config would have given other numbers in some rows."
+    marks = sorted(set(older(records)) - {""})
+    if not marks: return ""
+    return (f"Rows marked {' or '.join(marks)} were made with older numerics than the others: the same run gives other "
+            "numbers now, so part of their difference is the code's. CHANGELOG.md says what has changed.")
+
 def audit_note(records) -> str:
     "What the audit of the data found."
     problems = dict.fromkeys(p for r in records for p in r.metrics.audit)
     return f"The audit of the data found: {' '.join(problems)}" if problems else ""
 
-NOTES = (drawn_note, oracle_note, selection_note, data_note, fold_note, budget_note, capped_note, code_note, audit_note)
+NOTES = (drawn_note, oracle_note, selection_note, validation_note, data_note, fold_note, budget_note, capped_note,
+         weights_note, code_note, numerics_note, audit_note)
 
 # %% ../../nbs/report/tables.ipynb #b5a33e5a
 APART = {"classes": "numbers of classes", "data": "data sets", "drawn": "kinds of faces, drawn and real"}

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 
 from ..catalogue import method_entry
 from ..data.landmarks import landmarks_of, regions_of
+from ..data.splits import fold_of, groups_of
 from ..data.views import make_view
-from ..evaluate.features import extract
+from ..evaluate.features import calibrate, extract
 from ..evaluate.landmarks import patch_hits
 from ..evaluate.metrics import classification_metrics, pseudo_label_counts
 from ..evaluate.predict import evaluating, predict
-from ..evaluate.protocols import knn_logits, linear_probe, probe_head, sgd_probe
+from ..evaluate.protocols import cross_validated_probe, knn_logits, linear_probe, probe_head, sgd_probe
 from ..evaluate.statistics import bootstrap_intervals, wilson
 from .task import pool_truth
 
@@ -90,16 +91,32 @@ def _masks(config, method, feed, faceset, rows) -> dict:
 def probe(config, method, feed, faceset, split) -> tuple[dict, list[dict]]:
     "Train the head of the evaluated network on frozen features of the labelled faces; → facts for the record, history."
     labels, n_classes = faceset.labels[split.labelled], len(faceset.meta["classes"])
+    if config.init == "scratch" and method_entry(config.method).kind == "probe":  # nothing has trained its batch norms
+        calibrate(method.evaluated, feed, np.union1d(split.labelled, split.unlabelled), config.image_size)
     balance = "none" if config.balance == "none" else "weights"
     if config.probe == "sgd":
         history = sgd_probe(method.evaluated, feed, split.labelled, labels, config.image_size, seed=config.seed,
                             balance=balance)
         return {"kind": "sgd"}, history
-    features, val = (extract(method, feed, rows, config.image_size) for rows in (split.labelled, split.val))
-    found = linear_probe(features, labels, val, faceset.labels[split.val], n_classes, balance=balance,
-                         device=feed.device)
+    features = extract(method, feed, split.labelled, config.image_size)
+    val = extract(method, feed, split.val, config.image_size) if len(split.val) else features[:0]
+    budgeted = (faceset.labels[split.unlabelled] >= 0).any() or not len(val)
+    if budgeted:
+        folds = _folds(config, faceset.index, split.labelled)
+        found = cross_validated_probe(features, labels, folds, n_classes, balance=balance, device=feed.device)
+    else:
+        found = linear_probe(features, labels, val, faceset.labels[split.val], n_classes, balance=balance,
+                             device=feed.device)
     probe_head(method.evaluated, found)
     loss = F.cross_entropy(torch.from_numpy(found.logits(features)), torch.from_numpy(labels)).item()
-    tried = {f"{strength:g}": float(war) for strength, war in found.val_WAR.items()}
-    history = [{"epoch": 1, "loss": loss, "val_WAR": max(tried.values())}]
-    return {"kind": "linear", "strength": found.strength, "val_WAR": tried}, history
+    history = [{"epoch": 1, "loss": loss}]
+    if len(val): history[0]["val_WAR"] = float((found.logits(val).argmax(1) == faceset.labels[split.val]).mean())
+    return {"kind": "linear", "strength": found.strength,
+            "chosen_by": "cross-validation" if budgeted else "validation faces",
+            "val_WAR": {f"{strength:g}": float(war) for strength, war in found.val_WAR.items()}}, history
+
+def _folds(config, index, rows, most: int = 5) -> np.ndarray:
+    "Fold of each of the labelled `rows`, at most `most`; faces that are all of one group are taken one by one."
+    apart = len(set(groups_of(index)[rows]))
+    if apart < 2: return np.arange(len(rows)) % most
+    return fold_of(index, rows, min(most, apart), config.label_seed)

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from ..catalogue import find_method, make_method, method_entry
-from ..config import RunConfig, option_defaults, run_id
+from ..config import NUMERICS, PROBE, RunConfig, option_defaults, run_id
 from ..core import BenchError, hold_lock, make_folder, terminable, write_json
 from ..data.audit.audit import cached_audit
+from ..data.audit.checks import check_split
 from ..data.faceset import check_unchanged
 from ..data.feed import Feed
 from ..data.splits import save_manifest
@@ -29,6 +30,7 @@ from ..distributed import broadcast, convert_sync_batchnorm, is_main, launched_p
 from ..evaluate.predict import predict
 from fer_bench.record import (
     Record,
+    load_run,
     runs_folder,
     write_environment,
     write_history,
@@ -81,11 +83,12 @@ def _record_of(config, faceset, split, pool) -> Record:
                          "validation faces.")
     return Record(runs_folder(config.path("results_dir"))/id_of(config, faceset, split, pool, init_hash(config)))
 
-def id_of(config, faceset, split, pool, init: str) -> str:
-    "The run id of `config` on these data. `init`: its `init_hash`. A built FaceSet is shown by its own name."
+def id_of(config, faceset, split, pool, init: str, numerics: tuple[int, int] = (NUMERICS, PROBE)) -> str:
+    """The run id of `config` on these data. `init`: its `init_hash`. A built FaceSet is shown by its own name.
+    `numerics`: as of `run_id`."""
     name = re.sub(r"[^\w.+-]", "_", faceset.meta["name"]) if config.dataset == "faceset" else ""
     return run_id(config, faceset.meta["content_hash"], split.hash, init, pool.hash if pool else "",
-                  uses_bf16(config.device, config.precision), name)
+                  uses_bf16(config.device, config.precision), name, numerics)
 
 def _launch(config, record) -> None:
     "Do the run in `config.processes` new processes, because a process that has used its GPU cannot be forked."
@@ -119,7 +122,7 @@ def _attempt(config, faceset, split, pool, folder) -> None:
     kept = folder.parent.parent/"splits"/f"{split.hash[:12]}.csv"
     if not kept.exists(): save_manifest(faceset.index, split, kept)
     try:
-        audit = failures(cached_audit(faceset))
+        audit = failures(cached_audit(faceset), faceset.index, split)
         for sentence in audit: print(f"The audit of {faceset.meta['name']} found: {sentence}")
         _train_and_evaluate(config, faceset, split, pool, folder, audit)
     except BaseException as e:
@@ -151,7 +154,8 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
         logits = predict(method, feed, split.test, config.image_size)
     for faces in sets: check_unchanged(faces)
     if not is_main(): return
-    facts = {"audit": audit, "loaded": loaded, "probe": found, "device": device, "peak_memory_mb": peak_memory(device)}
+    facts = {"audit": audit, "loaded": loaded, "pixels": method.net.pixels(), "probe": found, "device": device,
+             "peak_memory_mb": peak_memory(device)}
     _write(config, faceset, split, pool, folder, method, history, logits, facts)
 
 # %% ../../nbs/runs/experiment.ipynb #3fcfc590
@@ -199,9 +203,13 @@ def torch_state_kept():
 # %% ../../nbs/runs/experiment.ipynb #8056cb53
 FACE_FACTS = ("size", "resize", "colour", "alignment", "licence")  # what the network expects of pictures; their licence
 
-def failures(audit: dict) -> list[str]:
-    "The failures of an audit, one sentence each. Every table of runs on these data shows them below."
-    return [f["sentence"] for f in audit["findings"] if f["level"] == "failure"]
+def failures(audit: dict, index, split) -> list[str]:
+    """The failures of an `audit` of the data, and of the `split` of the run on their `index`, one sentence each.
+
+    Every table of runs on these data shows them below."""
+    own = check_split(index, split)
+    kept = [f for f in audit["findings"] if f["check"] not in {finding.check for finding in own}]
+    return [f["sentence"] for f in [*kept, *map(vars, own)] if f["level"] == "failure"]
 
 def _write(config, faceset, split, pool, folder, method, history, logits, facts: dict) -> None:
     index, classes, entry = faceset.index, list(faceset.meta["classes"]), method_entry(config.method)
@@ -209,26 +217,29 @@ def _write(config, faceset, split, pool, folder, method, history, logits, facts:
     pooled = {} if pool is None else {"pool": pool.facts, "pool_truth": count(pool_truth(pool, faceset))}
     steps = 0 if entry.kind == "probe" else config.epochs * config.steps_per_epoch
     labelled = 0 if config.probe else steps * config.batch_size  # the faces of a probe are not seen in training
+    start = config.init.removeprefix("run:") if config.init.startswith("run:") else ""
+    before = load_run(start, config.path("results_dir")).metrics.images_seen if start else 0
     scored = "score" in history[0]
     chosen = max(history, key=lambda row: (row["score"], -row["epoch"])) if scored else history[-1]
+    weights = {WEIGHTS: save_weights(folder/WEIGHTS, method.evaluated)}
+    if config.probe and entry.kind != "probe": weights[PRETRAINED] = save_weights(folder/PRETRAINED, method)
     write_metrics(folder, **{
         "run_id": folder.name, "method": config.method, "kind": kind_of(config.model_dump()),
         "dataset": faceset.meta["name"], "drawn": faceset.drawn, "classes": classes,
         "n": split.counts, "origin": split.origin, "capped": split.capped,
         "faces": {name: faceset.meta[name] for name in FACE_FACTS},
         "data_hash": faceset.meta["content_hash"], "split_hash": split.hash, "init_hash": init_hash(config),
+        "numerics": [NUMERICS, PROBE],
         "precision": "bf16" if uses_bf16(config.device, config.precision) else "fp32",
         "option_defaults": option_defaults(config.method), "loss_parts": loss_parts(history),
         "select": config.select, "epoch": chosen["epoch"], "labelled_seen": labelled,
-        "images_seen": labelled + steps * config.batch_size * (config.mu or 0),
+        "images_seen": before + labelled + steps * config.batch_size * (config.mu or 0),
         "labelled_counts": count(faceset.labels[split.labelled]), **pooled,
-        "parameters": sum(p.numel() for p in method.net.parameters()), **facts,
+        "parameters": sum(p.numel() for p in method.net.parameters()), "weights": weights, **facts,
         "train_seconds": round(sum(row["seconds"] for row in history), 1),
         "test": evaluate_logits(logits, faceset.labels[split.test], classes)})
     write_history(folder, history)
     write_predictions(folder, index["key"].iloc[split.test], index["label"].iloc[split.test], logits)
-    save_weights(folder/WEIGHTS, method.evaluated)
-    if config.probe and entry.kind != "probe": save_weights(folder/PRETRAINED, method)
 
 def peak_memory(device: str) -> int:
     "Peak memory in MiB: on a GPU, allocated by torch since the run began; on a CPU, of this process since its start."

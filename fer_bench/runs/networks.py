@@ -8,6 +8,7 @@ __all__ = ['WEIGHTS', 'PRETRAINED', 'init_of', 'init_hash', 'create_network', 's
 
 # %% ../../nbs/runs/networks.ipynb #08085120
 import functools
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,15 @@ from ..config import recorded_config
 from ..core import BenchError, atomic_file, json_hash, sha256
 from ..data.feed import Feed
 from ..data.labels import label_map
+from ..distributed import is_main
 from ..evaluate.predict import predict
 from ..methods.base import Method
 from ..methods.own import code_hash, own_code
-from ..models.backbones import Classifier, create_classifier, is_own_backbone, weights_path
+from ..models.backbones import Classifier, create_classifier, is_own_backbone
+from ..models.weights import weights_path
 from ..record import Record, load_run
 from .evaluation import evaluate_logits
+from ..schema import Loaded
 
 # %% ../../nbs/runs/networks.ipynb #7bf252b8
 WEIGHTS, PRETRAINED = "weights.safetensors", "pretrained.safetensors"  # beside the record: large, never committed
@@ -33,11 +37,11 @@ WEIGHTS, PRETRAINED = "weights.safetensors", "pretrained.safetensors"  # beside 
 def init_of(config) -> str:
     """`config.init`; for `run:ID`, the path of that run's weights.
 
-    `BenchError` for a missing run, a run without weights, and a run with another `backbone` or `min_map`."""
+    `BenchError` for a missing run, a run without weights, and one with another `backbone`, `min_map` or `normalise`."""
     if not config.init.startswith("run:"): return config.init
     record = load_run(config.init.removeprefix("run:"), config.path("results_dir"))
-    for name in ("backbone", "min_map"):
-        if (theirs := record.config.get(name, 0)) != (ours := getattr(config, name)):
+    for name, early in (("backbone", ""), ("min_map", 0), ("normalise", "")):  # early: in records from before the field
+        if (theirs := record.config.get(name, early)) != (ours := getattr(config, name)):
             raise BenchError(f"init = {config.init!r} was trained with {name} = {theirs!r}, but this run has {ours!r}. "
                              f"Set {name}={theirs!r}.")
     return str(_file_of(record, WEIGHTS))
@@ -59,14 +63,18 @@ def _hash_once(path: str, size: int, changed: int) -> str:
     return sha256(Path(path).read_bytes())
 
 def create_network(config, n_classes: int, init: str = "scratch") -> tuple[Classifier, dict]:
-    "→ (the `Classifier` of `config`, which weights were loaded); `init` as in `create_classifier`."
-    return create_classifier(config.backbone, n_classes, config.image_size, init, min_map=config.min_map)
+    "→ (the `Classifier` of `config`, which weights were loaded, also printed); `init` as in `create_classifier`."
+    net, loaded = create_classifier(config.backbone, n_classes, config.image_size, init, config.min_map,
+                                    config.normalise, config.init_partial)
+    if init != "scratch" and is_main(): print("Start weights:", Loaded(**loaded).sentence(config.init))
+    return net, loaded
 
 # %% ../../nbs/runs/networks.ipynb #a1559f25
-def save_weights(path: Path, module: torch.nn.Module, metadata: dict[str, str] | None = None) -> None:
-    "Write the state of `module` to `path` as safetensors, atomically, with `metadata` in the file's header."
+def save_weights(path: Path, module: torch.nn.Module, metadata: dict[str, str] | None = None) -> str:
+    "Write the state of `module` to `path` as safetensors, atomically; → the file's SHA-256. `metadata`: its header."
     with atomic_file(path) as part:
         save_file({k: v.contiguous().clone() for k, v in module.state_dict().items()}, part, metadata)
+    return _file_hash(path)
 
 def load_classifier(record: Record) -> Classifier:
     """The trained network of `record`, in evaluation mode: faces (B, 3, H, W) in [0, 1] → logits (B, K).
@@ -96,6 +104,9 @@ def _with_weights(module, path: Path):
     except (SafetensorError, RuntimeError) as e:
         raise BenchError(f"{str(path)!r} is damaged or not the weights of its run ({str(e).splitlines()[0]}). Delete "
                          f"the folder {str(path.parent)!r} and run its config.json again.") from None
+    if bad := [name for name, value in module.state_dict().items() if not value.isfinite().all()]:
+        raise BenchError(f"{str(path)!r} has values that are NaN or infinite, such as in {bad[0]!r}: the training "
+                         "diverged, or the file is damaged. Run again with a lower lr, or set clip_grad.")
     return module
 
 def _file_of(record: Record, name: str) -> Path:
@@ -103,26 +114,40 @@ def _file_of(record: Record, name: str) -> Path:
     if not path.exists():
         raise BenchError(f"Run {record.id!r} has no {name} here: records travel without weights. Delete the folder "
                          f"{str(record.folder)!r} and run its config.json again.")
+    if record.metrics.weights.get(name, sealed := _file_hash(path)) != sealed:
+        raise BenchError(f"{str(path)!r} is not the file that run {record.id!r} wrote: it is damaged, or the weights "
+                         "of another run, and the numbers of the record are not theirs. Put the run's own file there, "
+                         f"or delete the folder {str(record.folder)!r} and run its config.json again.")
     return path
 
 # %% ../../nbs/runs/networks.ipynb #5c81cdce
 def evaluate_on(record: Record, faceset) -> dict:
     """Metrics (as in `evaluate_logits`) of the network of `record` on the labelled test faces of another `faceset`.
 
-    Without test faces, its validation faces are used, or else all its labelled faces. "classes": those that both have,
-    in the network's order. "left_out": the number of faces of other classes. `BenchError` if there is no mapping of the
-    classes (`label_map`)."""
+    Without test faces, its validation faces are used, or else all its labelled faces. The network chooses among the
+    classes that both have, "classes", in the network's order; "over_all": the same metrics where it chooses among all
+    its classes. "left_out": the number of faces of other classes. Warns of classes that are bare numbers. `BenchError`
+    if there is no mapping of the classes (`label_map`)."""
     known, index = list(record.metrics.classes), faceset.index
     to = label_map(faceset.classes, known)  # class of the face -> class of the network, or None
+    _warn_of_numbers(record, faceset, to)
     rows = _test_rows(index)
     names = index["label"].iloc[rows].map(to)
     if names.isna().all():
         raise BenchError(f"Data set {faceset.meta['name']!r} has no test face of a class that run {record.id!r} knows.")
     kept, shared = names.notna().to_numpy(), [c for c in known if c in to.values()]
     network, columns = Method(load_classifier(record)), [known.index(c) for c in shared]
-    logits = predict(network, Feed(faceset.images), rows[kept], record.config["image_size"])[:, columns]
-    labels = np.array([shared.index(c) for c in names[kept]])
-    return evaluate_logits(logits, labels, shared) | {"classes": shared, "left_out": int((~kept).sum())}
+    logits = predict(network, Feed(faceset.images), rows[kept], record.config["image_size"])
+    over = lambda logits, classes: evaluate_logits(logits, np.array([classes.index(c) for c in names[kept]]), classes)
+    return over(logits[:, columns], shared) | {"over_all": over(logits, known), "classes": shared,
+                                               "left_out": int((~kept).sum())}
+
+def _warn_of_numbers(record, faceset, to: dict) -> None:
+    numbers = [name for name in to if name.strip().isdigit()]
+    if numbers and faceset.meta["content_hash"] != record.metrics.data_hash:
+        warnings.warn(f"Data set {faceset.meta['name']!r} and run {record.id!r} name classes by numbers "
+                      f"({', '.join(numbers)}), and these are taken for the same classes. Check that both use one "
+                      "code, or build them with the names of the expressions.", stacklevel=3)
 
 def _test_rows(index) -> np.ndarray:
     "Labelled rows of the test split, else of the val split, else all."

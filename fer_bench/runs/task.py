@@ -19,9 +19,12 @@ from ..data.splits import Split, make_split
 def load_data(config):
     "The FaceSet of `config`, built into the cache if it is not there yet. `BenchError` for data that cannot be read."
     entry, root = dataset_entry(config.dataset, config.from_record), config.path("data_root")
-    if config.data_root and (root/"meta.json").exists(): return open_faceset(root)
-    size = None if "native_size" in entry.flags else config.image_size
-    return cached_faceset(make_source(config), config.cache_dir, size)
+    if config.data_root and (root/"meta.json").exists(): faceset = open_faceset(root)
+    else:
+        size = None if "native_size" in entry.flags else config.image_size
+        faceset = cached_faceset(make_source(config), config.cache_dir, size)
+    for remark in faceset.meta["facts"].get("remarks", ()): print(f"{faceset.meta['name']}: {remark}")
+    return faceset
 
 def already_built(root: str):
     """In place of the source of the data set `faceset`, which has none. Always raises `BenchError`.

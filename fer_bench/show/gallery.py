@@ -23,7 +23,7 @@ from ..evaluate.attention import mean_map
 from ..evaluate.landmarks import score_intervals
 from ..runs.networks import load_classifier, load_pretrained
 from ..runs.evaluation import subsample
-from ..runs.attribution import faces_of, faces_to_show, look, maps_of
+from ..runs.attribution import faces_of, faces_to_show, look, map_layer, maps_of
 from ..report.figures import PAGE, Picture, class_style, note_drawn, overlay, picture_rows, styled
 from ..report.choice import ABLATED, ablation, every_run, one_per_method, pretrained, with_flag
 from ..report.curves import (figure_confusion, figure_landmark_scores, figure_pretraining, figure_reliability,
@@ -115,6 +115,15 @@ def figure_attention(runs, faceset=None, kind: str = "gradcam", faces: int = 6) 
     return _rows_of_faces(lines, len(rows), faceset)
 
 # %% ../../nbs/show/gallery.ipynb #afb6041a
+def _of_one_layer(runs, kind: str) -> list:
+    "The most of `runs` whose maps of `kind` show one layer. Says which layer, and which runs are left out."
+    groups = {}
+    for run in runs: groups.setdefault(map_layer(run, kind), []).append(run)
+    layer = max(groups, key=lambda name: len(groups[name]), default="")
+    left = [f"{run.id} ({name})" for name, others in groups.items() if name != layer for run in others]
+    if left: print(f"Landmark scores of maps of {layer}. Left out, as of another layer: {', '.join(left)}")
+    return groups.get(layer, [])
+
 LEAST_FACES = 50  # for a mean map
 
 @styled
@@ -144,7 +153,7 @@ def figure_landmarks(runs, faceset=None, kind: str = "gradcam", score: str = "li
 
     `score`: lift, share, hit or distance. `look` computes the scores, or reads them from the run's folder. Drawn by
     `figure_landmark_scores`. `BenchError` as `look`."""
-    runs, tables = list(runs), {}
+    runs, tables = _of_one_layer(runs, kind), {}
     for run, name in zip(runs, run_names(runs), strict=True):
         part = {maps: rows.drop(columns="maps") for maps, rows in look(run, faceset, kind, most).groupby("maps")}
         tables[name] = score_intervals(part["trained"])

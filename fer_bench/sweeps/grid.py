@@ -99,8 +99,8 @@ class Cell:
 
     `config`: its `RunConfig`; `place`: where it stands in the grid; `given`: the values that the grid names; `needs`:
     the run whose weights it starts from, or None. `plan.Plan` fills in the rest: `id`, `state`, `error`, `seconds`
-    (expected) and their `basis`; and `config.init`, which becomes `run:ID` as soon as the run that it needs has an
-    id."""
+    (expected) and their `basis`; `former`, the id of its finished run with older numerics; and `config.init`, which
+    becomes `run:ID` as soon as the run that it needs has an id."""
     config: RunConfig
     place: str
     given: dict
@@ -110,6 +110,7 @@ class Cell:
     error: str = ""
     seconds: float | None = None
     basis: str = ""
+    former: str = ""
 
 def expand(grid, settings: dict | None = None) -> list[Cell]:
     """The runs of a `grid` in its order, each once, and each after the run whose weights it starts from.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..config import NUMERICS, PROBE
 from ..record import Record, runs_folder
 from .grid import Cell
 from .plan import CANNOT, ELSEWHERE, FAILED, FINISHED, INTERRUPTED, OPEN, TO_DO
@@ -40,6 +41,11 @@ class Outcome:
         if self.why != "planned" and self.of(*OPEN): return 3
         return 1 if self.of(FAILED, CANNOT) else 0
 
+    @property
+    def again(self) -> list[Cell]:
+        "Runs to do whose finished records do not count, because they were made with older numerics."
+        return [c for c in self.of(*OPEN) if c.former]
+
     def table(self) -> pd.DataFrame:
         "A row for each run: id, method, the fields that the grid varies, state, expected minutes."
         named = {name: None for c in self.cells for name in c.given if name not in ("method", "init")}
@@ -51,20 +57,28 @@ class Outcome:
         known = cell.seconds is not None and cell.state in OPEN
         return {"run": cell.id or f"(after {cell.needs.id or 'its start'})", "method": cell.config.method,
                 **{name: text(cell.given.get(name, "")) for name in varied},
-                "init": cell.needs.config.method if cell.needs else cell.config.init, "state": cell.state,
+                "init": cell.needs.config.method if cell.needs else cell.config.init,
+                "state": cell.state + (" (finished with older numerics)" if cell in self.again else ""),
                 "minutes": f"{cell.seconds / 60:.1f}" if known else ""}
 
     def summary(self) -> str:
         "The number of runs in each state, how long the rest may take, and the cause of every failure."
         states = (FINISHED, TO_DO, INTERRUPTED, ELSEWHERE, FAILED, CANNOT)
         counts = ", ".join(f"{n} {state}" for state in states if (n := len(self.of(state))))
-        lines = [f"{len(self.cells)} runs: {counts}.", *self._time_left()]
+        lines = [f"{len(self.cells)} runs: {counts}.", *self._again(), *self._time_left()]
         lines += [f"  {c.state}: {c.id or c.config.method} ({c.place}): {c.error}" for c in self.of(FAILED, CANNOT)]
         if self.of(FAILED):
             lines.append("Failed runs are not done again by themselves. When the cause is gone, such as a full disk, "
                          "give --retry-failed (retry_failed=True).")
         if self.why in ("time", "interrupted"): lines.append("Stopped early; the same sweep goes on from here.")
         return "\n".join(lines)
+
+    def _again(self) -> list[str]:
+        "A sentence about runs that were finished with older numerics."
+        if not (n := len(self.again)): return []
+        return [f"Of these to do, {n} {'was' if n == 1 else 'were'} finished before with older numerics (now NUMERICS "
+                f"{NUMERICS}, PROBE {PROBE}; CHANGELOG.md says what changed). Those records stay as they are, but the "
+                "same runs give other numbers now, so they are done again, under new ids."]
 
     def _time_left(self) -> list[str]:
         "A sentence about the expected time, where runs are left."

@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 
 from ..catalogue import known_entry
-from ..config import RunConfig, recorded_config
+from ..config import NUMERICS, PROBE, RunConfig, former_values, recorded_config
 from ..core import BenchError, try_lock
 from ..record import Record, load_runs, runs_folder
 from ..runs.experiment import id_of
@@ -38,6 +38,7 @@ class Plan:
         self.made = {}  # (function, values of the fields that it depends on) -> what it made
         self.speeds = {}  # what decides the speed of a run -> seconds per face of each recorded run
         self.starts = {}  # value of `init` -> hash of these weights, as a record gives it
+        self.older = set()  # numerics of recorded runs that are not those of this code
         for record in load_runs(results): self.add_record(record)
 
     def add_record(self, record: Record) -> None:
@@ -47,6 +48,7 @@ class Plan:
             built_in = not known_entry(config.method).own  # for an own method the hash covers its code too
             if config.init.startswith("run:") and metrics.init_hash and built_in:
                 self.starts[config.init] = metrics.init_hash
+            self.older |= {tuple(metrics.numerics)} - {(NUMERICS, PROBE)}
             key, speed = _speed_key(config, metrics.device), metrics.train_seconds / faces(config)
             self.speeds.setdefault(key, []).append(speed)
 
@@ -55,12 +57,25 @@ class Plan:
         if key not in self.made: self.made[key] = make(config, *args)
         return self.made[key]
 
-    def identify(self, config: RunConfig) -> str:
-        "The id of the run of `config`. `BenchError` for unreadable data, too few labels, and missing weights."
+    def identify(self, config: RunConfig, numerics=(NUMERICS, PROBE)) -> str:
+        """The id of the run of `config` with these `numerics`.
+
+        `BenchError` for unreadable data, too few labels, and missing weights."""
         faceset = self._once(load_data, FACESET_FIELDS, config)
         split = self._once(split_data, SPLIT_FIELDS, config, faceset)
         pool = self._once(make_pool, POOL_FIELDS, config, faceset, split)
-        return id_of(config, faceset, split, pool, self.start_hash(config))
+        return id_of(config, faceset, split, pool, self.start_hash(config), numerics)
+
+    def former(self, cell: Cell) -> str:
+        "The id of the finished run of `cell` that was made with older numerics; empty if there is none."
+        if cell.needs and not cell.needs.former: return ""
+        start = {"init": f"run:{cell.needs.former}"} if cell.needs else {}
+        for numerics in sorted(self.older, reverse=True):
+            then = {n: v for n, v in former_values(cell.config.method, numerics).items() if n not in cell.given}
+            with contextlib.suppress(Exception):  # `update` meets the same error and reports it
+                name = self.identify(cell.config.model_copy(update=then | start), numerics)
+                if Record(runs_folder(self.results)/name).finished: return name
+        return ""
 
     def start_hash(self, config: RunConfig) -> str:
         "As `init_hash`; for weights that did not travel with their record, the hash recorded by a run that used them."
@@ -70,7 +85,9 @@ class Plan:
             raise
 
     def update(self, cell: Cell) -> None:
-        "Fill in `id`, `state` and `error` of `cell`; nothing changes while the run that it starts from is unfinished."
+        """Fill in `id`, `state`, `error` and `former` of `cell`; only the last while the run that it starts from is
+        unfinished."""
+        cell.former = cell.former or self.former(cell)
         if cell.needs and cell.needs.state != FINISHED:
             if cell.needs.state in (FAILED, CANNOT):
                 cell.state, cell.error = CANNOT, f"it starts from {cell.needs.id or 'a run'}, and that failed"

@@ -11,6 +11,7 @@ import torch
 
 from ..core import BenchError
 from ..data.feed import BalancedOrder, BlockOrder, Feed, Order, Prefetcher, batch_rows
+from ..data.labels import VOTED, vote_shares
 from ..data.views import apply_view, make_view
 from ..distributed import part_of, world
 
@@ -18,13 +19,20 @@ from ..distributed import part_of, world
 LARGE = 8 * 2**30  # bytes of pixels above which a set is read in blocks
 
 def soft_targets(faceset) -> np.ndarray:
-    "Shares (N, K) of each face's votes among the classes, 0 for a face without votes. `BenchError` if no face has any."
-    if faceset.index["votes"].isna().all():
-        raise BenchError(f"targets = 'soft' needs votes, and data set {faceset.meta['name']!r} has none. Use "
-                         "targets='hard'.")
-    k = len(faceset.meta["classes"])
-    votes = np.stack([np.zeros(k) if v is None else np.asarray(v[:k], float) for v in faceset.index["votes"]])
-    return (votes / np.maximum(votes.sum(1, keepdims=True), 1)).astype(np.float32)
+    """Shares (N, K) of each face's votes among the classes, as `vote_shares`; 0 for an unlabelled face without votes.
+
+    `BenchError` where a labelled face has no votes for a class, and where the classes are not those of the votes."""
+    name, classes, votes = faceset.meta["name"], list(faceset.meta["classes"]), faceset.index["votes"]
+    if votes.isna().all():
+        raise BenchError(f"targets = 'soft' needs votes, and data set {name!r} has none. Use targets='hard'.")
+    if classes != list(VOTED[:len(classes)]):
+        raise BenchError(f"targets = 'soft': the classes of {name!r} ({', '.join(classes)}) are not in the order of "
+                         f"the votes ({', '.join(VOTED)}). Use targets='hard'.")
+    shares = vote_shares([np.zeros(len(VOTED)) if v is None else v for v in votes], len(classes))
+    if lacking := int((faceset.index["label"].notna() & (shares.sum(1) == 0)).sum()):
+        raise BenchError(f"targets = 'soft': {lacking} labelled faces of {name!r} have no votes for a class, so they "
+                         "would teach nothing. Use targets='hard'.")
+    return shares
 
 def make_order(config, faceset, rows: np.ndarray):
     "The order of the labelled `rows` in training: balanced by class, or shuffled, in blocks beyond `LARGE` bytes."

@@ -79,9 +79,11 @@ def seed_step(seed: int, step: int) -> None:
 def make_optimizer(method, config, fused: bool | None = None):
     """timm's optimizer of the name `config.optimizer`, without weight decay on norms and biases.
 
-    `fused`: update all weights in one kernel; None: on a GPU."""
+    Momentum is 0.9, the betas of adam and adamw are 0.9 and `config.beta2`. `fused`: update all weights in one kernel;
+    None: on a GPU; lars has no such kernel."""
     if fused is None: fused = any(p.is_cuda for p in method.parameters())
-    how = {"fused": True} if fused else {}
+    how = {"fused": True} if fused and config.optimizer != "lars" else {}
+    if config.optimizer in ("adam", "adamw"): how["betas"] = (0.9, config.beta2)
     return create_optimizer_v2(method, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay,
                                momentum=0.9, **how)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'IMBALANCE', 'RARE', 'DETAIL', 'UNLIKE', 'CHROMA', 'COLD', 'SMALLEST', 'Finding', 'check_counts',
-           'check_rejected', 'check_subjects', 'check_classes', 'check_copies', 'check_near_copies', 'check_pixels',
-           'compare_labels']
+           'check_rejected', 'check_subjects', 'check_classes', 'check_copies', 'check_split', 'check_near_copies',
+           'check_pixels', 'compare_labels']
 
 # %% ../../../nbs/data/audit/checks.ipynb #b21a92a3
 from dataclasses import dataclass, field
@@ -100,6 +100,14 @@ def check_copies(index: pd.DataFrame) -> list[Finding]:
             _or_ok("copies across splits", "failure", _across(index, pairs), "No picture is in two splits.",
                    f"Exact copies: {_dropped(index, drop)}. Train with dedupe=cross_split, or report both numbers."),
             _conflicts(index, pairs)]
+
+def check_split(index: pd.DataFrame, split) -> list[Finding]:
+    "Subjects and copies between the parts of a run's `split` (a `Split`), instead of between the official ones."
+    part = np.full(len(index), None, object)
+    for name, rows in (("train", split.labelled), ("train", split.unlabelled), ("val", split.val),
+                       ("test", split.test)): part[rows] = name
+    own = index.assign(split=part)
+    return [check_subjects(own), *check_copies(own)]
 
 def _or_ok(check: str, level: str, rows: np.ndarray, fine: str, wrong: str) -> Finding:
     return Finding(check, level, wrong, len(rows), rows) if len(rows) else Finding(check, "ok", fine)

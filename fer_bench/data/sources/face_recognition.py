@@ -14,21 +14,28 @@ from ...core import BenchError
 from .files import not_too_large
 from .base import SetSource
 from .folders import csv_lines
+from .sets import pictures_of, words
 
 # %% ../../../nbs/data/sources/face_recognition.ipynb #761e73ee
 NO_LABEL = "a face recognition set has no expressions"
 
 class IdentitySource(SetSource):
-    """Faces by identity: a folder each, or one flat folder of `First_Last_0001.jpg`; the subject is the identity.
+    """Faces by identity: a folder each, one flat folder of `First_Last_0001.jpg`, or a list; the subject is the
+    identity.
 
-    `root`: folder or archive. `colour`: "rgb" or "grey". No labels, no split."""
+    `root`: folder or archive, with `identity_CelebA.txt` (picture, identity) for a list. `colour`: "rgb" or "grey". No
+    labels, no split."""
     name, licence = "identities", "not known: as its owner says; faces of private people, handle with care"
 
     def label_rows(self):
-        shown = [key for key in self.files.keys if not any(part.startswith((".", "__")) for part in key.split("/"))]
-        self.rejected += [(key, "hidden, or left over by a program") for key in set(self.files.keys).difference(shown)]
-        flat = len({posixpath.dirname(key) for key in shown}) == 1
-        for key in shown: yield key, None, NO_LABEL, None, None, identity(key, flat)
+        pictures, table = pictures_of(self.files.keys), self.files.find("identity_celeba.txt")
+        flat = len({posixpath.dirname(key) for key in pictures}) == 1
+        people = {_stem(row[0]): row[-1] for _, row in words(self.files, table) if len(row) == 2} if table else {}
+        for key in pictures:
+            who = people.get(_stem(key)) if table else identity(key, flat)
+            yield key, None, NO_LABEL, None, None, who
+
+def _stem(key: str) -> str: return posixpath.splitext(posixpath.basename(key))[0]  # copies as png keep the numbers
 
 def identity(key: str, flat: bool) -> str | None:
     "The identity of the face `key`: its folder or, if `flat`, the file name before the number; None if unknown."

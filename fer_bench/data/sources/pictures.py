@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ...core import BenchError
+from .files import LFS_POINTER
 
 # %% ../../../nbs/data/sources/pictures.ipynb #5a785892
 CHANNELS = {"grey": 1, "rgb": 3}
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000")  # PIL would hand EPS to another program
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")  # no EPS: another program reads it
 MAX_PIXELS = 64_000_000  # a larger picture is a mistake, or a decompression bomb
 ORIENTATION = 0x0112     # EXIF tag: how the camera was held
 
@@ -26,6 +27,7 @@ def decode(data: bytes, colour: str) -> np.ndarray:
     says, 16-bit grey is scaled to 8 bits, and transparent parts become white. `BenchError` with the reason if the bytes
     are no complete picture, hold more than `MAX_PIXELS`, or pixels of unknown range."""
     if not data: raise BenchError("the file is empty")
+    if data.startswith(LFS_POINTER): raise BenchError("a pointer of Git LFS, not the file; fetch it: git lfs pull")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
