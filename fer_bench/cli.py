@@ -345,6 +345,8 @@ def evaluate(
         print(f"{name:9}{value:5.1f} [{low:.1f}, {high:.1f}]")
     classes = metrics["classes"]
     print(f"{metrics['n']} faces of {len(classes)} classes ({', '.join(classes)}); {metrics['left_out']} left out")
+    print(f"where it may choose any class that it knows: WAR {100 * metrics['over_all']['WAR']:.1f}, "
+          f"UAR {100 * metrics['over_all']['UAR']:.1f}")
 
 @app.command()
 def methods(
