@@ -314,20 +314,20 @@ def test_sgd_probe_learns_what_is_separable_and_shows_it_epoch_by_epoch():
 
 
 def test_sgd_probe_is_the_published_step():
-    "Three steps on all faces by hand: the rate follows the batch, plain momentum .9, no decay, crops of (seed, step)."
+    "Three steps on all faces by hand: the rate follows the batch, momentum .9, no weight decay, crops of (seed, step)."
     images, labels = pictures(40)
     feed, method, rate = Feed(images), make_method(), 0.5 * 40 / 256
     history = sgd_probe(method.net, feed, np.arange(40), labels, 32, epochs=3, seed=5)
     weight = torch.randn(method.net.head.weight.shape, generator=seeded(5, 0, protocols.HEAD)) * 0.01
     bias, order = torch.zeros(2), Order(np.arange(40), 5, ORDER)
-    speed = torch.zeros_like(weight), torch.zeros_like(bias)
+    velocity = torch.zeros_like(weight), torch.zeros_like(bias)
     for step in range(3):
         places = batch_rows(order, step, 40)
         crops = apply_view(protocols.Crop(), feed(places), 32, 5, step, VIEW)
         with torch.no_grad(): features = method.net.eval().encode(crops)
         slope = (features @ weight.T + bias).softmax(1) - torch.eye(2)[labels[places]]  # (40, 2)
-        speed = 0.9 * speed[0] + slope.T @ features / 40, 0.9 * speed[1] + slope.mean(0)
-        weight, bias = weight - rate * speed[0], bias - rate * speed[1]
+        velocity = 0.9 * velocity[0] + slope.T @ features / 40, 0.9 * velocity[1] + slope.mean(0)
+        weight, bias = weight - rate * velocity[0], bias - rate * velocity[1]
     assert [row["lr"] for row in history] == [rate] * 3
     torch.testing.assert_close((method.net.head.weight, method.net.head.bias), (weight, bias), atol=1e-6, rtol=1e-4)
 

@@ -367,7 +367,7 @@ REFUSED = {  # what is wrong: source, files, what the message says
 def test_another_code_is_refused(name, tmp_path):
     make, files, message = REFUSED[name]
     with pytest.raises(BenchError, match=message) as e: make(written(tmp_path, files)).rows()
-    assert re.search(r"\b(Take|take|Give|Put|Get|Name|Add|Unpack|move|Arrange|Is it)\b", str(e.value))  # what to do
+    assert re.search(r"\b(Take|take|Give|Put|Get|Name|Add|Unpack|rename|Arrange|Is it)\b", str(e.value))  # what to do
 
 
 MADE_UP = {  # layouts that nobody described: source, files, (class, split, subject) of each labelled face

@@ -8,11 +8,11 @@ __all__ = ['HEAD', 'leaderboard']
 # %% ../../nbs/report/leaderboard.ipynb #87013346
 import pandas as pd
 
-from ..core import BenchError
-from ..record import load_runs
+from ..core import OWN_RESULTS, BenchError
+from ..record import read_runs
 from .exports import compact, literal
 from .published import published, published_table
-from .names import data_name
+from .names import data_name, shipped
 from .summary import measured
 from .tables import leaderboard_table, notes
 from .tasks import tasks
@@ -20,10 +20,10 @@ from .tasks import tasks
 # %% ../../nbs/report/leaderboard.ipynb #7666ed3e
 HEAD = """# Leaderboard
 
-Made from the {runs} finished runs in `{place}` by `fer-bench results leaderboard`, not by hand. Every task has a table
-of its own: other classes, data, budgets of labels, image sizes, drawn faces and oracle selection never share one. Rates
-are percent with 95 % intervals; *95 % over* says over what: draws of labels, seeds, folds, subjects, or the test faces
-of a single network, which say nothing of another draw.
+Made from the {runs} finished runs in `{place}`{shipped} by `fer-bench results leaderboard`, not by hand. Every task has
+a table of its own: other classes, data, budgets of labels, image sizes, drawn faces and oracle selection never share
+one. Rates are percent with 95 % intervals; *95 % over* says over what: draws of labels, seeds, folds, subjects, or the
+test faces of a single network, which say nothing of another draw.
 
 A gain is the difference in points to the row named under *gain over* (of two rows of that name, the one that saw fewer
 images), with Student's interval over the draws, seeds, folds or subjects that both have; without an interval there is
@@ -31,25 +31,34 @@ only one. **Bold**: that interval lies above zero; it is not corrected for the n
 of WAR, which is no evidence that one is better than the next.
 """
 
-def leaderboard(results_dir="results", place: str = "runs") -> str:
+def leaderboard(results_dir=OWN_RESULTS, place: str = "runs") -> str:
     """All tasks among the finished records of `results_dir` as one page of Markdown, then what is published on these
     data sets.
 
     `place`: what the page calls the folder of the records. `BenchError` for no records. Source: ours."""
-    records = load_runs(results_dir)
+    records, left_out = read_runs(results_dir)
     if not records:
-        raise BenchError(f"There is no finished run in {str(results_dir)!r}. Begin with: fer-bench run --preset tiny")
+        why = "".join(f" {name!r} is left out: {reason}" for name, reason in left_out.items())
+        raise BenchError(f"There is no finished run in {str(results_dir)!r}.{why} Begin with: fer-bench run --preset "
+                         "tiny")
     sets = sorted({data_name(r) for r in records if not r.metrics.drawn})
     groups = [rows for name in sets for _, rows in published(name).groupby("classes", dropna=False)]
     ours = sorted(tasks(records).items(), key=_drawn)
-    head = HEAD.format(runs=len(records), place=place)
-    return "\n".join([head, *(_task(*task) for task in ours), *map(_published, groups)])
+    own = sum(not shipped(r) for r in records)
+    more = f" and {len(records) - own} that came with the code" if own < len(records) else ""
+    head = HEAD.format(runs=own, place=place, shipped=more)
+    return "\n".join([head, *_left_out(left_out), *(_task(*task) for task in ours), *map(_published, groups)])
+
+def _left_out(why: dict[str, str]) -> list[str]:
+    "The paragraph on the records that cannot be used, in a list; an empty list where all can."
+    rows = [f"- {literal(name)}: {literal(reason)}\n" for name, reason in why.items()]
+    return [f"Left out, because they are no records of finished runs:\n\n{''.join(rows)}"] if rows else []
 
 def _drawn(task: tuple) -> bool: return task[1][0].metrics.drawn  # real faces first
 
 def _task(title: str, records: list) -> str:
     table = leaderboard_table(measured(records).sort_values("WAR", ascending=False, kind="stable"))
-    return f"## {title}\n\n{compact(table)}\n" + "".join(f"- {literal(note)}\n" for note in notes(records))
+    return f"## {literal(title)}\n\n{compact(table)}\n" + "".join(f"- {literal(note)}\n" for note in notes(records))
 
 def _published(rows: pd.DataFrame) -> str:
     data, classes = rows["data"].iloc[0], rows["classes"].iloc[0]

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from ...core import BenchError, json_hash
 from ..labels import NO_LABEL, need_few, odd_names, one_spelling
 from .archives import open_files
-from .base import Source, known_label
+from .base import Source
+from .codes import Code
 from .files import not_too_large, split_name
 from .folders import known_columns
 
@@ -68,8 +69,9 @@ class ParquetSource(Source):
     def _rows_of(self, key: str, names: dict):
         "The rows of the file `key`; the class names of its metadata go to `names`."
         columns, file = self._columns[key], self._open(key)
-        code = _code(file.schema_arrow, columns["label"])
-        names.update(dict.fromkeys(code.values()))
+        coded = _code(file.schema_arrow, columns["label"])
+        names.update(dict.fromkeys(coded.values()))
+        code = Code("its metadata", coded.values(), without={-1: "no label"})
         part = next(filter(None, map(split_name, [posixpath.basename(key).split("-")[0].removesuffix(".parquet"),
                                                   *key.split("/")[:-1]])), None)
         table = file.read(columns=[name for column, name in columns.items() if column != "path"])
@@ -81,7 +83,7 @@ class ParquetSource(Source):
             if split and not split_name(split):
                 raise BenchError(f"Row {i} of {self.root}/{key} names a split {split!r}, which is none of train, val, "
                                  "test. Rename it.")
-            if code: label = known_label(label or "-1", code, f"Row {i} of {self.root}/{key}", none=("-1",))
+            if coded: label = code(label or "-1", f"Row {i} of {self.root}/{key}")[0]
             note = None if label else "no label in the parquet file"
             yield f"{key}/{i:07d}", label, note, None, split_name(split) if split else part, subject
 

@@ -191,7 +191,8 @@ def _check_names(levels: dict, names) -> None:
         part = parts[at]
         if names and names(part) is None:
             raise BenchError(f"The folder {_path(parts[:at + 1])} is no class of this set, so the others may mean "
-                             "other classes too. Is it this set, with its basic expressions? Then move that folder.")
+                             "other classes too. Is it this set? Then rename that folder if it is misspelt, else move "
+                             "it away.")
         first = meant.setdefault((parts[:at], known(part) or plain_name(part)), part)
         if first != part and (names is None or names(part)):
             raise _ambiguous(f"{first!r} and {part!r} in {_path(parts[:at])} mean the same class")
