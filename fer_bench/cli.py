@@ -9,6 +9,7 @@ __all__ = ['app', 'data', 'results', 'Results', 'Cache', 'FinishedRun', 'Trained
            'verify', 'audit_', 'benchmark', 'list_']
 
 # %% ../nbs/cli.ipynb #d38723b8
+import contextlib
 import inspect
 import os
 import sys
@@ -52,10 +53,11 @@ def main(argv: list[str] | None = None) -> None:
 
     Exit codes: 0 done; 1 an error that the user can fix, with a message; 2 an unknown command or option; 3 a sweep has
     runs left; 130 interrupted by Ctrl-C; 143 by SIGTERM."""
+    if sys.stdout is None: _fail("Standard output is closed, so nothing can be shown. Send it to a file or /dev/null.")
     for stream in (sys.stdout, sys.stderr):  # a path may hold characters that the terminal cannot show
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     try:
-        with terminable(): _command()(argv)
+        with terminable(), _flushed(): _command()(argv)
     except SystemExit as e:
         if e.code in (130, 143): print(STOPPED, file=sys.stderr)
         raise
@@ -65,6 +67,16 @@ def main(argv: list[str] | None = None) -> None:
         file = f": {e.filename!r}" if e.filename else ""
         _fail(f"{e.strerror or e}{file}. What is finished is kept. Fix this and run the same command again. "
               "`fer-bench doctor` checks folders and disks.")
+
+@contextlib.contextmanager
+def _flushed():
+    "At the end all output is written. What could not be written then is dropped: Python would try again at its end."
+    try: yield
+    finally:
+        try: sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise
 
 def _command():
     "The command of `app`. Its help is plain text: Rich would take a word in brackets for markup and leave it out."
@@ -181,6 +193,9 @@ def _execute(notebook: Path, output: Path, parameters: dict) -> None:
         papermill.execute_notebook(literal(notebook), literal(output), given, progress_bar=False,
                                    stderr_file=sys.stderr, kernel_name="python3",
                                    extra_arguments=["--IPKernelApp.log_level=50"])  # no warnings when it is interrupted
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell of tasks that nbclient did not end
+        raise
     except PapermillExecutionError as e:
         if e.ename == "BenchError": raise BenchError(e.evalue) from None
         if e.ename == "KeyboardInterrupt": raise KeyboardInterrupt from None  # only the kernel was interrupted

@@ -119,14 +119,14 @@ class RunConfig(BaseModel):
         "none",
         description="cross_split: drop copies of validation and test faces in training, of test faces in validation")
     label_seed: int = Field(
-        0, ge=0, description="seed for choosing the labelled faces and split-off validation and test faces")
+        0, ge=0, lt=2**32, description="seed for choosing the labelled faces and split-off validation and test faces")
     # the unlabelled faces
     unlabelled: Literal["rest", "pool", "both"] | None = Field(
         None, description="rest of the training split (in pretraining all of it), the pool, or both; None: rest")
     pool_dataset: str = Field("identities", description="data set of the pool; `fer-bench methods` lists all")
     pool_root: str = Field("", description="folder or archive of the pool's files, or a built FaceSet")
     mu: int | None = Field(
-        None, gt=0, description="unlabelled faces per labelled face in a step; None: 2, in pretraining 1")
+        None, gt=0, le=1000, description="unlabelled faces per labelled face in a step; None: 2, in pretraining 1")
     # the network
     backbone: str = Field(description="any timm model, a built-in backbone, or package.module.function")
     min_map: int | None = Field(
@@ -140,17 +140,18 @@ class RunConfig(BaseModel):
         "",
         description="mean and std of pixels: imagenet, half, arcface, vggface2, simfle, or six numbers; empty: timm's")
     # the training
-    epochs: int = Field(gt=0, description="number of epochs of steps_per_epoch steps each")
-    steps_per_epoch: int = Field(gt=0, description="training steps per epoch")
-    batch_size: int = Field(gt=1, description="labelled faces per step")
-    lr: float = Field(gt=0, description="peak learning rate")
+    epochs: int = Field(gt=0, le=1_000_000, description="number of epochs of steps_per_epoch steps each")
+    steps_per_epoch: int = Field(gt=0, le=10_000_000, description="training steps per epoch")
+    batch_size: int = Field(gt=1, le=100_000, description="labelled faces per step")
+    lr: float = Field(gt=0, le=1000, description="peak learning rate")
     optimizer: Literal["sgd", "momentum", "lars", "adam", "adamw"] | None = Field(
         None,
         description="sgd (Nesterov), momentum (plain SGD), lars, adam, adamw; None: sgd, in pretraining as published")
     beta2: float | None = Field(
         None, ge=0, lt=1, description="second beta of adam and adamw (the first is 0.9); None: 0.999, of mae 0.95")
     weight_decay: float | None = Field(
-        None, ge=0, description="weight decay, not applied to norms and biases; None: 5e-4, in pretraining 1e-4")
+        None, ge=0, le=1000,
+        description="weight decay, not applied to norms and biases; None: 5e-4, in pretraining 1e-4")
     warmup_epochs: int = Field(ge=0, description="epochs of linear warm-up before the cosine schedule")
     clip_grad: float | None = Field(
         None, ge=0, description="maximum norm of the gradient; 0: no clipping; None: 5, in pretraining 0")
@@ -161,7 +162,8 @@ class RunConfig(BaseModel):
     balance: Literal["none", "sampler", "weights"] | None = Field(
         None,
         description="class balance: none, sampler, or weights in the loss; None: sampler if semi-supervised, else none")
-    seed: int = Field(0, ge=0, description="seed of the initial weights, the order of the faces and the augmentation")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="seed of the initial weights, the order of the faces and the augmentation")
     # the evaluation
     probe: Literal["linear", "sgd"] | None = Field(
         None,
@@ -171,13 +173,14 @@ class RunConfig(BaseModel):
     # where and on what
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16")
-    threads: int = Field(2, gt=0, description="CPU threads; another number may change the last bits of results")
+    threads: int = Field(
+        2, gt=0, le=4096, description="CPU threads; another number may change the last bits of results")
     deterministic: bool = Field(False, description="make results on a GPU reproducible to the bit; slower")
     compile: bool = Field(
         False, description="use torch.compile: half a minute or more to start, rarely helps on a CPU")
     device: str = Field("auto", description="auto, cpu or cuda")
     processes: int = Field(
-        1, gt=0, description="processes that train together, each on its part of every batch; one per GPU")
+        1, gt=0, le=4096, description="processes that train together, each on its part of every batch; one per GPU")
     track: Literal["none", "tensorboard"] = Field(
         "none", description="tensorboard: also log each epoch to TensorBoard, beside the record")
     results_dir: str = Field(OWN_RESULTS, description="folder of the records")

@@ -36,6 +36,20 @@ def test_as_a_shell_runs_it(tmp_path):
     assert done.returncode == 1 and done.stdout == "" and "Did you mean 'tiny'" in done.stderr
     assert "Traceback" not in done.stderr
 
+@pytest.mark.parametrize("how, says", [(">&-", "Standard output is closed"), (">/dev/full", "No space left on device"),
+                                       ("| true", "")])
+def test_output_that_nobody_can_read(how, says):
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{sys.executable} -c "
+                           f"'from fer_bench.cli import main; main()' methods {how}"], capture_output=True, text=True)
+    assert says in done.stderr and done.stderr.count("\n") <= 1 and done.returncode == 1
+
+@pytest.mark.parametrize("field, value", [
+    ("seed", 2**64), ("label_seed", 2**32), ("lr", 1e300), ("batch_size", 10**9), ("epochs", 10**9), ("threads", 10**6),
+    ("steps_per_epoch", 10**9), ("processes", 10**6), ("mu", 10**6), ("weight_decay", 1e300)])
+def test_a_number_that_no_run_can_have_is_refused(field, value):
+    with pytest.raises(BenchError, match=f"Parameter '{field}' = .* less than"):
+        RunConfig(preset="tiny", method="dtm", **{field: value})
+
 def test_run_then_compare(tmp_path):
     code, out, err = fer_bench("run", "--preset", "tiny", "--device", "cpu", "--results-dir", tmp_path/"my results",
                                cwd=tmp_path)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import pytest
 import torch
 
 import fer_bench.methods.base as base
+from fer_bench import core
 from fer_bench.core import BenchError, progress
 from fer_bench.data.stamps import file_stamps, is_verified
 from fer_bench.record import SEALED, Record, load_runs, runs_folder, write_status
@@ -325,6 +327,73 @@ def test_the_batch_that_fits_is_the_linear_one(needed, available):
     assert need(fits) <= 0.9 * available and (fits == 128 or need(fits + 1) > 0.9 * available)
     assert fitting_batch(256, 4, 4 + needed, 4) == 0
 
+# folders that take the place of others
+
+STEPS = ("os.replace", "shutil.rmtree", "fer_bench.core._exchanged")
+
+def killed_at(step: int, after: bool, place: Path, exchange: bool) -> bool:
+    "Write a folder over another in a process that is killed before or after `step`; → whether it came to that step."
+    if child := os.fork(): return os.waitpid(child, 0)[1] != 0
+    count = iter(range(100))
+    def counted(call):
+        def here(*args, **kwargs):
+            now = next(count) == step
+            if now and not after: os._exit(9)
+            found = call(*args, **kwargs)
+            return os._exit(9) if now else found
+        return here
+    patch = pytest.MonkeyPatch()
+    if not exchange: patch.setattr("fer_bench.core._exchanged", lambda a, b: False)
+    for name in STEPS: patch.setattr(name, counted(attrgetter(name.partition(".")[2])(sys.modules[name.split(".")[0]])))
+    with core.atomic_folder(place) as part: (part/"new").touch()
+    os._exit(0)
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("after", [True, False])
+def test_a_kill_never_loses_the_folder_that_was_there(tmp_path, exchange, after):
+    for step in range(20):
+        place = tmp_path/f"{step}"/"model"
+        place.mkdir(parents=True)
+        (place/"old").touch()
+        reached = killed_at(step, after, place, exchange)
+        if exchange: assert [p.name for p in place.iterdir()] in (["old"], ["new"])
+        for path in place.parent.iterdir(): os.utime(path, (1e9, 1e9))
+        core.write_text(place.parent/"other", "the next write beside it")
+        assert sorted(p.name for p in place.parent.iterdir()) == ["model", "other"]
+        assert [p.name for p in place.iterdir()] in (["old"], ["new"])
+        if not reached: break
+    assert 1 < step < 20 and (place/"new").exists()
+
+def test_leftovers_go_when_their_process_is_gone_and_not_before(tmp_path):
+    with core.atomic_file(tmp_path/"a") as mine:
+        for path in (mine, dead := tmp_path/f".b.x1y2z3w4{core.PART}"): path.touch(); os.utime(path, (1e9, 1e9))
+        (fresh := tmp_path/f".c.x1y2z3w4{core.PART}").touch()
+        (other := tmp_path/".d.part").touch()
+        core.write_text(tmp_path/"e", "")
+        assert mine.exists() and fresh.exists() and other.exists() and not dead.exists()
+
+def test_a_link_is_followed(tmp_path):
+    (real := tmp_path/"there").mkdir()
+    (real/"old").touch()
+    (tmp_path/"link").symlink_to(real)
+    (tmp_path/"note").symlink_to(real/"text")
+    with core.atomic_folder(tmp_path/"link") as part: (part/"new").touch()
+    core.write_text(tmp_path/"note", "said")
+    assert (tmp_path/"link").is_symlink() and (tmp_path/"note").is_symlink() and (real/"text").read_text() == "said"
+    assert sorted(p.name for p in real.iterdir()) == ["new", "text"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "note", "there"]
+
+def test_only_regular_files_are_read_and_none_without_bounds(tmp_path):
+    os.mkfifo(tmp_path/"pipe.json")
+    (tmp_path/"deep.json").write_text("[" * 200_000 + "]" * 200_000)
+    (tmp_path/"deeper.json").write_text("[" * 101 + "]" * 101)
+    (tmp_path/"nan.json").write_text('{"WAR": NaN}')
+    says = {"pipe": "no regular file", "deep": "nested too deeply", "deeper": "nested too deeply", "nan": "NaN is no"}
+    for name, words in says.items():
+        with pytest.raises(BenchError, match=words): core.read_json(tmp_path/f"{name}.json")
+    with pytest.raises(BenchError, match="12 bytes; 11 is the limit"): core.read_json(tmp_path/"nan.json", 11)
+    with pytest.raises(BenchError, match="no regular file"): core.read_file("/dev/zero")
+
 # progress
 
 def test_a_log_gets_few_whole_lines(capsys, monkeypatch):
@@ -340,6 +409,16 @@ def test_a_log_gets_few_whole_lines(capsys, monkeypatch):
     assert end == ""
     done = [int(re.search(r"(\d+)/36000", line)[1]) for line in lines]
     assert done[0] <= 10 and done[-1] == 36_000 and max(np.diff(done)) <= 60 and len(lines) < 800
+
+def test_a_log_counts_each_step_once(capsys, monkeypatch):
+    "An hour of an iterator of four steps a second, at each of which tqdm looks at the clock."
+    clock = [0]
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    monkeypatch.setenv("FER_BENCH_PROGRESS", "log")
+    for total in (14_400, None):
+        for _ in progress(iter(range(14_400)), total=total, desc="try"): clock[0] += 0.25
+        said = [int(re.search(r"(\d+)(?:/14400|,)", line)[1]) for line in capsys.readouterr().err.splitlines()]
+        assert said == sorted(said) and said[-1] == 14_400 and 20 < len(said) < 120 and max(np.diff(said)) <= 270
 
 def test_progress_of_an_unknown_kind(monkeypatch):
     monkeypatch.setenv("FER_BENCH_PROGRESS", "wigdet")

@@ -18,7 +18,7 @@ from fer_bench.data.sources.folders import FolderSource
 from fer_bench.evaluate.explain import class_maps
 from fer_bench.evaluate.landmarks import map_scores, paired_difference
 from fer_bench.record import KEPT_BYTES, Record, kept_arrays, load_runs
-from fer_bench.runs.attribution import BASELINES, faces_of, faces_to_show, look, look_table, maps_of
+from fer_bench.runs.attribution import BASELINES, faces_of, faces_to_show, look, look_table, map_layer, maps_of
 from fer_bench.runs.experiment import run
 from fer_bench.runs.networks import load_classifier
 from fer_bench.runs.task import load_data, split_data
@@ -70,6 +70,19 @@ def test_scores_are_read_again_without_weights(results, tmp_path):
         assert look(record, kind="activation", most=20).equals(first)
         with pytest.raises(BenchError, match="travel without weights"): look(record, kind="activation", most=21)
     finally: hidden.rename(weights)
+
+def test_the_layer_is_recorded_and_runs_of_others_are_left_out(results, capsys):
+    "A supervised network of 32 px shows its second stage, a pretrained one its last, which has 4 × 4 cells too."
+    supervised, byol, simfle, _ = results[1]
+    assert [map_layer(r) for r in (supervised, byol)] == ["layer2 (4 x 4)", "layer4 (4 x 4)"]
+    scores = look(supervised, most=20)
+    assert set(scores["layer"]) == {map_layer(supervised)}
+    path, = supervised.folder.glob("landmarks-gradcam-*-20.parquet")
+    scores.drop(columns="layer").to_parquet(path)  # as it was written before layers were named
+    assert look(supervised, most=20).equals(scores)
+    says = texts(figure_landmarks([supervised, byol, simfle], most=20))
+    assert "maps of layer4 (4 x 4)" in says and "byol" in says and "supervised" not in says
+    assert f"{supervised.id} (layer2 (4 x 4))" in capsys.readouterr().out
 
 @pytest.mark.soak
 def test_a_trained_network_looks_at_what_the_expression_moves(tmp_path):

@@ -2,6 +2,7 @@
 import os
 import re
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -116,6 +117,23 @@ def test_no_cluster_there(tmp_path):
     pytest.importorskip("ray", reason="the extra ray is not installed")
     with pytest.raises(BenchError, match="No Ray cluster answers at '127.0.0.1:1'"):
         sweep(TINY, tmp_path, engine="ray", address="127.0.0.1:1")
+
+@pytest.mark.parametrize("says", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_an_address_where_no_ray_answers(tmp_path, says):
+    "What listens there accepts and never says a word, hangs up, or is a web server."
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    held = []
+    def serve(server):
+        held.append(server.accept()[0])
+        if says is not None:
+            held[0].sendall(says)
+            held[0].shutdown(socket.SHUT_WR)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(BenchError, match=f"No Ray cluster answers at '{address}' .*HOST:PORT"):
+            sweep(TINY, tmp_path, engine="ray", address=address)
+    for end in held: end.close()
 
 @pytest.mark.soak
 def test_many_runs_and_a_dying_node(nodes, watched, tmp_path):

@@ -5,18 +5,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_records import made_record
 
-from fer_bench.core import BenchError, read_json, write_json
-from fer_bench.record import (
-    Record,
-    load_run,
-    runs_folder,
-    write_environment,
-    write_history,
-    write_metrics,
-    write_predictions,
-    write_status,
-)
+from fer_bench.core import BenchError, read_json
+from fer_bench.record import Record, load_run, write_metrics, write_status
 from fer_bench.schema import Metrics, Status, checked, completed, example_environment, example_metrics
 
 RESULTS = Path(__file__).parent.parent/"results"
@@ -89,28 +81,18 @@ def test_a_finished_run_seals_every_file():
                 {"state": "finished", "files": {n: "a" * 64 for n in ("config.json", "metrics.json", "history.jsonl",
                                                                              "predictions.parquet")}}, "status.json")
 
-def written(results, name, **metrics) -> Record:
-    folder = runs_folder(results)/name
-    write_json(folder/"config.json", {"method": "supervised"})
-    write_metrics(folder, **facts(**metrics))
-    write_environment(folder, device="cpu")
-    write_history(folder, [{"epoch": 1, "loss": 2.0, "labelled": 1.5, "accuracy": 0.5}])
-    write_predictions(folder, ["a"], ["fear"], [[0.1, 0.9]])
-    write_status(folder, "finished")
-    return Record(folder)
-
 def test_one_run_is_loaded_without_reading_others(tmp_path):
-    mine = written(tmp_path, "mine-s0")
-    broken = written(tmp_path, "other-s0")
+    mine, broken = (made_record(tmp_path, seed=seed) for seed in (0, 1))
     (broken.folder/"status.json").write_text("{")
-    assert load_run("mine-s0", tmp_path).metrics == mine.metrics
+    assert load_run(mine.id, tmp_path).metrics == mine.metrics
     (broken.folder/"status.json").unlink()
-    for name in ("mine", "other-s0", "../runs/mine-s0", ""):
+    for name in ("mine", broken.id, f"../runs/{mine.id}", ""):
         with pytest.raises(BenchError, match="no finished run"): load_run(name, tmp_path)
 
 def test_parts_of_the_loss_are_told_from_what_is_watched(tmp_path):
-    assert written(tmp_path, "a", loss_parts=["labelled", "unlabelled"]).loss_parts == ["labelled"]
-    assert written(tmp_path, "b", loss_parts=[]).loss_parts == [] and written(tmp_path, "c").loss_parts is None
+    parts = {seed: made_record(tmp_path, {"loss_parts": said}, seed=seed).loss_parts
+             for seed, said in enumerate((["labelled", "unlabelled"], [], None))}
+    assert parts == {0: ["labelled"], 1: [], 2: None}
 
 def test_examples_are_valid():
     assert example_metrics(classes=["a"]).test.confusion == [[3]] and example_environment(commit=None).commit is None

@@ -3,37 +3,28 @@ import contextlib
 import io
 import json
 import os
+import resource
 import shutil
 import stat
 import threading
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_records import CLASSES, made_record
+from pyarrow import parquet
 
-from fer_bench import store
-from fer_bench.config import NUMERICS, PROBE, RunConfig, recorded_config, run_id
+from fer_bench import record, store
 from fer_bench.core import BenchError, read_json, sha256, write_json, write_text
 from fer_bench.data.splits import make_split, save_manifest
-from fer_bench.evaluate.metrics import confusion_counts, rates
-from fer_bench.record import (
-    Record,
-    load_runs,
-    runs_folder,
-    write_history,
-    write_metrics,
-    write_predictions,
-    write_status,
-)
-from fer_bench.schema import example_metrics
+from fer_bench.record import Record, load_runs, runs_folder, write_status
 from fer_bench.store import merge, pack, pack_bytes, verify
 
-CLASSES = ["fear", "happiness"]
 FACES = pd.DataFrame({"key": [f"é{i:03d}" for i in range(80)], "label": ["fear", "happiness"] * 39 + [None, "fear"],
                       "split": None,
                       "subject": [f"s{i // 4}" for i in range(80)], "sha256": [f"p{i}" for i in range(80)],
@@ -45,25 +36,14 @@ ENVIRONMENT = {"python": "3.11", "machine": "x", "system": "y", "versions": {}, 
 def made(results, seed=0, metrics=None, weights=True, method="supervised") -> Record:
     "A finished record of 12 faces, with its split, weights, a figure, a checkpoint and a lock."
     split = make_split(FACES, CLASSES, 10, seed)
-    config = recorded_config(RunConfig(preset="tiny", seed=seed,
-                                       results_dir=str(results)).model_dump() | {"method": method})
-    folder = runs_folder(results)/run_id(config, "d" * 64, split.hash)
-    logits = np.random.default_rng(seed).standard_normal((12, 2)).astype("float32")
-    counts = confusion_counts(logits.argmax(1), labels := np.arange(12) % 2, 2)
-    test = {"confusion": counts.tolist(), "n": 12, **{n: float(v) for n, v in rates(counts).items()}}
-    write_json(folder/"config.json", config.model_dump())
-    write_metrics(folder,
-                  **example_metrics(classes=CLASSES, split_hash=split.hash, numerics=[NUMERICS, PROBE],
-                                    test=test | (metrics or {})).model_dump())
-    write_json(folder/"environment.json", ENVIRONMENT)
-    write_history(folder, [{"epoch": 1, "loss": 0.5}])
-    write_predictions(folder, [f"é{i}" for i in range(12)], [CLASSES[i] for i in labels], logits)
-    write_status(folder, "finished")
+    record = made_record(results, {"test": metrics or {}}, split.hash, seed=seed, method=method)
+    write_json(record.folder/"environment.json", ENVIRONMENT)
+    write_status(record.folder, "finished")
     save_manifest(FACES, split, Path(results)/"splits"/f"{split.hash[:12]}.csv")
-    (folder/"figures").mkdir(exist_ok=True)
+    (record.folder/"figures").mkdir(exist_ok=True)
     for name in ("figures/face.png", "checkpoint-1.pt", "lock", *store.WEIGHTS * weights):
-        (folder/name).write_bytes(b"x" * 1000)
-    return Record(folder)
+        (record.folder/name).write_bytes(b"x" * 1000)
+    return record
 
 def files(folder) -> dict:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
@@ -169,8 +149,8 @@ def test_what_cannot_be_packed_is_named(two, tmp_path):
 DAMAGE = {
     "edited": (lambda r: (r.folder/"metrics.json").write_text("{}"), "metrics.json was changed after"),
     "missing": (lambda r: (r.folder/"environment.json").unlink(), "lacks environment.json"),
-    "no JSON": (lambda r: (r.folder/"status.json").write_text("{"), "cannot be read"),
-    "too deep": (lambda r: (r.folder/"status.json").write_text("[" * 100_000), "cannot be read"),
+    "no JSON": (lambda r: (r.folder/"status.json").write_text("{"), "cannot be read as JSON"),
+    "too deep": (lambda r: (r.folder/"status.json").write_text("[" * 100_000), "nested too deeply"),
     "a list": (lambda r: (r.folder/"status.json").write_text("[]"), "it is a list, and no JSON object"),
     "half sealed": (lambda r: write_json(r.folder/"status.json", {"state": "finished", "files": {}}), "does not seal"),
     "of another type": (lambda r: reseal(r, "metrics.json", flattered(r, n="12")), "test.n = '12'"),
@@ -282,17 +262,38 @@ def test_a_file_beyond_its_limit_is_not_read(two, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "HEAVIEST", 100)
     with pytest.raises(BenchError, match="has .* bytes"): merge(data, tmp_path/"b")
 
-def test_predictions_that_unpack_to_more_than_memory_are_not_read(two, tmp_path, monkeypatch):
-    assert store._values((two[0].folder/"predictions.parquet").read_bytes()) == 12 * (1 + 1 + 2)
-    monkeypatch.setattr(store, "_values", lambda parquet: 10**9)
-    data = archive_of([(f"runs/{two[0].id}/{n}", (two[0].folder/n).read_bytes()) for n in store.PARTS])
-    assert "larger than any test split" in merge(data, tmp_path/"b")[0].why
+def bomb(path, **repeated) -> Path:
+    "A parquet of 15,000 faces in which a megabyte of text is stored once and said in each row."
+    texts = {"key": pa.array([f"{i}" for i in range(15_000)]), "label": pa.array(["fear"] * 15_000)}
+    for name, text in repeated.items():
+        texts[name] = pa.DictionaryArray.from_arrays(pa.array([0] * 15_000, pa.int32()), pa.array([text]))
+    logits = pa.array([[0.0, 1.0]] * 15_000, pa.list_(pa.float32()))
+    parquet.write_table(pa.table({**texts, "logits": logits}), path, compression="zstd")
+    return path
+
+@pytest.mark.parametrize("column", ["key", "label"])
+def test_a_small_file_that_decodes_to_15_GB_is_refused_before_it_is_decoded(two, tmp_path, column):
+    bomb(two[0].folder/"predictions.parquet", **{column: "x" * 10**6})
+    write_status(two[0].folder, "finished")
+    assert (two[0].folder/"predictions.parquet").stat().st_size < 100_000
+    resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    try: found = {f.name: f.why for f in verify(tmp_path/"a")}
+    finally: resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)
+    assert "texts are larger than those of any test split" in found[two[0].id] and not found[two[1].id]
+    with pytest.raises(BenchError, match="texts are larger"): two[0].predictions  # noqa: B018
+
+def test_more_numbers_than_any_test_split_has_are_not_decoded(two, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "MOST", 1000)
+    assert {f.outcome for f in verify(tmp_path/"a")} == {"sound"}
+    monkeypatch.setattr(record, "MOST", 12 * (1 + 1 + 2) - 1)
+    monkeypatch.setattr(parquet.ParquetFile, "read", None)
+    assert "larger than any test split when it is decoded" in verify(tmp_path/"a")[0].why
 
 def test_links_in_a_folder_are_not_followed(two, tmp_path):
     (tmp_path/"secret").write_bytes((two[0].folder/"config.json").read_bytes())
     (two[0].folder/"config.json").unlink()
     (two[0].folder/"config.json").symlink_to(tmp_path/"secret")
-    assert "lacks config.json" in next(f.why for f in merge(tmp_path/"a", tmp_path/"b") if f.name == two[0].id)
+    assert "config.json is a link" in next(f.why for f in merge(tmp_path/"a", tmp_path/"b") if f.name == two[0].id)
 
 def test_weights_cut_short_leave_nothing(two, tmp_path):
     data = bytearray(pack_bytes(two[0], weights=True))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fer_bench.cli import main
 from fer_bench.config import BY_HASH, NO_NUMBER, NUMERICS, PROBE, RunConfig, former_values, recorded_config, run_id
-from fer_bench.core import BenchError, write_json
+from fer_bench.core import BenchError, make_folder, write_json
 from fer_bench.data.faceset import build_faceset
 from fer_bench.data.sources.fixtures import fake
 from fer_bench.record import Record, load_runs, runs_folder, write_status
@@ -54,7 +54,7 @@ def states(outcome): return [c.state for c in outcome.cells]
     ("seed: {a: 1}", r"Parameter 'seed' = \{'a': 1\}"),
     ("seed: [[0]]", r"Parameter 'seed' = \[0\]"),
     ("seed: [0", "cannot be read as YAML"),
-    ("a: &a [*a]", "cannot be read|There is no parameter"),
+    ("a: &a [*a]", "contains itself"),
 ])
 def test_a_wrong_grid_is_refused_with_its_place(tmp_path, text, says):
     with pytest.raises(BenchError, match=says) as error: expand(write(tmp_path/"grid.yaml", text))
@@ -298,6 +298,41 @@ def test_one_failure_stops_no_other(tmp_path, capfd):
     stamp = failed.stat().st_mtime_ns
     assert sweep(grid, workers=1).exit_code == 1 and failed.stat().st_mtime_ns == stamp, "only on demand"
     assert states(sweep(grid, workers=1, retry_failed=True)) == states(outcome) and failed.stat().st_mtime_ns != stamp
+
+def test_a_sweep_over_failed_runs_fails_and_names_the_way_out(tmp_path, monkeypatch, capsys):
+    "After a full disk, say: nothing is started again, and that is no success."
+    grid = {**TINY, "results_dir": str(tmp_path), "seed": [0, 1]}
+    for cell in sweep(grid, dry_run=True).cells:
+        write_status(make_folder(runs_folder(tmp_path)/cell.id), "failed", error="No space left on device")
+    monkeypatch.setattr("fer_bench.sweeps.sweep._engine", None)
+    for how in ({}, {"dry_run": True}):
+        outcome = sweep(grid, **how)
+        assert states(outcome) == ["failed"] * 2 and outcome.exit_code == 1
+        assert "No space left" in outcome.summary() and "--retry-failed" in outcome.summary()
+    (tmp_path/"grid.yaml").write_text(yaml.safe_dump(grid))
+    with pytest.raises(SystemExit) as ended: main(["sweep", str(tmp_path/"grid.yaml")])
+    assert ended.value.code == 1 and "--retry-failed" in capsys.readouterr().out
+    assert sweep(grid, retry_failed=True, dry_run=True).exit_code == 0
+
+LAUGHS = "\n".join(["a0: &a0 [0]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))])
+MERGES = "\n".join(["a0: &a0 {seed: 0}",
+                    *(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 12))])
+THOUSAND = list(range(1000))
+
+@pytest.mark.parametrize("text, says", [
+    (LAUGHS, "more than 100,000 values"), (MERGES, "more than 100,000 values"), ("seed: &a [*a]", "contains itself"),
+    ("[" * 200_000, "cannot be read as YAML"), ("x: " + "y" * 1_100_000, "1,000,000 is the limit"),
+    (yaml.safe_dump({"seed": THOUSAND, "label_seed": THOUSAND, "threads": THOUSAND}), "1,000,000,000 runs"),
+    (yaml.safe_dump({"seed": THOUSAND, "init": {"method": "byol", "seed": THOUSAND}}), "1,000,000 runs"),
+], ids=["aliases", "merges", "itself", "nested", "long", "cells", "starts"])
+def test_a_grid_that_is_too_large_is_counted_and_refused(tmp_path, text, says):
+    (tmp_path/"grid.yaml").write_text(text)
+    with pytest.raises(BenchError, match=says): expand(tmp_path/"grid.yaml")
+
+def test_an_alias_saves_writing(tmp_path):
+    (tmp_path/"grid.yaml").write_text("preset: &p tiny\nruns:\n- &a {seed: [0, 1]}\n- {<<: *a, preset: *p, lr: 0.2}")
+    found = [(c.config.seed, c.config.lr) for c in expand(tmp_path/"grid.yaml")]
+    assert found == [(0, 0.01), (1, 0.01), (0, 0.2), (1, 0.2)]
 
 def test_a_worker_that_is_killed_fails_its_run_alone(tmp_path):
     from fer_bench.sweeps.job import Job

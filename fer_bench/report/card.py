@@ -19,7 +19,7 @@ def model_card(record, faces: dict, files) -> str:
     labels = c.get("budget") or per_class
     pool = f" and {sum(m.pool.faces):,} without a label" if m.pool else ""
     drawn = "**These are drawn faces: the model knows nothing about real ones.** " if m.drawn else ""
-    return TEXT.format(
+    return _filled(
         id=record.id, method=literal(c["method"]), backbone=literal(c["backbone"]), side=c["image_size"], drawn=drawn,
         classes=literal(", ".join(m.classes)),
         data=literal(m.dataset), hash=m.data_hash[:12], counts=f"{m.n['labelled']:,} labelled faces ({labels}){pool}",
@@ -39,6 +39,10 @@ def _file(name: str, faces: dict) -> str:
     facts = dict(height=height, width=width, channels=1 if grey else 3, mode="L" if grey else "RGB",
                  colour="grey" if grey else "RGB")
     return FILES[name].format(fit=(SQUARE if height == width else OBLONG).format(**facts), **facts)
+
+def _filled(rows: str, files: str, **facts) -> str:
+    "`TEXT` with `facts` as text: whatever a record says stays within its line."
+    return TEXT.format(rows=rows, files=files, **{name: literal(fact) for name, fact in facts.items()})
 
 def _rows(metrics) -> list[str]:
     test, named = metrics.test, {"accuracy (WAR)": "WAR", "mean class recall (UAR)": "UAR", "macro-F1": "macro_F1"}

@@ -9,7 +9,7 @@ __all__ = ['HEAD', 'leaderboard']
 import pandas as pd
 
 from ..core import OWN_RESULTS, BenchError
-from ..record import load_runs
+from ..record import read_runs
 from .exports import compact, literal
 from .published import published, published_table
 from .names import data_name, shipped
@@ -36,22 +36,29 @@ def leaderboard(results_dir=OWN_RESULTS, place: str = "runs") -> str:
     data sets.
 
     `place`: what the page calls the folder of the records. `BenchError` for no records. Source: ours."""
-    records = load_runs(results_dir)
+    records, left_out = read_runs(results_dir)
     if not records:
-        raise BenchError(f"There is no finished run in {str(results_dir)!r}. Begin with: fer-bench run --preset tiny")
+        why = "".join(f" {name!r} is left out: {reason}" for name, reason in left_out.items())
+        raise BenchError(f"There is no finished run in {str(results_dir)!r}.{why} Begin with: fer-bench run --preset "
+                         "tiny")
     sets = sorted({data_name(r) for r in records if not r.metrics.drawn})
     groups = [rows for name in sets for _, rows in published(name).groupby("classes", dropna=False)]
     ours = sorted(tasks(records).items(), key=_drawn)
     own = sum(not shipped(r) for r in records)
     more = f" and {len(records) - own} that came with the code" if own < len(records) else ""
     head = HEAD.format(runs=own, place=place, shipped=more)
-    return "\n".join([head, *(_task(*task) for task in ours), *map(_published, groups)])
+    return "\n".join([head, *_left_out(left_out), *(_task(*task) for task in ours), *map(_published, groups)])
+
+def _left_out(why: dict[str, str]) -> list[str]:
+    "The paragraph on the records that cannot be used, in a list; an empty list where all can."
+    rows = [f"- {literal(name)}: {literal(reason)}\n" for name, reason in why.items()]
+    return [f"Left out, because they are no records of finished runs:\n\n{''.join(rows)}"] if rows else []
 
 def _drawn(task: tuple) -> bool: return task[1][0].metrics.drawn  # real faces first
 
 def _task(title: str, records: list) -> str:
     table = leaderboard_table(measured(records).sort_values("WAR", ascending=False, kind="stable"))
-    return f"## {title}\n\n{compact(table)}\n" + "".join(f"- {literal(note)}\n" for note in notes(records))
+    return f"## {literal(title)}\n\n{compact(table)}\n" + "".join(f"- {literal(note)}\n" for note in notes(records))
 
 def _published(rows: pd.DataFrame) -> str:
     data, classes = rows["data"].iloc[0], rows["classes"].iloc[0]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'PRETRAINED', 'init_of', 'init_hash', 'create_network', 'save_weights', 'load_classifier',
-           'load_pretrained', 'evaluate_on']
+           'load_pretrained', 'need_finite', 'evaluate_on']
 
 # %% ../../nbs/runs/networks.ipynb #08085120
 import functools
@@ -104,10 +104,14 @@ def _with_weights(module, path: Path):
     except (SafetensorError, RuntimeError) as e:
         raise BenchError(f"{str(path)!r} is damaged or not the weights of its run ({str(e).splitlines()[0]}). Delete "
                          f"that file, and do the run again by: fer-bench redo {path.parent.name}") from None
+    need_finite(module, path)
+    return module
+
+def need_finite(module, path: Path) -> None:
+    "`BenchError` if weights of `module`, read from the file `path`, are NaN or infinite."
     if bad := [name for name, value in module.state_dict().items() if not value.isfinite().all()]:
         raise BenchError(f"{str(path)!r} has values that are NaN or infinite, such as in {bad[0]!r}: the training "
                          "diverged, or the file is damaged. Run again with a lower lr, or set clip_grad.")
-    return module
 
 def _file_of(record: Record, name: str) -> Path:
     path = record.folder/name

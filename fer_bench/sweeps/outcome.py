@@ -37,9 +37,9 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        "0: all runs are finished (or only planned); 1: some failed; 3: some are left, and the same sweep resumes them."
-        if self.why == "planned": return 1 if self.of(CANNOT) else 0
-        return 3 if self.of(*OPEN) else 1 if self.of(FAILED, CANNOT) else 0
+        "0: all are finished (or to be done, if only planned); 1: some failed; 3: some are left for the same sweep."
+        if self.why != "planned" and self.of(*OPEN): return 3
+        return 1 if self.of(FAILED, CANNOT) else 0
 
     @property
     def again(self) -> list[Cell]:
@@ -67,6 +67,9 @@ class Outcome:
         counts = ", ".join(f"{n} {state}" for state in states if (n := len(self.of(state))))
         lines = [f"{len(self.cells)} runs: {counts}.", *self._again(), *self._time_left()]
         lines += [f"  {c.state}: {c.id or c.config.method} ({c.place}): {c.error}" for c in self.of(FAILED, CANNOT)]
+        if self.of(FAILED):
+            lines.append("Failed runs are not done again by themselves. When the cause is gone, such as a full disk, "
+                         "give --retry-failed (retry_failed=True).")
         if self.why in ("time", "interrupted"): lines.append("Stopped early; the same sweep goes on from here.")
         return "\n".join(lines)
 

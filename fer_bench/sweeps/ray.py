@@ -187,11 +187,18 @@ def _import_ray():
     except ImportError:
         raise BenchError("engine = 'ray' needs Ray, which is not installed: pip install 'fer_bench[ray]'") from None
 
+def _greet(host: str, port: int) -> None:
+    "`OSError` where nothing there speaks HTTP/2, as Ray does. Ray itself would try for minutes, or for ever."
+    if os.environ.get("RAY_USE_TLS", "0") != "0": return  # it answers to nobody without a certificate
+    with socket.create_connection((host, port), timeout=5) as there:
+        there.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # empty SETTINGS
+        if there.recv(9)[3:4] != b"\4": raise OSError("what answers there is no Ray")
+
 def _connect(ray, address: str | None) -> None:
     options = {} if address else {"include_dashboard": False}
-    host, _, port = (address or "").rpartition(":")
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     try:
-        if host: socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself would try for minutes
+        if host: _greet(host, int(port))
         ray.init(address=address or "local", log_to_driver=False, logging_level="error", **options)
     except (OSError, ValueError, RuntimeError) as e:
         raise BenchError(f"No Ray cluster answers at {address!r} ({_first_line(e)}). Is the address right, HOST:PORT, "
