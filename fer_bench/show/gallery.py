@@ -189,8 +189,8 @@ def figure_landmarks(runs, faceset=None, kind: str = "gradcam", score: str = "li
                  "layer": map_layer(run, kind), "most": most}
         make = functools.partial(_intervals, run, faceset, kind, most)
         part = dict(iter(pd.DataFrame(kept_arrays(run, "landmarks", facts, make)).groupby("maps")))
-        tables[name] = part.pop("trained")
-        if run is runs[-1]: tables |= part
+        tables[name] = part["trained"]
+        if run is runs[-1]: tables |= {maps: part[maps] for maps in ("random weights", "centre")}
     fig = figure_landmark_scores({name: t[t["score"] == score] for name, t in tables.items()})
     if any(run.metrics.drawn for run in runs): note_drawn(fig)
     return fig
