@@ -71,7 +71,7 @@ def test_every_committed_record_is_read_whole(folder):
     record = Record(folder)
     for name, model in (("metrics", record.metrics), ("environment", record.environment), ("status", record.status)):
         said = read_json(folder/f"{name}.json")
-        dumped = model.model_dump()
+        dumped = model.model_dump(exclude_unset=True)
         assert {n: dumped[n] for n in said if said[n] is not None and n != "loaded"} == \
             {n: v for n, v in said.items() if v is not None and n != "loaded"}
 
