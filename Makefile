@@ -51,13 +51,13 @@ export: .venv/installed
 # with the .venv where there is one, else with PYTHON and what it has installed; exit code 3 only says that runs are left
 MINUTES ?= 9
 DATA ?= $(or $(FER_BENCH_DATA),../shared/data)/ferplus.tar.xz/FERPlus
-RESULTS ?= results
+RESULTS ?= results/own
 RUN_CLI = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m fer_bench.cli
 gpu-study:
 	$(RUN_CLI) sweep results/gpu-study.yaml \
 		--set data_root=$(DATA) --results-dir $(RESULTS) --minutes $(MINUTES) || test $$? -eq 3
 
-# how fast a GPU trains, beside the passes alone and the usual way: rows for results/throughput
+# how fast a GPU trains, beside the passes alone and the usual way: rows for results/own/throughput
 gpu-bench:
 	$(RUN_CLI) bench --device cuda --image-sizes 112 --faces 512 --changes
 	$(RUN_CLI) bench --device cuda --methods supervised,dtm,simfle --backbone resnet50 --image-sizes 224 --faces 256 --changes

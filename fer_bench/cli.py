@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'data', 'results', 'Results', 'Cache', 'FinishedRun', 'TrainedRun', 'FaceSetFolder', 'STOPPED', 'Baseline',
-           'GOES_ON', 'main', 'run', 'sweep_', 'bench_', 'compare_', 'difference_', 'look_', 'evaluate', 'methods',
-           'predict_', 'export_', 'doctor_', 'pack_', 'verify_results', 'merge_', 'leaderboard_', 'build', 'verify',
-           'audit_', 'benchmark', 'list_']
+           'GOES_ON', 'main', 'run', 'sweep_', 'bench_', 'redo_', 'compare_', 'difference_', 'look_', 'evaluate',
+           'methods', 'predict_', 'export_', 'doctor_', 'pack_', 'verify_results', 'merge_', 'leaderboard_', 'build',
+           'verify', 'audit_', 'benchmark', 'list_']
 
 # %% ../nbs/cli.ipynb #d38723b8
 import contextlib
@@ -21,7 +21,16 @@ import typer
 
 from .catalogue import DATASETS, FLAGS, METHODS, method_entry
 from .config import GROUPS, RunConfig, no_parameter, option_defaults, own_values
-from .core import BenchError, cache_folder, json_hash, make_folder, project_path, terminable, write_text
+from fer_bench.core import (
+    OWN_RESULTS,
+    BenchError,
+    cache_folder,
+    json_hash,
+    make_folder,
+    project_path,
+    terminable,
+    write_text,
+)
 
 # %% ../nbs/cli.ipynb #cd131fbc
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -33,7 +42,7 @@ results = typer.Typer(no_args_is_help=True, help="Pack, verify and merge records
 app.add_typer(results, name="results")
 
 # Parameters that several commands have
-Results = Annotated[str, typer.Option(help="folder of the records")]
+Results = Annotated[str, typer.Option(help="folder of the records; the default shows the shipped ones too")]
 Cache = Annotated[str, typer.Option(help="folder of built FaceSets; empty: the default cache")]
 FinishedRun = Annotated[str, typer.Argument(help="id of a finished run")]
 TrainedRun = Annotated[str, typer.Argument(help="id of a finished run whose weights are on this machine")]
@@ -270,7 +279,7 @@ def bench_(
     changes: Annotated[bool, typer.Option(help="also measure what each optimisation of the step gains")] = False,
     growth: Annotated[str, typer.Option(
         help="also measure how a step scales with these: batch_size, image_size, faces, classes, processes")] = "",
-    output_dir: Annotated[str, typer.Option(help="folder of the rows")] = "results/throughput",
+    output_dir: Annotated[str, typer.Option(help="folder of the rows")] = f"{OWN_RESULTS}/throughput",
 ) -> None:
     """Measure how fast this machine trains (papermill runs nbs/throughput.ipynb).
 
@@ -290,10 +299,28 @@ def bench_(
             if len(table): to_terminal(table)
     print(f"Rows, and the page of all of them: {folder}; pictures: {output}")
 
+# %% ../nbs/cli.ipynb #c87359d0
+@app.command("redo")
+def redo_(
+    run_id: FinishedRun,
+    data_root: Annotated[str, typer.Option(help="folder or file of the data set; empty: as recorded")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda; empty: as recorded")] = "",
+    cache_dir: Cache = "",
+    results_dir: Results = OWN_RESULTS,
+) -> None:
+    "Do a recorded run again, with its recorded settings: for its weights, or to see whether its numbers hold here."
+    from fer_bench.report.exports import to_terminal
+    from fer_bench.report.summary import again
+    from fer_bench.runs.experiment import redo
+    places = {"data_root": data_root, "device": device, "cache_dir": cache_dir}
+    before, record = redo(run_id, results_dir, **{name: value for name, value in places.items() if value})
+    if before.folder == record.folder: print(f"Its weights are here; nothing was trained: {record.folder}")
+    else: to_terminal(*again(before, record))
+
 # %% ../nbs/cli.ipynb #54de18fc
 @app.command("compare")
 def compare_(
-    results_dir: Results = "results",
+    results_dir: Results = OWN_RESULTS,
     run_id: Annotated[str, typer.Option(help="show only runs with the same data, split and budget as this one")] = "",
 ) -> None:
     "Print tables of the recorded runs: one for each group with the same data, split and budget."
@@ -311,7 +338,7 @@ def compare_(
 def difference_(
     run_id: FinishedRun,
     other: Annotated[str, typer.Argument(help="another one, tested on the same faces")],
-    results_dir: Results = "results",
+    results_dir: Results = OWN_RESULTS,
 ) -> None:
     "Print the difference of a run to another on the same test faces, with intervals (paired bootstrap over the faces)."
     from fer_bench.record import load_run
@@ -326,7 +353,7 @@ def look_(
     kind: Annotated[str, typer.Option(
         help="gradcam, gradcam++, layercam, eigencam, or activation (needs no label)")] = "gradcam",
     score: Annotated[str, typer.Option(help="lift, share, hit or distance")] = "lift",
-    results_dir: Results = "results",
+    results_dir: Results = OWN_RESULTS,
 ) -> None:
     """Print the attribution of a run by face region, with intervals over faces.
 
@@ -346,7 +373,7 @@ def evaluate(
     run_id: TrainedRun,
     dataset: Annotated[str, typer.Option(help="another data set; `fer-bench methods` lists all")],
     data_root: Annotated[str, typer.Option(help="folder or archive of the data set, or a built FaceSet")] = "",
-    results_dir: Results = "results",
+    results_dir: Results = OWN_RESULTS,
 ) -> None:
     "Test the network of a run on another data set, with an explicit mapping of the classes."
     from fer_bench.runs.networks import evaluate_on
@@ -412,7 +439,7 @@ def predict_(
                                                "model's folder")],
     pictures: Annotated[list[str], typer.Argument(help="pictures of faces, or folders of them")],
     output: Annotated[str, typer.Option(help="csv file for the probabilities; empty: print them")] = "",
-    results_dir: Results = "results",
+    results_dir: Results = OWN_RESULTS,
 ) -> None:
     """Predict class probabilities for pictures of faces that are cropped like those of the run's data set.
 
@@ -431,7 +458,7 @@ def export_(
     folder: Annotated[str, typer.Argument(help="folder for the model: a new one, or one that holds an earlier export "
                                                "and nothing else, which is replaced")],
     onnx: Annotated[bool, typer.Option("--onnx", help="also export ONNX: pip install 'fer_bench[onnx]'")] = False,
-    results_dir: Results = "results",
+    results_dir: Results = OWN_RESULTS,
 ) -> None:
     "Export the network of a run as safetensors with its model card, and check it against the original."
     from fer_bench.runs.inference import export
@@ -440,7 +467,7 @@ def export_(
 # %% ../nbs/cli.ipynb #d9f86f0e
 @app.command("doctor")
 def doctor_(
-    results_dir: Results = "results",
+    results_dir: Results = OWN_RESULTS,
     cache_dir: Cache = "",
     data_root: Annotated[str, typer.Option(help="also check these files of a data set")] = "",
 ) -> None:
@@ -458,13 +485,13 @@ def pack_(
     archive: Annotated[str, typer.Argument(help="zip file to write")],
     run_id: Annotated[list[str], typer.Option(help="pack only this run; repeatable; default: all finished runs")] = (),
     weights: Annotated[bool, typer.Option("--weights", help="also pack the weights, which are large")] = False,
-    results_dir: Results = "results",
+    results_dir: Results = OWN_RESULTS,
 ) -> None:
     "Pack finished records into one archive that others can verify and merge."
     from fer_bench.record import load_run, load_runs
     from fer_bench.store import pack
     folder = project_path(results_dir)
-    records = [load_run(name, folder) for name in run_id] or load_runs(folder)
+    records = [load_run(name, folder) for name in run_id] or [r for r in load_runs(folder) if not r.shipped]
     print(f"{len(records)} records in {pack(records, project_path(archive), weights)}")
 
 @results.command("verify")
@@ -476,14 +503,14 @@ def verify_results(source: Annotated[str, typer.Argument(help="an archive, or a 
 @results.command("merge")
 def merge_(
     archive: Annotated[str, typer.Argument(help="an archive made by `pack`, or another folder of records")],
-    results_dir: Annotated[str, typer.Option(help="folder to which the records are added")] = "results",
+    results_dir: Annotated[str, typer.Option(help="folder to which the records are added")] = OWN_RESULTS,
 ) -> None:
     "Verify the records of an archive and add them. Existing records stay. Exit code 1 if a record is refused."
     from fer_bench.store import merge
     _report(merge(project_path(archive), project_path(results_dir)), "refused")
 
 @results.command("leaderboard")
-def leaderboard_(results_dir: Results = "results") -> None:
+def leaderboard_(results_dir: Results = OWN_RESULTS) -> None:
     "Write leaderboard.md beside the records: a table for each of their tasks, with published numbers apart."
     from fer_bench.report.leaderboard import leaderboard
     place = project_path(results_dir)

@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from .catalogue import METHODS, MethodEntry, known_entry, method_entry
-from .core import BenchError, json_hash, project_path, unknown
+from .core import OWN_RESULTS, BenchError, json_hash, project_path, unknown
 
 # %% ../nbs/config.ipynb #2e220288
 PRESETS = {
@@ -183,7 +183,7 @@ class RunConfig(BaseModel):
         1, gt=0, le=4096, description="processes that train together, each on its part of every batch; one per GPU")
     track: Literal["none", "tensorboard"] = Field(
         "none", description="tensorboard: also log each epoch to TensorBoard, beside the record")
-    results_dir: str = Field("results", description="folder of the records")
+    results_dir: str = Field(OWN_RESULTS, description="folder of the records")
     cache_dir: str = Field("", description="folder of built FaceSets; empty: FER_BENCH_CACHE or ~/.cache/fer_bench")
 
     @classmethod

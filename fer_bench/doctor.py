@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import NamedTuple
 
-from .core import BenchError, cache_folder, cpu_cores, project_path, try_lock
+from .core import OWN_RESULTS, BenchError, cache_folder, cpu_cores, project_path, try_lock
 
 # %% ../nbs/doctor.ipynb #ef75de45
 OK, WARNING, FAILURE = "ok", "warning", "failure"
@@ -29,7 +29,7 @@ class Check(NamedTuple):
     says: str
     remedy: str = ""
 
-def examine(results_dir: str = "results", cache_dir: str = "", data_root: str = "") -> list[Check]:
+def examine(results_dir: str = OWN_RESULTS, cache_dir: str = "", data_root: str = "") -> list[Check]:
     """Check system, Python, packages, torch, GPU, memory, folders, notebook kernel and data, in this order.
 
     `results_dir`, `cache_dir`, `data_root`: as in `RunConfig`. At least one `Check` for each. Raises nothing: a check

@@ -188,6 +188,9 @@ class Environment(Facts):
     "`environment.json`: where a run was made."
     python: Text = Field(description="version of Python")
     machine: Text = Field(description="type of the processor")
+    processor: Text | None = Field(None, description="name of the processor; None: an early record does not say")
+    capability: Text | None = Field(None, description="instructions that torch used: AVX512 on a CPU, sm_90 on a GPU")
+    build: Text | None = Field(None, description="of torch: version, commit, CUDA")
     system: Text = Field(description="operating system")
     versions: dict[Text, Text | None] = Field(max_length=1000, description="package → version; None: not installed")
     commit: Text | None = Field(description="of the code; None: an installed copy")

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from .core import LARGEST, BenchError, atomic_file, from_json, json_hash, make_folder
+from .core import LARGEST, OWN_RESULTS, BenchError, atomic_file, from_json, json_hash, make_folder
 from .record import PARTS, RUN, SMALL, Record, Unfinished, check_record, runs_folder
 from .schema import SEALED
 
@@ -162,7 +162,7 @@ class Found(NamedTuple):
     outcome: str  # added, already there, refused; of verify: sound, unfinished, damaged
     why: str = ""
 
-def merge(source, results_dir="results") -> list[Found]:
+def merge(source, results_dir=OWN_RESULTS) -> list[Found]:
     """Add the records of `source`, and their splits, to `results_dir`; → a `Found` (added, already there, refused)
     each.
 

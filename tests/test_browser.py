@@ -154,6 +154,7 @@ def test_tour(open_notebook, project):
     assert face_off.locator("img").count() > 2
     turn_the_page(page, browse)
     choose_a_cell(page, mistakes)
+    switch_the_method(page, mistakes)
     face_off.scroll_into_view_if_needed()
     keep(page, "face_off")
     assert len(load_runs(project/"results/tour")) == 3
@@ -181,6 +182,23 @@ def choose_a_cell(page, mistakes) -> None:
     assert mistakes.locator("img").count() == 2 * len(titles)
     keep(page, "mistakes")
 
+CELL = "button[title*=' are predicted as ']"
+CHANGED = "([widget, before]) => widget.querySelector('.fb-page').innerHTML !== before"
+
+def switch_the_method(page, mistakes) -> None:
+    "Each cell of the confusion matrix shows the count that its tooltip says, after every switch between two methods."
+    seen = []
+    for number in (1, 0, 1):  # the faces are sent after the cells
+        before = mistakes.locator(".fb-page").inner_html()
+        mistakes.locator("select").first.select_option(index=number)
+        page.wait_for_function(CHANGED, arg=[mistakes.element_handle(), before])
+        titles = [cell.get_attribute("title") for cell in mistakes.locator(CELL).all()]
+        counts = [re.match(r"\d+", title).group() for title in titles]
+        assert [c.strip() or "0" for c in mistakes.locator(CELL).all_inner_texts()] == counts
+        seen.append(counts)
+    assert seen[0] == seen[2] and "0" in [a for a, b in zip(*seen[:2], strict=True) if b != "0"], "no cell was emptied"
+    keep(page, "methods")
+
 def test_benchmark_by_hand_is_that_of_papermill(open_notebook, project):
     "The same record, to the last bit, in JupyterLab and by papermill, started in the project's folder and in `nbs`."
     started = [papermill(project, "of the root", project), papermill(project, "of nbs", project/"nbs")]
@@ -190,7 +208,7 @@ def test_benchmark_by_hand_is_that_of_papermill(open_notebook, project):
     page.locator(".jp-OutputArea img").last.scroll_into_view_if_needed()
     keep(page, "run_benchmark")
     for process in started: assert process.wait(PATIENCE) == 0, process.stderr.read()
-    by_hand, *others = ([*load_runs(project/folder)] for folder in ("results", "of the root", "of nbs"))
+    by_hand, *others = ([*load_runs(project/folder)] for folder in ("results/own", "of the root", "of nbs"))
     for other in others:
         (a,), (b,) = by_hand, other
         assert a.id == b.id and numbers(a) == numbers(b)

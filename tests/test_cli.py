@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import papermill
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from fer_bench import run
@@ -132,6 +134,25 @@ def test_export_and_predict_commands(tmp_path, tree):
     assert of_run == of_model and of_run.count("fear/") == 4 and "contempt" in of_run.splitlines()[0]
     assert "4 pictures in" in invoke("predict", tmp_path/"model", tree/"test/fear", "--output", tmp_path/"said.csv")
     assert (tmp_path/"said.csv").read_text().count("fear/") == 4
+
+def test_predict_writes_what_can_be_read_and_says_what_cannot(tmp_path, tree):
+    run(RunConfig(preset="tiny", device="cpu", results_dir=str(tmp_path)))
+    run_id = load_runs(tmp_path)[0].id
+    (tree/"test/fear/cut.jpg").write_bytes(b"\xff\xd8\xff")
+    Image.new("RGB", (640, 480)).save(tree/"test/fear/holiday.png")
+    asked = ("predict", run_id, tree/"test/fear", "--output", tmp_path/"said.csv", "--results-dir", tmp_path)
+    code, _, err = fer_bench(*asked, cwd=tmp_path)
+    assert code == 0 and "1 of 6 pictures put aside, 1 of 6 pictures hardly cut out" in err
+    said = pd.read_csv(tmp_path/"said.csv", index_col="image").fillna({"note": ""})
+    assert said["neutral"].notna().sum() == 5 and "picture" in said["note"].iloc[4]
+    assert "640x480 pixels, not nearly square" in said["note"].iloc[5] and not said["note"].iloc[:4].any()
+    code, _, err = fer_bench("predict", run_id, "", "--results-dir", tmp_path, cwd=tmp_path)
+    assert code == 1 and "path of a picture is empty" in err
+
+def test_help_keeps_words_in_brackets():
+    "They are no markup."
+    code, out, _ = fer_bench("export", "--help")
+    assert code == 0 and "fer_bench[onnx]" in out
 
 def test_help_lists_every_field():
     out = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output

@@ -14,6 +14,7 @@ from fer_bench.data.audit.audit import audit
 from fer_bench.data.drawn.faces import DrawnSource
 from fer_bench.data.faceset import build_faceset
 from fer_bench.record import Record
+from fer_bench.report.pages import EMPTY
 from fer_bench.runs.experiment import run
 from fer_bench.runs.task import load_data
 from fer_bench.show.explorer import ANY, FLAGGED, NONE, Cells, browse, face_off, mistakes, predicted_faces
@@ -232,8 +233,11 @@ def test_grey_and_large_faces(tmp_path):
 def test_cells_mark_what_is_chosen():
     cells = Cells(["a", "b"])
     cells.show(np.array([[3, 1], [0, 2]]))
-    assert [cells.cells[c].description for c in (("a", "a"), ("a", "b"), ("b", "a"))] == ["3", "1", ""]
+    assert [cells.cells[c].description for c in (("a", "a"), ("a", "b"), ("b", "a"))] == ["3", "1", EMPTY]
     assert cells.cells["b", "a"].disabled and not cells.cells["a", "b"].disabled
+    cells.show(np.array([[3, 0], [1, 2]]))
+    assert (cells.cells["a", "b"].description, cells.cells["b", "a"].description) == (EMPTY, "1")
+    assert all(b.description for b in cells.cells.values()), "a browser keeps the old text of an empty description"
     cells.cells["a", "b"].click()
     assert cells.value == ("a", "b") and cells.cells["a", "b"].style.font_weight == "bold"
     assert cells.cells[ANY, ANY].style.font_weight == "normal"

@@ -212,10 +212,11 @@ def test_a_picture_that_is_no_cut_out_face_is_doubted(model, capsys, width, heig
     assert (doubt in note and "1 of 1 pictures hardly cut out" in said) if doubt else note == said == ""
 
 def copied(record, folder, **faces):
-    "A copy of `record` with other facts of its `faces`, as if the run had never been sealed."
+    "A copy of `record` with other facts of its `faces`, as if it had never been sealed."
     shutil.copytree(record.folder, place := folder/record.id)
     metrics = json.loads((place/"metrics.json").read_text())
     metrics["faces"] |= faces
+    del metrics["weights"]
     (place/"metrics.json").write_text(json.dumps(metrics))
     (place/"status.json").unlink()
     return Record(place)
@@ -232,11 +233,11 @@ def test_weights_that_are_not_finite_are_refused(trained, model, face, tmp_path)
     folder = export(record, tmp_path/"export")
     with_nan(record.folder/"weights.safetensors")
     for use in (load_model, lambda r: export(r, tmp_path/"new")):
-        with pytest.raises(BenchError, match="hold NaN or infinity, in 1 tensors.*running_var"): use(record)
+        with pytest.raises(BenchError, match="NaN or infinite, such as in .*running_var"): use(record)
     assert not (tmp_path/"new").exists()
     facts = json.loads((folder/FACTS).read_text())
     (folder/FACTS).write_text(json.dumps(facts | {"sha256": sha256(with_nan(folder/MODEL).read_bytes())}))
-    with pytest.raises(BenchError, match="hold NaN or infinity"): load_model(folder)
+    with pytest.raises(BenchError, match="NaN or infinite, such as"): load_model(folder)
     broken = load_model(trained[0])
     with torch.no_grad(): broken.head.bias[0] = torch.inf
     with pytest.raises(BenchError, match="gives NaN or infinity"): predict(broken, face)

@@ -278,6 +278,17 @@ def test_the_seed_fixes_the_interval_and_confidence_widens_it():
     assert wide.low[0] < same.low[0] < same.high[0] < wide.high[0]
 
 
+def test_scores_of_two_layers_are_never_compared():
+    "The layer is no score, and is passed on; two in one table, or on the two sides of a difference, are refused."
+    two, four = (table([1, 2, 3]).assign(layer=layer) for layer in ("layer2 (6 x 6)", "layer4 (6 x 6)"))
+    plain, named = score_intervals(table([1, 2, 3])), score_intervals(two)
+    pd.testing.assert_frame_equal(named.drop(columns="layer"), plain)
+    assert set(named["layer"]) == set(paired_difference(two, two)["layer"]) == {"layer2 (6 x 6)"}
+    for compare in (lambda: score_intervals(pd.concat([two, four.assign(face=four["face"] + 3)])),
+                    lambda: paired_difference(two, four)):
+        with pytest.raises(BenchError, match=r"different layers .*layer2 \(6 x 6\).*layer4"): compare()
+
+
 def test_a_single_face_has_an_interval_of_no_width():
     assert score_intervals(table([2.5]))[["mean", "low", "high", "faces"]].values.tolist() == [[2.5, 2.5, 2.5, 1]]
 

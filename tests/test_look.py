@@ -1,4 +1,5 @@
 """Attribution maps of recorded networks: scores of a run, cropped faces, the gallery and its notebook."""
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -10,14 +11,14 @@ from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
 from fer_bench.data.drawn.expressions import moved_regions
 from fer_bench.data.drawn.faces import DrawnSource
-from fer_bench.data.faceset import build_faceset
+from fer_bench.data.faceset import FaceSet, build_faceset
 from fer_bench.data.landmarks import landmarks_of, regions_of, with_landmarks
 from fer_bench.data.sources.crops import cropped
 from fer_bench.data.sources.folders import FolderSource
 from fer_bench.evaluate.explain import class_maps
 from fer_bench.evaluate.landmarks import map_scores, paired_difference
-from fer_bench.record import load_runs
-from fer_bench.runs.attribution import BASELINES, faces_of, faces_to_show, look, look_table, maps_of
+from fer_bench.record import KEPT_BYTES, Record, kept_arrays, load_runs
+from fer_bench.runs.attribution import BASELINES, faces_of, faces_to_show, look, look_table, map_layer, maps_of
 from fer_bench.runs.experiment import run
 from fer_bench.runs.networks import load_classifier
 from fer_bench.runs.task import load_data, split_data
@@ -69,6 +70,19 @@ def test_scores_are_read_again_without_weights(results, tmp_path):
         assert look(record, kind="activation", most=20).equals(first)
         with pytest.raises(BenchError, match="travel without weights"): look(record, kind="activation", most=21)
     finally: hidden.rename(weights)
+
+def test_the_layer_is_recorded_and_runs_of_others_are_left_out(results, capsys):
+    "A supervised network of 32 px shows its second stage, a pretrained one its last, which has 4 × 4 cells too."
+    supervised, byol, simfle, _ = results[1]
+    assert [map_layer(r) for r in (supervised, byol)] == ["layer2 (4 x 4)", "layer4 (4 x 4)"]
+    scores = look(supervised, most=20)
+    assert set(scores["layer"]) == {map_layer(supervised)}
+    path, = supervised.folder.glob("landmarks-gradcam-*-20.parquet")
+    scores.drop(columns="layer").to_parquet(path)  # as it was written before layers were named
+    assert look(supervised, most=20).equals(scores)
+    says = texts(figure_landmarks([supervised, byol, simfle], most=20))
+    assert "maps of layer4 (4 x 4)" in says and "byol" in says and "supervised" not in says
+    assert f"{supervised.id} (layer2 (4 x 4))" in capsys.readouterr().out
 
 @pytest.mark.soak
 def test_a_trained_network_looks_at_what_the_expression_moves(tmp_path):
@@ -177,6 +191,47 @@ def test_figures_from_weights(results):
     says = texts(figure_landmarks(runs[:2]))
     assert "mouth" in says and "random weights" in says and "Drawn faces" in says
 
+WEIGHTS = ("weights.safetensors", "pretrained.safetensors")
+
+def without_weights(run, folder) -> Record:
+    "The record of `run` as a fresh clone has it: its files and the arrays of its figures, no weights."
+    return Record(shutil.copytree(run.folder, folder/run.id, ignore=shutil.ignore_patterns(*WEIGHTS)))
+
+DRAWN_FROM_WEIGHTS = {"masks": lambda runs: figure_masks([runs[2]], faces=3), "attention": figure_attention,
+                      "mean_maps": figure_mean_maps, "landmarks": figure_landmarks, "features": figure_features,
+                      "layercam": lambda runs: figure_attention(runs, kind="layercam")}
+
+@pytest.mark.parametrize("name", DRAWN_FROM_WEIGHTS)
+def test_a_figure_is_drawn_again_without_weights(results, tmp_path, name):
+    "The same picture, byte for byte, from the arrays beside the records."
+    runs, draw = results[1], DRAWN_FROM_WEIGHTS[name]
+    first = draw(runs)._repr_png_()
+    assert draw([without_weights(r, tmp_path) for r in runs])._repr_png_() == first
+
+def test_arrays_of_another_run_are_not_taken(results, tmp_path):
+    "Arrays that lie in the wrong record, or are damaged, give no picture."
+    one, other = results[1][0], without_weights(results[1][1], tmp_path)
+    figure_mean_maps([one])
+    for path in other.folder.glob("mean_map-*.npz"): path.unlink()
+    for path in one.folder.glob("mean_map-*.npz"): shutil.copy(path, other.folder)
+    with pytest.raises(BenchError, match=f"fer-bench redo {other.id}"): figure_mean_maps([other])
+    damaged = without_weights(one, tmp_path)
+    for path in damaged.folder.glob("mean_map-*.npz"): path.write_bytes(b"PK")
+    with pytest.raises(BenchError, match="damaged"): figure_mean_maps([damaged])
+
+def test_nothing_but_averages_is_kept_of_real_faces(results, tmp_path, monkeypatch):
+    run = Record(shutil.copytree(results[1][2].folder, tmp_path/results[1][2].id,
+                                 ignore=shutil.ignore_patterns("*.npz", "landmarks-*")))
+    monkeypatch.setattr(FaceSet, "drawn", False)
+    for draw in (figure_attention, figure_mean_maps, figure_features, figure_landmarks): draw([run])
+    figure_masks([run])
+    assert {p.name.rpartition("-")[0] for p in run.folder.glob("*.npz")} == {"mean_map", "landmarks"}
+
+def test_large_arrays_are_not_kept(results, tmp_path):
+    run = without_weights(results[1][0], tmp_path)
+    noise = np.random.default_rng(0).integers(0, 256, KEPT_BYTES + 1000, np.uint8)
+    assert kept_arrays(run, "noise", {}, lambda: {"a": noise})["a"] is noise and not list(run.folder.glob("noise*"))
+
 def test_right_faces_first_and_wrong_ones_named(results):
     "Under the first run no text above right faces and → above wrong ones."
     fig = figure_attention(results[1][:1], faces=4)
@@ -201,14 +256,20 @@ def printed(notebook) -> str:
 
 def test_paper_figures_notebook(results, tmp_path):
     "From the records alone: every figure as PDF and PNG, or the command that makes what it lacks; nothing is trained."
-    folder = results[0]
+    own, folder = str(Path(results[0])/"own"), results[0]  # the runs are shipped ones for someone whose own are there
+    other = run(dict(preset="tiny", device="cpu", results_dir=own, image_size=40))
+    (tmp_path/"figures").mkdir()
+    (tmp_path/"figures/old.png").touch()
     before = {r.id for r in load_runs(folder)}
     papermill.execute_notebook(NOTEBOOK, tmp_path/"out.ipynb",
-                               {"results_dir": folder, "figures_dir": str(tmp_path/"figures")},
+                               {"results_dir": own, "figures_dir": str(tmp_path/"figures")},
                                progress_bar=False, cwd=tmp_path)
     made = {p.name for p in (tmp_path/"figures").iterdir()}
     said = printed(tmp_path/"out.ipynb")
-    assert {r.id for r in load_runs(folder)} == before
+    listed = set(said.rpartition("Written to")[2].split()[1:])
+    assert listed == made - {"old.png"}, "only what was written now"
+    assert {r.id for r in load_runs(folder)} == before and "Not drawn, because" in said and other.id in said
+    assert f"{len(before) + 1} finished runs on drawn, {len(before)} of them shipped" in said
     for name in FIGURES:
         assert {f"{name}.pdf", f"{name}.png"} <= made or name.startswith("ablation_")
     assert "fer-bench run --dataset drawn --method simfle --mask-ratio 0.5" in said

@@ -423,6 +423,13 @@ def test_a_table_of_another_form_is_named(table, message):
     with pytest.raises(BenchError, match=message): figure_landmark_scores({"it": table})
 
 
+def test_scores_of_different_layers_never_share_a_figure():
+    two, four = (landmarks().assign(layer=layer) for layer in ("layer2 (6 x 6)", "layer4 (6 x 6)"))
+    assert figure_landmark_scores({"a": two, "b": two}).axes[0].get_title() == "maps of layer2 (6 x 6)"
+    with pytest.raises(BenchError, match=r"different layers .*a: layer2 \(6 x 6\), b: layer4 \(6 x 6\)"):
+        figure_landmark_scores({"a": two, "b": four})
+
+
 def test_no_table_is_refused():
     with pytest.raises(BenchError, match="no table of landmark scores"): figure_landmark_scores({})
 

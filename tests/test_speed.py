@@ -4,6 +4,7 @@ import copy
 import shutil
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from fer_bench.data.views import VIEWS, apply_view, make_view
 from fer_bench.speed import ablation, benchmark
 from fer_bench.speed.faces import generated
 from fer_bench.speed.step import Step
+from fer_bench.speed.usual import OPTIMIZERS
 from fer_bench.train.loop import clip_gradients, fit, make_accelerator, make_optimizer, seed_step
 from fer_bench.train.memory import memory_kept
 
@@ -138,6 +140,9 @@ def test_compiled_methods_learn_what_plain_ones_do(method):
             sums.append(float(step.sums["loss"]))
     assert sums[0] == pytest.approx(sums[1], rel=1e-2)
     torch._dynamo.reset()
+
+def test_the_usual_way_knows_every_optimizer():
+    assert {*OPTIMIZERS} == {*get_args(get_args(RunConfig.model_fields["optimizer"].annotation)[0])}
 
 def test_a_gpu_would_get_one_kernel():
     "torch's fused optimizers are for parameters on a GPU, and what they keep can be taken up by the other kind."

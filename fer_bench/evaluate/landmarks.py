@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RADIUS', 'TIE', 'CHUNK', 'inter_ocular', 'map_scores', 'energy_and_peaks', 'score_intervals', 'paired_difference',
-           'need_one_layer', 'patch_hits', 'patch_scores']
+           'patch_hits', 'patch_scores']
 
 # %% ../../nbs/evaluate/landmarks.ipynb #242dbe71
 import math
@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..core import BenchError
 from ..data.landmarks import region_points
-from .statistics import check_bootstrap, tails
+from .statistics import check_bootstrap, need_one_layer, tails
 
 # %% ../../nbs/evaluate/landmarks.ipynb #098bb37c
 RADIUS = 0.15  # of a region's discs, in inter-ocular distances
@@ -172,16 +172,6 @@ def paired_difference(scores_a: pd.DataFrame, scores_b: pd.DataFrame, by: str = 
     if "layer" in a: difference["layer"] = a["layer"]
     if "empty" in a and "empty" in b: difference["empty"] = a["empty"] | b["empty"]
     return score_intervals(difference.reset_index(), by, **bootstrap)
-
-def need_one_layer(tables: dict) -> None:
-    """`BenchError` if `tables`, name → scores or intervals, come from maps of different layers: not comparable.
-
-    A table without the column "layer" is of maps that show none, such as a mask."""
-    layers = {name: table["layer"].unique() for name, table in tables.items() if "layer" in table}
-    if len({layer for found in layers.values() for layer in found}) > 1:
-        said = ", ".join(f"{name}: {' and '.join(found)}" for name, found in layers.items())
-        raise BenchError(f"Landmark scores of maps of different layers cannot be compared ({said}). Compare runs of "
-                         "one backbone, image_size and min_map.")
 
 def _check_scores(scores: pd.DataFrame, by: str) -> list[str]:
     "The names of the scores in the table."

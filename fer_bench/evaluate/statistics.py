@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['wilson', 'bootstrap_intervals', 'check_bootstrap', 'tails', 'paired_bootstrap', 'mcnemar', 'holm', 't_interval',
-           't_test', 'hedges_g', 'draws_needed']
+           't_test', 'hedges_g', 'draws_needed', 'need_one_layer']
 
 # %% ../../nbs/evaluate/statistics.ipynb #7a717d2f
 from bisect import bisect_left
@@ -163,3 +163,14 @@ def draws_needed(sd: float, points: float = 1.0, power: float = 0.8, confidence:
     shown = lambda n: TTestPower().power(effect, n, 1 - confidence)
     while shown(enough) < power: enough *= 2
     return bisect_left(range(enough + 1), power, lo=2, key=shown)
+
+# %% ../../nbs/evaluate/statistics.ipynb #741336aa
+def need_one_layer(tables: dict) -> None:
+    """`BenchError` if `tables`, name → scores or intervals, come from maps of different layers: not comparable.
+
+    A table without the column "layer" is of maps that show none, such as a mask."""
+    layers = {name: table["layer"].unique() for name, table in tables.items() if "layer" in table}
+    if len({layer for found in layers.values() for layer in found}) > 1:
+        said = ", ".join(f"{name}: {' and '.join(found)}" for name, found in layers.items())
+        raise BenchError(f"Landmark scores of maps of different layers cannot be compared ({said}). Compare runs of "
+                         "one backbone, image_size and min_map.")

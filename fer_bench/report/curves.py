@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..core import BenchError
-from ..evaluate.landmarks import need_one_layer
+from ..evaluate.statistics import need_one_layer
 from .figures import COLUMN, PAGE, Picture, class_style, epoch_axis, styled
 from .panels import (add_notes, by_class, check_runs, decade_axis, filled_columns, grid_shape,
                                      keep_panels, legend_above, line_styles, percent)

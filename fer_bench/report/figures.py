@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMN', 'PAGE', 'COLOURS', 'MARKERS', 'STYLE', 'DRAWN', 'styled', 'NOT_LOSS', 'EVALUATED', 'class_style',
            'run_title', 'Picture', 'save_figure', 'note_drawn', 'history_numbers', 'training_curve', 'epoch_axis',
-           'confusion_matrix', 'as_pictures', 'picture_rows', 'contact_sheet', 'overlay', 'heat_maps',
+           'confusion_matrix', 'as_pictures', 'as_bytes', 'picture_rows', 'contact_sheet', 'overlay', 'heat_maps',
            'right_and_wrong']
 
 # %% ../../nbs/report/figures.ipynb #ace11efa
@@ -157,6 +157,10 @@ def as_pictures(images) -> np.ndarray:
         raise BenchError(f"Float images must lie in [0, 1]; these go from {images.min():.3g} to {images.max():.3g}. "
                          "Were they normalised for a network? Undo that first.")
     return np.broadcast_to(images, (*images.shape[:3], 3))
+
+def as_bytes(images: np.ndarray) -> np.ndarray:
+    "`images`, floats in [0, 1], as uint8."
+    return np.rint(255 * images).astype(np.uint8)
 
 def picture_rows(rows: list[tuple[str, list, list]], columns: int, width: float = PAGE, extra: float = 0.1) -> Figure:
     """Rows of pictures, each with a name on its left and titles above its pictures.

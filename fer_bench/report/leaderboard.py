@@ -8,11 +8,11 @@ __all__ = ['HEAD', 'leaderboard']
 # %% ../../nbs/report/leaderboard.ipynb #87013346
 import pandas as pd
 
-from ..core import BenchError
+from ..core import OWN_RESULTS, BenchError
 from ..record import read_runs
 from .exports import compact, literal
 from .published import published, published_table
-from .names import data_name
+from .names import data_name, shipped
 from .summary import measured
 from .tables import leaderboard_table, notes
 from .tasks import tasks
@@ -20,10 +20,10 @@ from .tasks import tasks
 # %% ../../nbs/report/leaderboard.ipynb #7666ed3e
 HEAD = """# Leaderboard
 
-Made from the {runs} finished runs in `{place}` by `fer-bench results leaderboard`, not by hand. Every task has a table
-of its own: other classes, data, budgets of labels, image sizes, drawn faces and oracle selection never share one. Rates
-are percent with 95 % intervals; *95 % over* says over what: draws of labels, seeds, folds, subjects, or the test faces
-of a single network, which say nothing of another draw.
+Made from the {runs} finished runs in `{place}`{shipped} by `fer-bench results leaderboard`, not by hand. Every task has
+a table of its own: other classes, data, budgets of labels, image sizes, drawn faces and oracle selection never share
+one. Rates are percent with 95 % intervals; *95 % over* says over what: draws of labels, seeds, folds, subjects, or the
+test faces of a single network, which say nothing of another draw.
 
 A gain is the difference in points to the row named under *gain over* (of two rows of that name, the one that saw fewer
 images), with Student's interval over the draws, seeds, folds or subjects that both have; without an interval there is
@@ -31,7 +31,7 @@ only one. **Bold**: that interval lies above zero; it is not corrected for the n
 of WAR, which is no evidence that one is better than the next.
 """
 
-def leaderboard(results_dir="results", place: str = "runs") -> str:
+def leaderboard(results_dir=OWN_RESULTS, place: str = "runs") -> str:
     """All tasks among the finished records of `results_dir` as one page of Markdown, then what is published on these
     data sets.
 
@@ -44,7 +44,9 @@ def leaderboard(results_dir="results", place: str = "runs") -> str:
     sets = sorted({data_name(r) for r in records if not r.metrics.drawn})
     groups = [rows for name in sets for _, rows in published(name).groupby("classes", dropna=False)]
     ours = sorted(tasks(records).items(), key=_drawn)
-    head = HEAD.format(runs=len(records), place=place)
+    own = sum(not shipped(r) for r in records)
+    more = f" and {len(records) - own} that came with the code" if own < len(records) else ""
+    head = HEAD.format(runs=own, place=place, shipped=more)
     return "\n".join([head, *_left_out(left_out), *(_task(*task) for task in ours), *map(_published, groups)])
 
 def _left_out(why: dict[str, str]) -> list[str]:

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MEASURES', 'NOTES', 'APART', 'check_classes', 'compare', 'comparable', 'task_key', 'notes', 'drawn_note',
            'oracle_note', 'selection_note', 'validation_note', 'data_note', 'fold_note', 'budget_note', 'capped_note',
-           'weights_note', 'code_note', 'numerics_note', 'audit_note', 'leaderboard_table']
+           'weights_note', 'code_note', 'processor_note', 'shipped_note', 'numerics_note', 'audit_note',
+           'leaderboard_table', 'with_shipped']
 
 # %% ../../nbs/report/tables.ipynb #b65df781
 from collections import Counter
@@ -18,11 +19,13 @@ from fer_bench.report.names import (
     FOLDS,
     code_state,
     data_name,
+    made_on,
     method_title,
     older,
     repeat,
     repeat_unit,
     setting_names,
+    shipped,
     with_settings,
 )
 
@@ -44,10 +47,12 @@ def compare(records) -> pd.DataFrame:
 
     `records`: finished runs with the same classes. WAR, UAR and macro-F1 are percent with their 95 % intervals;
     `labels` a class, or "all"; `commit` ends in "+" where the code had changes that no commit holds. Where numerics
-    differ, the method of an older row says so. `notes` belongs under it. `BenchError` for no records, and for records
-    with different classes. Source: ours."""
+    differ, the method of an older row says so. `record` tells shipped runs from own ones, if any is shipped. `notes`
+    belongs under it. `BenchError` for no records, and for records with different classes. Source: ours."""
     records = check_classes(records)
-    return pd.DataFrame([_row(r, mark) for r, mark in zip(records, older(records), strict=True)])
+    table = pd.DataFrame([_row(r, mark) for r, mark in zip(records, older(records), strict=True)])
+    if any(map(shipped, records)): table["record"] = ["shipped" if shipped(r) else "own" for r in records]
+    return table
 
 def _row(record, mark: str) -> dict:
     c, m = record.config, record.metrics
@@ -171,6 +176,18 @@ def code_note(records) -> str:
     dirty = "A commit with + had changes that no commit holds." if any(c.endswith("+") for c in commits) else ""
     return " ".join(filter(None, [mixed, dirty]))
 
+def processor_note(records) -> str:
+    "Processors, or builds of torch, differ."
+    made = sorted({made_on(r) or "one that its record does not name" for r in records})
+    if len(made) < 2: return ""
+    return (f"Rows were made on {len(made)} kinds of processor or builds of torch ({'; '.join(made)}). They round "
+            "differently, and a run done again on another one ends as if it had another seed.")
+
+def shipped_note(records) -> str:
+    "Some records came with the code."
+    n = sum(map(shipped, records))
+    return f"{n} of the {len(records)} runs came with the code; the others are your own." if n else ""
+
 def numerics_note(records) -> str:
     "The same config would have given other numbers in some rows."
     marks = sorted(set(older(records)) - {""})
@@ -184,7 +201,7 @@ def audit_note(records) -> str:
     return f"The audit of the data found: {' '.join(problems)}" if problems else ""
 
 NOTES = (drawn_note, oracle_note, selection_note, validation_note, data_note, fold_note, budget_note, capped_note,
-         weights_note, code_note, numerics_note, audit_note)
+         weights_note, code_note, numerics_note, processor_note, shipped_note, audit_note)
 
 # %% ../../nbs/report/tables.ipynb #b5a33e5a
 APART = {"classes": "numbers of classes", "data": "data sets", "drawn": "kinds of faces, drawn and real"}
@@ -210,9 +227,13 @@ def _setting(row: dict) -> dict:
     return {**{c: row[c] for c in ("method", "kind", "backbone", "start", "labels")},
             "images seen": f"{row['images_seen']:,}", "params (M)": f"{row['parameters'] / 1e6:.2f}",
             "seconds": f"{row['seconds']:,.0f} ({row['device']})",
-            **{c: row[c] for c in ("draws", "seeds", "runs")}, **results,
+            **{c: row[c] for c in ("draws", "seeds")}, "runs": with_shipped(row), **results,
             "95 % over": over, "gain over": row["against"], "select": row["select"],
             "audit": "passed" if not row["audit"] else f"{row['audit']} failure{'s' if row['audit'] > 1 else ''}"}
+
+def with_shipped(row: dict):
+    "The number of runs of a `row` of `report.summary.measured`; where some are shipped, it says how many."
+    return f"{row['runs']} ({row['shipped']} shipped)" if row.get("shipped") else row["runs"]
 
 def _value(row: dict, name: str) -> str:
     value = f"{100 * row[name]:.1f}"

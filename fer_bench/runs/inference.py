@@ -28,7 +28,17 @@ from torch import nn
 
 from ..catalogue import need_imported
 from ..config import RunConfig, recorded_config
-from ..core import BenchError, atomic_folder, progress, project_path, read_json, sha256, write_json, write_text
+from fer_bench.core import (
+    OWN_RESULTS,
+    BenchError,
+    atomic_folder,
+    progress,
+    project_path,
+    read_json,
+    sha256,
+    write_json,
+    write_text,
+)
 from ..data.drawn.faces import draw_faces
 from ..data.faceset import fit
 from ..data.sources.archives import open_files
@@ -37,7 +47,7 @@ from ..data.sources.pictures import CHANNELS, decode, to_8_bit, to_pixels, uprig
 from ..data.views import make_view, to_rgb
 from ..evaluate.predict import evaluating
 from .experiment import FACE_FACTS
-from .networks import load_classifier, save_weights
+from .networks import load_classifier, need_finite, save_weights
 from ..models.backbones import create_classifier, is_own_backbone
 from ..record import Record, load_run
 from ..report.card import MODEL, ONNX, model_card
@@ -45,7 +55,7 @@ from ..schema import Classes, FaceFacts, Facts, Hash, Text, checked
 from .task import load_data
 
 # %% ../../nbs/runs/inference.ipynb #0b2fba6b
-def load_model(run, results_dir="results") -> nn.Module:
+def load_model(run, results_dir=OWN_RESULTS) -> nn.Module:
     """The trained network of `run`, on the CPU in evaluation mode: RGB faces (B, 3, S, S) in [0, 1] → logits (B, K).
 
     `run`: a run id in `results_dir`, a `Record`, its folder, or a folder that `export` wrote. The model is a plain
@@ -55,7 +65,7 @@ def load_model(run, results_dir="results") -> nn.Module:
     if isinstance(run, (str, os.PathLike)) and (project_path(run)/FACTS).exists(): return _exported(project_path(run))
     record = _record(run, results_dir)
     facts = checked(ModelFacts, _facts(record), record.folder)
-    return _with_facts(load_classifier(record), facts, record.folder)
+    return _with_facts(load_classifier(record), facts)
 
 FACTS, LARGEST = "model.json", 4096  # the file beside the weights of an exported model; side of its faces in pixels
 
@@ -87,12 +97,8 @@ def _record(run, results_dir) -> Record:
     folder = project_path(run)
     return Record(folder) if (folder/"metrics.json").exists() else load_run(str(run), project_path(results_dir))
 
-def _with_facts(net: nn.Module, facts: ModelFacts, place: Path) -> nn.Module:
-    "`net` in evaluation mode, with its facts as attributes; `BenchError` if its weights, in `place`, are not finite."
-    bad = [name for name, values in net.state_dict().items() if not values.isfinite().all()]
-    if bad:
-        raise BenchError(f"The weights in {str(place)!r} hold NaN or infinity, in {len(bad)} tensors, the first "
-                         f"{bad[0]!r}: the training diverged, or the file is damaged. Train again with a lower lr.")
+def _with_facts(net: nn.Module, facts: ModelFacts) -> nn.Module:
+    "`net` in evaluation mode, with its facts as attributes."
     net.run_id, net.classes = facts.run_id, tuple(facts.classes)
     net.image_size, net.faces = facts.image_size, facts.faces.model_dump()
     return net.eval()
@@ -242,7 +248,7 @@ def _image(array: np.ndarray) -> Image.Image:
 # %% ../../nbs/runs/inference.ipynb #f5ed3b01
 CARD, TOLERANCE = "README.md", 1e-4
 
-def export(run, folder, onnx: bool = False, results_dir="results") -> Path:
+def export(run, folder, onnx: bool = False, results_dir=OWN_RESULTS) -> Path:
     """Write the network of `run` with its model card to `folder`; → the path of the folder.
 
     `run`: a run id in `results_dir`, a `Record`, or its folder. `folder`: must not exist yet, be empty, or hold an
@@ -283,7 +289,8 @@ def _exported(folder: Path) -> nn.Module:
         net, _ = create_classifier(facts.backbone, len(facts.classes), facts.image_size, min_map=facts.min_map,
                                    normalise=facts.normalise)
         net.load_state_dict(load_file(folder/MODEL))
-        return _with_facts(net, facts, folder)
+        need_finite(net, folder/MODEL)
+        return _with_facts(net, facts)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as e:
         if isinstance(e, BenchError): raise
         raise BenchError(f"The exported model {str(folder)!r} is damaged ({e}). Copy it again.") from None

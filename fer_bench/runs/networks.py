@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'PRETRAINED', 'init_of', 'init_hash', 'create_network', 'save_weights', 'load_classifier',
-           'load_pretrained', 'evaluate_on']
+           'load_pretrained', 'need_finite', 'evaluate_on']
 
 # %% ../../nbs/runs/networks.ipynb #08085120
 import functools
@@ -103,21 +103,25 @@ def _with_weights(module, path: Path):
         module.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as e:
         raise BenchError(f"{str(path)!r} is damaged or not the weights of its run ({str(e).splitlines()[0]}). Delete "
-                         f"the folder {str(path.parent)!r} and run its config.json again.") from None
+                         f"that file, and do the run again by: fer-bench redo {path.parent.name}") from None
+    need_finite(module, path)
+    return module
+
+def need_finite(module, path: Path) -> None:
+    "`BenchError` if weights of `module`, read from the file `path`, are NaN or infinite."
     if bad := [name for name, value in module.state_dict().items() if not value.isfinite().all()]:
         raise BenchError(f"{str(path)!r} has values that are NaN or infinite, such as in {bad[0]!r}: the training "
                          "diverged, or the file is damaged. Run again with a lower lr, or set clip_grad.")
-    return module
 
 def _file_of(record: Record, name: str) -> Path:
     path = record.folder/name
     if not path.exists():
-        raise BenchError(f"Run {record.id!r} has no {name} here: records travel without weights. Delete the folder "
-                         f"{str(record.folder)!r} and run its config.json again.")
+        raise BenchError(f"Run {record.id!r} has no {name} here: records travel without weights. Do the run again "
+                         f"by: fer-bench redo {record.id}")
     if record.metrics.weights.get(name, sealed := _file_hash(path)) != sealed:
         raise BenchError(f"{str(path)!r} is not the file that run {record.id!r} wrote: it is damaged, or the weights "
                          "of another run, and the numbers of the record are not theirs. Put the run's own file there, "
-                         f"or delete the folder {str(record.folder)!r} and run its config.json again.")
+                         f"or delete it and do the run again by: fer-bench redo {record.id}")
     return path
 
 # %% ../../nbs/runs/networks.ipynb #5c81cdce

@@ -17,7 +17,7 @@ from ..core import BenchError
 from ..data.audit.audit import Audit, audit
 from ..runs.networks import load_classifier
 from ..runs.attribution import MAPS, faces_of, maps_of
-from ..report.figures import overlay
+from ..report.figures import as_bytes, overlay
 from ..report.pages import ANY, FLAGGED, NONE, Cells, Pages, bar, counted, dropdown
 from ..report.names import run_names
 from ..report.summary import same_faces
@@ -103,7 +103,7 @@ class FaceViews:
 
     def faces(self, run, rows) -> np.ndarray:
         "The unaugmented faces `rows` (N,), as (N, H, W, 3) uint8."
-        return _bytes(faces_of(self.faceset, rows, run.config["image_size"]).movedim(1, -1).numpy())
+        return as_bytes(faces_of(self.faceset, rows, run.config["image_size"]).movedim(1, -1).numpy())
 
     def overlays(self, run, rows, classes, kind: str) -> tuple:
         """([[overlay]] · N, ""): for each of `rows` the map of its class in `classes` over the face, (H, W, 3) uint8.
@@ -117,15 +117,13 @@ class FaceViews:
         if new := [i for i, key in enumerate(keys) if key not in self.maps]:
             images = faces_of(self.faceset, np.asarray(rows)[new], run.config["image_size"])
             targets = torch.tensor([run.metrics.classes.index(keys[i][-1]) for i in new])
-            overlays = _bytes(overlay(images.numpy(), maps_of(network, images, kind, targets, scaled=True)))
+            overlays = as_bytes(overlay(images.numpy(), maps_of(network, images, kind, targets, scaled=True)))
             self.maps |= zip([keys[i] for i in new], overlays, strict=True)
         return [[self.maps[key]] for key in keys], ""
 
     def _network(self, run):
         if run.id not in self.networks: self.networks[run.id] = load_classifier(run)
         return self.networks[run.id]
-
-def _bytes(images: np.ndarray) -> np.ndarray: return np.rint(255 * images).astype(np.uint8)
 
 def _percent(share: float) -> str: return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 

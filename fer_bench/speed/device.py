@@ -7,7 +7,6 @@ __all__ = ['SIZES', 'device_name', 'now', 'seconds', 'in_turns', 'digits', 'spee
 
 # %% ../../nbs/speed/device.ipynb #58bb63e7
 import gc
-import platform
 import re
 import threading
 import time
@@ -19,17 +18,13 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from ..record import processor
 from ..train.memory import glibc
 
 # %% ../../nbs/speed/device.ipynb #77ab9d8f
 def device_name(device) -> str:
     "The model name of the `device`, without trademarks and clock rate."
-    if torch.device(device).type == "cuda": return torch.cuda.get_device_name(device)
-    try: lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError: lines = []
-    names = (line.split(":", 1)[1] for line in lines if line.startswith("model name"))
-    name = next(names, platform.processor() or platform.machine())
-    return " ".join(name.replace("(R)", " ").replace("(TM)", " ").replace(" CPU", " ").split("@")[0].split())
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else processor()
 
 def now(device) -> float:
     "Seconds on a clock, after `device` has done all that it was given so far."

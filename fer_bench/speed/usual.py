@@ -9,6 +9,7 @@ __all__ = ['ENDLESS', 'OPTIMIZERS', 'PREFETCHED', 'pil_views', 'Pictures', 'divi
 from functools import partial
 
 import torch
+from timm.optim import Lars
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
@@ -85,8 +86,9 @@ class UsualLoader:
     def _send(self, x): return x.to(self.device, non_blocking=True)
 
 # %% ../../nbs/speed/usual.ipynb #050c4ec7
-OPTIMIZERS = {"sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True), "adam": torch.optim.Adam,
-              "adamw": torch.optim.AdamW}
+OPTIMIZERS = {"sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+              "momentum": partial(torch.optim.SGD, momentum=0.9), "lars": partial(Lars, momentum=0.9),
+              "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 PREFETCHED = 2  # batches for each process of a `DataLoader`, torch's default
 
 class UsualTraining:

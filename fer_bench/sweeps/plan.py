@@ -39,7 +39,8 @@ class Plan:
         self.speeds = {}  # what decides the speed of a run -> seconds per face of each recorded run
         self.starts = {}  # value of `init` -> hash of these weights, as a record gives it
         self.older = set()  # numerics of recorded runs that are not those of this code
-        for record in load_runs(results): self.add_record(record)
+        for record in load_runs(results):
+            if not record.shipped: self.add_record(record)  # those were made on another machine
 
     def add_record(self, record: Record) -> None:
         "Note what a finished run says about others: its speed, and the hash of the weights it started from."
