@@ -18,7 +18,7 @@ from fer_bench.sweeps.grid import expand
 @pytest.mark.parametrize("record", [*RECORDS, *load_runs(RESULTS/"precision")], ids=lambda r: r.id)
 def test_a_record_is_whole_and_named_by_what_it_holds(record):
     "Every file has the hash that was sealed, and the config still gives the name."
-    for name in record.status.files: record.path(name)
+    for name in record.status.files: record.read(name)
     m, config = record.metrics, recorded_config(record.config)
     hashes = m.data_hash, m.split_hash, m.init_hash, m.pool.hash if m.pool else ""
     name = lambda *numerics: run_id(config, *hashes, config.precision == "bf16", "", *numerics)
