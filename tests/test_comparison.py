@@ -12,7 +12,7 @@ from figure_checks import faults, said
 from scipy import stats
 
 from fer_bench.catalogue import known_entry
-from fer_bench.config import RunConfig
+from fer_bench.config import NUMERICS, PROBE, RunConfig, recorded_config, run_id
 from fer_bench.core import BenchError, write_json
 from fer_bench.evaluate.metrics import classification_metrics
 from fer_bench.evaluate.statistics import draws_needed, hedges_g
@@ -272,10 +272,13 @@ def test_figure_of_ranks():
 # --- the notebook ---
 
 def write(record, results):
-    "A record made by hand, as a run leaves it."
-    folder = runs_folder(results)/record.id
-    write_json(folder/"config.json", record.config)
-    write_json(folder/"metrics.json", record.metrics.model_dump())
+    "A record made by hand, as a run leaves it: its id and its rates follow from the rest."
+    config, facts = recorded_config(record.config), record.metrics.model_dump() | {"numerics": [NUMERICS, PROBE]}
+    truth = record.predictions["label"].map(NAMES.index).to_numpy()
+    facts["test"] |= classification_metrics(np.stack(record.predictions["logits"]), truth, NAMES)
+    folder = runs_folder(results)/run_id(config, facts["data_hash"], facts["split_hash"])
+    write_json(folder/"config.json", config.model_dump())
+    write_json(folder/"metrics.json", facts | {"run_id": folder.name})
     write_json(folder/"environment.json", record.environment.model_dump())
     write_history(folder, record.history.to_dict("records"))
     write_predictions(folder, record.predictions["key"], record.predictions["label"], record.predictions["logits"])
@@ -286,9 +289,7 @@ def results(tmp_path_factory):
     "Two budgets of three methods on a data set called ferplus, three draws each, and one run on drawn faces."
     folder = tmp_path_factory.mktemp("results")
     for labels in (10, 50):
-        for r in three(labels=labels, dataset="ferplus"):
-            r.id += f"-{labels}"
-            write(r, folder)
+        for r in three(labels=labels, dataset="ferplus"): write(r, folder)
     write(made("dtm", draw=7, dataset="drawn", metrics=dict(drawn=True)), folder)
     return folder
 

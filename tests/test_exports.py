@@ -183,7 +183,8 @@ def test_the_committed_leaderboard_is_what_the_committed_records_say(tmp_path):
     (tmp_path/"runs").mkdir()  # whoever ran something here has more records than the page
     for name in {path.split("/")[1] for path in tracked}: (tmp_path/"runs"/name).symlink_to(RESULTS/"runs"/name)
     made = leaderboard(tmp_path if tracked else RESULTS)
-    assert (RESULTS/"leaderboard.md").read_text(encoding="utf-8") == made, "fer-bench results leaderboard --results-dir results"
+    remedy = "fer-bench results leaderboard --results-dir results"
+    assert (RESULTS/"leaderboard.md").read_text(encoding="utf-8") == made, remedy
 
 def test_every_task_has_its_table_and_published_rows_stand_apart():
     text, found = leaderboard(RESULTS), tasks(load_runs(RESULTS))

@@ -24,7 +24,7 @@ ALL = TORCH | {"record", "data", "models", "methods", "train", "evaluate"}
 RUN = ALL | {"runs"}
 MAY_IMPORT = {
     "core": set(), "catalogue": {"core"}, "config": {"core", "catalogue"},
-    "schema": {"core", "catalogue"}, "record": BASE,
+    "schema": {"core", "catalogue"}, "record": BASE | {"evaluate.metrics"},
     "distributed": {"core"},
     "data": TORCH, "models": TORCH, "methods": TORCH | {"models", "data.views"}, "train": TORCH | {"data"},
     "evaluate": TORCH | {"data", "models", "train"}, "runs": ALL | {"report.card"},
@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "__init__": RUN | {"speed", "report", "show", "store", "sweeps"},
 }
 NO_TORCH = ("core", "catalogue", "config", "schema", "record", "store", "report", "doctor", "cli", "__init__",
-            "evaluate.statistics",
+            "evaluate.metrics", "evaluate.statistics",
             "evaluate.ranks")
 
 def read(path): return nbformat.read(path, as_version=4)

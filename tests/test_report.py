@@ -41,9 +41,11 @@ def record(run="a", epochs=3, config=None, environment=None, history=None, **met
                  epoch=epochs,
                  images_seen=120, labelled_seen=config["epochs"] * 5 * config["batch_size"], parameters=11_181_642,
                  train_seconds=12.34) | metrics
-    if len(facts["classes"]) != len(test["confusion"]): del test["confusion"]
+    if len(facts["classes"]) != len(test["confusion"]): del test["confusion"], test["n"]
+    test |= metrics.get("test", {})
+    if "confusion" in test: test["n"] = int(np.sum(test["confusion"]))
     return SimpleNamespace(id=run, history=frame.assign(**history or {}), config=config,
-                           metrics=example_metrics(**facts | {"test": test | metrics.get("test", {})}),
+                           metrics=example_metrics(**facts | {"test": test}),
                            environment=example_environment(**{"commit": "0123456789ab"} | (environment or {})))
 
 

@@ -70,8 +70,7 @@ def test_every_committed_record_is_read_whole(folder):
     "Nothing that a record's files say is lost but what the schema does not know, and there is nothing of that."
     record = Record(folder)
     for name, model in (("metrics", record.metrics), ("environment", record.environment), ("status", record.status)):
-        said = read_json(folder/f"{name}.json")
-        dumped = model.model_dump(exclude_unset=True)
+        said, dumped = read_json(folder/f"{name}.json"), model.model_dump(exclude_unset=True)
         assert {n: dumped[n] for n in said if said[n] is not None and n != "loaded"} == \
             {n: v for n, v in said.items() if v is not None and n != "loaded"}
 

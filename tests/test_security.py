@@ -32,6 +32,7 @@ from fer_bench.report.tables import compare, notes
 from fer_bench.runs.attribution import look
 from fer_bench.runs.networks import load_classifier
 from fer_bench.runs.task import load_data
+from fer_bench.schema import kind_of
 from fer_bench.show.gallery import figure_features
 from fer_bench.store import merge, pack
 
@@ -241,7 +242,9 @@ def test_a_member_without_a_name_refuses_the_archive(tmp_path):
 
 def forged(record, folder: Path, metrics: dict = {}, **config) -> Path:  # noqa: B006
     "A record like `record` with other fields, its id and seals right, in the results folder `folder`; → its folder."
-    config, metrics = record.config | config, record.metrics.model_dump() | metrics
+    config = record.config | config
+    kind = {"method": config["method"], "kind": kind_of(config)}
+    metrics = record.metrics.model_dump() | kind | metrics
     name = run_id(recorded_config(config), metrics["data_hash"], metrics["split_hash"], metrics.get("init_hash", ""))
     place = shutil.copytree(record.folder, folder/"runs"/name, ignore=shutil.ignore_patterns("lock", "figures"))
     write_json(place/"config.json", config)
