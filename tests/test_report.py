@@ -107,6 +107,17 @@ def test_nothing_to_note_is_no_note():
     assert notes([record(), record("b")]) == [] == notes([])
 
 
+@pytest.mark.parametrize("facts, beside", [
+    ({"select": "val"}, True), ({"probe": {"kind": "linear"}}, True), ({"probe": {"kind": "sgd"}}, False),
+    ({"probe": {"kind": "linear", "chosen_by": "cross-validation"}}, False),
+    ({"select": "val", "config": {"labels_per_class": None}}, False),
+    ({"select": "val", "config": {"labels_per_class": None, "budget": "ada_cm-400"}}, True)])
+def test_validation_labels_beyond_the_budget_are_said(facts, beside):
+    counts = {"labelled": 150, "unlabelled": 0, "val": 3191, "test": 40}
+    said = [note for note in notes([record(), record("b", n=counts, **facts)]) if "3,191 validation faces" in note]
+    assert len(said) == beside and all(note.startswith("In 1 of 2 rows") for note in said)
+
+
 @pytest.mark.parametrize("records, words", [
     ([record(), record(drawn=True)], "no substitute for real ones"),
     ([record(), record("b", select="oracle")], r"picked on the test split \(b\)"),
