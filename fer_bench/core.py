@@ -210,7 +210,7 @@ def read_file(path, limit: int = LARGEST) -> bytes:
         if not stat.S_ISREG(facts.st_mode): raise BenchError(f"{str(path)!r} is no regular file. Remove it.")
         if facts.st_size > limit:
             raise BenchError(f"{str(path)!r} has {facts.st_size:,} bytes; {limit:,} is the limit.")
-        return file.read(limit)
+        return file.read(facts.st_size + 1)  # a larger number would be allocated
 
 # %% ../nbs/core.ipynb #5ce0156a
 @contextlib.contextmanager

@@ -269,9 +269,10 @@ def example_metrics(**changes) -> Metrics:
     k = len(classes)
     confusion = [[3 if j == i else int(j == (i + 1) % k) for j in range(k)] for i in range(k)]
     test = {"WAR": 0.75, "UAR": 0.75, "macro_F1": 0.75, "ECE": 0.1, "NLL": 0.7, "confusion": confusion,
-            "n": sum(map(sum, confusion)), "recall": dict.fromkeys(classes, 0.75)} | dict(changes.get("test", {}))
-    around = lambda rate: [max(0.0, rate - 0.15), min(1.0, rate + 0.15)]
-    test = {f"{name}_ci": around(test[name]) for name in ("WAR", "UAR", "macro_F1")} | test
+            "recall": dict.fromkeys(classes, 0.75)} | dict(changes.get("test", {}))
+    rates = {name: test[name] if isinstance(test[name], float) else 0.75 for name in ("WAR", "UAR", "macro_F1")}
+    test = {f"{name}_ci": [max(0.0, rate - 0.15), min(1.0, rate + 0.15)] for name, rate in rates.items()} | test
+    test["n"] = sum(map(sum, test["confusion"]))
     facts = {"run_id": "example", "method": "supervised", "kind": "supervised", "dataset": "drawn", "drawn": False,
              "classes": classes, "n": {"labelled": 25 * k, "unlabelled": 0, "val": 0, "test": test["n"]},
              "data_hash": "d" * 64, "split_hash": "5" * 64, "select": "last", "epoch": 1, "labelled_seen": 100,

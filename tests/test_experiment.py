@@ -140,11 +140,12 @@ def test_learns_and_starts_from_weights(tiny, tree, tmp_path):
 LAYOUTS = {"raf-db": "raf-db", "raf-db-folders": "raf-db", "ferplus": "ferplus",
            "fer2013": "fer2013", "fer2013-icml": "fer2013", "fer2013-folders": "fer2013", "affectnet": "affectnet-8",
            "affectnet-csv": "affectnet-7", "sfew": "sfew", "expw": "expw", "abaw5-expr": "abaw5-expr", "ck48": "ck+",
-           "ck-raw": "ck+", "jaffe": "jaffe"}
+           "ck-raw": "ck+", "jaffe": "jaffe", "raf-db-compound": "raf-db-compound", "kdef": "kdef", "rafd": "rafd",
+           "oulu-casia": "oulu-casia", "abaw2-expr": "abaw2-expr", "abaw-mtl": "abaw-mtl"}
 
 def test_every_labelled_data_set_has_a_layout():
     labelled = {name for name, entry in DATASETS.items() if "unlabelled" not in entry.flags}
-    assert set(LAYOUTS.values()) == labelled - {"drawn", "folder", "csv", "faceset"}
+    assert set(LAYOUTS.values()) == labelled - {"drawn", "folder", "csv", "parquet", "faceset"}
 
 @pytest.mark.parametrize("layout, pack", [*((name, "") for name in LAYOUTS), ("raf-db", ".tar.xz"), ("sfew", ".zip")])
 def test_every_data_set_runs(tiny, tmp_path, layout, pack):
@@ -245,7 +246,7 @@ def spoil(tree, how):
     (dict(dataset="folder", data_root="nowhere"), "nowhere"),
     (dict(labels_per_class=50), "labels_per_class = 50 is more than there are"),
     (dict(device="cuda:7"), "it takes auto, cpu or cuda"),
-    (dict(lr=1e12, clip_grad=0.0, steps_per_epoch=20), "Lower lr"),
+    (dict(lr=1000.0, clip_grad=0.0, steps_per_epoch=20), "Lower lr"),
 ], ids=lambda v: str(v)[:40])
 def test_bad_choices(tiny, fields, says):
     with pytest.raises(BenchError, match=says.replace(".", r"\.")): run(tiny(**fields))

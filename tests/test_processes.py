@@ -75,8 +75,8 @@ def test_records_of_two_processes(records, method):
 
 def test_a_failure_is_told_in_a_sentence(tmp_path):
     with pytest.raises(BenchError, match="in 2 processes stopped: BenchError: .*Lower lr"):
-        run(RunConfig(preset="tiny", lr=1e20, clip_grad=0.0, ema=0.0, processes=2, threads=1, device="cpu",
-                      results_dir=str(tmp_path)))
+        run(RunConfig(preset="tiny", lr=1000.0, clip_grad=0.0, ema=0.0, steps_per_epoch=20, processes=2, threads=1,
+                      device="cpu", results_dir=str(tmp_path)))
 
 def test_batches_that_cannot_be_shared():
     with pytest.raises(BenchError, match=r"batch_size \(9\) cannot be shared by 2 processes"):

@@ -7,7 +7,7 @@ import pytest
 from figure_checks import assert_readable, faults, said
 
 from fer_bench.catalogue import method_entry
-from fer_bench.config import RunConfig
+from fer_bench.config import NUMERICS, PROBE, RunConfig
 from fer_bench.core import BenchError
 from fer_bench.evaluate.metrics import classification_metrics
 from fer_bench.evaluate.statistics import t_interval, wilson
@@ -42,7 +42,8 @@ def made(method="supervised", war=0.5, labels=50, draw=0, seed=0, history=None, 
         predictions=pd.DataFrame({"label": np.array(NAMES)[truth], "logits": list(logits)}),
         metrics=example_metrics(**dict(
             method=method, kind=method_entry(method).kind, dataset="ferplus", classes=NAMES, test=test,
-            data_hash="01234567" * 8, labelled_counts=[labels or 300] * 8) | (metrics or {})))
+            data_hash="01234567" * 8, numerics=[NUMERICS, PROBE],
+            labelled_counts=[labels or 300] * 8) | (metrics or {})))
 
 
 def semi(method="dtm", epochs=6, without=(), thresholds=None, **more):

@@ -296,7 +296,7 @@ def test_pools(tiny, tmp_path):
 ])
 def test_paper_presets_on_fake_trees(tiny, tmp_path, name, dataset, faces, fields):
     if "pool_dataset" in fields:
-        fields = {**fields, "pool_root": str(fake("identities", tmp_path/"people", faces_per_class=4))}
+        fields = {**fields, "pool_root": str(fake("identities", tmp_path/"people", faces_per_class=8))}
     root = fake(dataset, tmp_path/"faces", faces_per_class=faces)
     if name == "dtm": fields = {**fields, "batch_size": 8}
     config = tiny(method=name, preset="paper", dataset=dataset, data_root=str(root), epochs=1, steps_per_epoch=2,

@@ -284,7 +284,7 @@ def test_runs_of_older_numerics_are_found_and_not_counted(undisturbed, tmp_path,
 def test_one_failure_stops_no_other(tmp_path, capfd):
     "A loss that is not finite, labels that are not there, no such backbone, and a start that failed."
     grid = {**TINY, "results_dir": str(tmp_path), "runs": [
-        {"lr": 1e12, "clip_grad": 0.0, "steps_per_epoch": 20}, {"labels_per_class": 50}, {"backbone": "resnet81"},
+        {"lr": 1000.0, "clip_grad": 0.0, "steps_per_epoch": 20}, {"labels_per_class": 50}, {"backbone": "resnet81"},
         {"method": "linear_probe", "init": {"method": "byol", "backbone": "resnet81"}}, {"seed": 3}]}
     outcome = sweep(grid, workers=1)
     assert states(outcome) == ["failed", "cannot run", "failed", "failed", "cannot run", "finished"]
@@ -497,12 +497,19 @@ def test_the_same_data_under_two_paths_is_one_run(tmp_path):
 
 def deciding(config): return {n: v for n, v in config.model_dump().items() if n not in {*NO_NUMBER, *BY_HASH, "init"}}
 
+def as_then(cell, numerics):
+    "What decided the run of `cell` when these `numerics` were in use."
+    former = former_values(cell.config.method, numerics)
+    return deciding(cell.config) | {n: v for n, v in former.items() if n not in cell.given}
+
 def test_the_committed_study_is_its_grid():
     "Every committed run of FERPlus with 50 labels a class, and the pretrainings, is a run of results/ferplus-50.yaml."
     cells = expand(RESULTS/"ferplus-50.yaml")
-    theirs = [(deciding(c.config), deciding(c.needs.config) if c.needs else c.config.init) for c in cells]
-    records = {r.id: recorded_config(r.config) for r in load_runs(RESULTS) if r.metrics.dataset == "ferplus"}
+    found = {r.id: r for r in load_runs(RESULTS) if r.metrics.dataset == "ferplus"}
+    records = {name: recorded_config(r.config) for name, r in found.items()}
     for name, config in records.items():
+        then = found[name].metrics.numerics
+        theirs = [(as_then(c, then), as_then(c.needs, then) if c.needs else c.config.init) for c in cells]
         if config.labels_per_class != 50 and config.method not in ("byol", "simfle"): continue
         start = config.init.removeprefix("run:")
         assert (deciding(config), deciding(records[start]) if start in records else start) in theirs, name
