@@ -250,7 +250,7 @@ def rafd(folder: Path, n: int) -> None:
 def oulu_casia(folder: Path, n: int) -> None:
     for name in OULU6:
         for i in range(n):
-            frames = [*pictures("neutral", 2, 96, i), *[pictures(name, 1, 96, i)[0]] * 3]
+            frames = [*pictures("neutral", 2, 96, 2 * i), *[pictures(name, 1, 96, i)[0]] * 3]
             for light in ("VL/Strong", "NI/Dark"):
                 for k, face in enumerate(frames):
                     put(folder/f"OriginalImg/{light}/P{i + 1:03d}/{name.title()}/{k:03d}.jpeg", face)
