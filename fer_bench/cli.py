@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'data', 'results', 'Results', 'Cache', 'FinishedRun', 'TrainedRun', 'FaceSetFolder', 'STOPPED', 'Baseline',
-           'GOES_ON', 'main', 'run', 'sweep_', 'bench_', 'redo_', 'compare_', 'difference_', 'look_', 'evaluate',
-           'methods', 'predict_', 'export_', 'doctor_', 'pack_', 'verify_results', 'merge_', 'leaderboard_', 'build',
-           'verify', 'audit_', 'benchmark', 'list_']
+           'GOES_ON', 'ROWS', 'main', 'run', 'sweep_', 'bench_', 'redo_', 'compare_', 'difference_', 'look_',
+           'evaluate', 'methods', 'predict_', 'export_', 'doctor_', 'pack_', 'verify_results', 'merge_', 'leaderboard_',
+           'build', 'verify', 'audit_', 'benchmark', 'list_']
 
 # %% ../nbs/cli.ipynb #d38723b8
 import contextlib
@@ -258,6 +258,8 @@ def sweep_(
     raise typer.Exit(outcome.exit_code)
 
 # %% ../nbs/cli.ipynb #84717311
+ROWS = f"{OWN_RESULTS}/throughput"
+
 @app.command("bench")
 def bench_(
     methods: Annotated[str, typer.Option(help="methods to train, separated by commas")] = "supervised,dtm,simfle",
@@ -279,7 +281,7 @@ def bench_(
     changes: Annotated[bool, typer.Option(help="also measure what each optimisation of the step gains")] = False,
     growth: Annotated[str, typer.Option(
         help="also measure how a step scales with these: batch_size, image_size, faces, classes, processes")] = "",
-    output_dir: Annotated[str, typer.Option(help="folder of the rows")] = f"{OWN_RESULTS}/throughput",
+    output_dir: Annotated[str, typer.Option(help="folder of the rows")] = ROWS,
 ) -> None:
     """Measure how fast this machine trains (papermill runs nbs/throughput.ipynb).
 
