@@ -445,7 +445,7 @@ def predict_(
 ) -> None:
     """Predict class probabilities for pictures of faces that are cropped like those of the run's data set.
 
-    A row per picture. The column note says which cannot be used, and why, and which hardly are faces that were cut out.
+    A row per picture. The column note says which cannot be used, and why, and which are probably not cropped faces.
     Exit code 1 if none can be used."""
     from fer_bench.core import atomic_file
     from fer_bench.runs.inference import load_model, predict

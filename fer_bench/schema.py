@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .catalogue import known_entry
-from .core import BenchError
+from .core import BenchError, few
 
 # %% ../nbs/schema.ipynb #5d0c1e7a
 Rate = Annotated[float, Field(ge=-1e-9, le=1 + 1e-9)]  # rounding may leave a mean of ones just above one
@@ -110,11 +110,9 @@ class Loaded(Facts):
         said = [self.random() or f"all {self.matched} tensors of the backbone"]
         if self.prefix: said.append(f"from {self.prefix!r} of the file")
         if self.passed_over: said.append(f"not from its {', '.join(map(repr, self.passed_over))}")
-        if self.adapted: said.append(f"adapted to this network: {_few(self.adapted)}")
-        if self.unused: said.append(f"not used: {_few(self.unused)}")
+        if self.adapted: said.append(f"adapted to this network: {few(self.adapted)}")
+        if self.unused: said.append(f"not used: {few(self.unused)}")
         return f"{init}: {'; '.join(said)}"
-
-def _few(names: list[str]) -> str: return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 class PixelFacts(Facts):
     "How the network normalises RGB pixels in [0, 1]: (x - mean) / std, as part of the model."

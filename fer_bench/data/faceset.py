@@ -133,8 +133,9 @@ def build_faceset(source, folder, size: int | None = None, workers: int | None =
     _check(rows, source, source.rejected, require_labels)
     with atomic_folder(folder) as part:
         index, shape, rejected = _pack(source, rows, ShardWriter(part, shard_bytes), size, workers)
-        _check(index.to_pandas(), source, rejected, require_labels)
-        _check_parts(rows, index.to_pandas(), rejected)
+        table = index.to_pandas()
+        _check(table, source, rejected, require_labels)
+        _check_parts(rows, table, rejected)
         pq.write_table(index, part/"index.parquet")
         write_json(part/"meta.json", _meta(source, index, shape, size, rejected))
         note_verified(part, file_stamps(part))

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import nn
 
-from ..core import BenchError
+from ..core import BenchError, few
 
 # %% ../../nbs/models/weights.ipynb #8780af82
 _RECONSTRUCT, _SCALAR = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
@@ -149,7 +149,7 @@ def load_weights(backbone: nn.Module, state: dict, source: str, partial: bool = 
     `source`: the file, for messages. `partial`: load what fits, and leave the rest random. Everything else must fit as
     a whole: `BenchError` for tensors that are missing or of another shape, for a file of a larger network, for two
     networks between which no rule decides, and for values that are not finite. Source: ours."""
-    own = {name: v for name, v in backbone.state_dict().items()}
+    own = backbone.state_dict()
     fits = [_fit(backbone, own, prefix, _behind(state, prefix)) for prefix in _prefixes(state, len(own))]
     least = min(len(fit.missing) for fit in fits)
     best = [fit for fit in fits if len(fit.missing) == least]
@@ -247,17 +247,15 @@ def _need_numbers(state: dict, source: str) -> None:
     bad = [name for name, v in state.items() if v.is_floating_point() and not v.float().isfinite().all()]
     if bad:
         raise BenchError(f"{str(source)!r} holds values that are not finite (NaN or infinity) in {len(bad)} of "
-                         f"{len(state)} tensors ({_few(bad)}). Such weights are spoilt. Take an earlier checkpoint.")
+                         f"{len(state)} tensors ({few(bad)}). Such weights are spoilt. Take an earlier checkpoint.")
 
 def _misfit(fit: Fit, body: list[str], source: str) -> BenchError:
     n, why = len(fit.state) + len(fit.missing), []
     if fit.missing: why.append(f"{len(fit.missing)} of its {n} tensors are missing in the file or have another shape "
-                               f"({_few(fit.missing)})")
-    if body: why.append(f"{len(body)} tensors of the file belong to a larger or another network ({_few(body)})")
+                               f"({few(fit.missing)})")
+    if body: why.append(f"{len(body)} tensors of the file belong to a larger or another network ({few(body)})")
     under = f" under {fit.prefix!r}" if fit.prefix else ""
     partial = "To load only what fits and leave the rest random, set init_partial=True."
-    if not fit.state: partial = f"Nothing fits: the file calls its tensors {_few(fit.unused)}, not as timm does."
+    if not fit.state: partial = f"Nothing fits: the file calls its tensors {few(fit.unused)}, not as timm does."
     return BenchError(f"{str(source)!r} does not fit the backbone: {', and '.join(why)}{under}. Set backbone to the "
                       f"network that the file is of. {partial}")
-
-def _few(names: list[str]) -> str: return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -203,7 +203,7 @@ def setting_names(runs) -> list[str]:
         changed = [n for n in asked if mine.get(n) != fill.get(n, usual[n])]
         said = [f"{n} {mine.get(n)}" for n in dict.fromkeys([*changed, *apart[name]])
                 if n != "numerics" and mine.get(n) != usual.get(n)]
-        names.append(with_settings(name, said + [mark] * bool(mark)))
+        names.append(with_settings(name, [*said, mark] if mark else said))
     return names
 
 # %% ../../nbs/report/names.ipynb #a41b5c6d

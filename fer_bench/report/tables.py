@@ -59,7 +59,7 @@ def _row(record, mark: str) -> dict:
     capped = " (capped)" if m.capped else ""
     without = " without copies" if c.get("dedupe") == "cross_split" else ""
     pool = zip(m.pool.faces, m.pool.members, strict=True) if m.pool else ()
-    return {"method": with_settings(method_title(record), [mark] * bool(mark)), "backbone": c["backbone"],
+    return {"method": with_settings(method_title(record), [mark] if mark else []), "backbone": c["backbone"],
             "init": c["init"],
             "labels": (c.get("budget") or str(c["labels_per_class"] or "all")) + capped + without,
             "unlabelled": " + ".join(f"{n:,} {name}" for n, name in pool) or "none", "seed": c["seed"],

@@ -122,8 +122,8 @@ def predict(model, images, batch_size: int = 256) -> pd.DataFrame:
     W) or (N, C, H, W), or a list of any of these. C is 1 or 3. Arrays and tensors are uint8, or floats in [0, 1], which
     are rounded to 8 bits. The index holds the path or the number of each picture. Runs on the model's device.
 
-    `note`: empty; or why a picture cannot be used, and its probabilities are NaN; or why it hardly is a face that was
-    cut out. A line on stderr counts both. `BenchError` if no picture can be used, and if the network gives NaN.
+    `note`: empty; or why a picture cannot be used, and its probabilities are NaN; or why it is probably no cropped
+    face. A line on stderr counts both. `BenchError` if no picture can be used, and if the network gives NaN.
     Source: ours."""
     if not hasattr(model, "faces"):
         raise BenchError("predict takes a model from fer_bench.load_model, which knows its classes and faces.")
@@ -157,7 +157,8 @@ def _report(names: list, notes: list[str], bad: np.ndarray) -> None:
     "Count on stderr the pictures that are put aside or doubtful; `BenchError` if all of them are `bad`."
     listed = [f"{name}: {note}" for name, note in zip(names, notes, strict=True) if note]
     if bad.all():
-        raise BenchError(f"None of {len(bad)} pictures can be used: {'; '.join(listed[:5] + ['...'] * (len(bad) > 5))}")
+        more = ["..."] if len(bad) > 5 else []
+        raise BenchError(f"None of {len(bad)} pictures can be used: {'; '.join(listed[:5] + more)}")
     counts = {"put aside": int(bad.sum()), "hardly cut out as a face": len(listed) - int(bad.sum())}
     said = [f"{n} of {len(bad)} pictures {what}" for what, n in counts.items() if n]
     if said: print(f"predict: {', '.join(said)}. The column note says why; the first: {listed[0]}", file=sys.stderr)
@@ -225,7 +226,7 @@ def _face(picture, faces: dict) -> tuple[np.ndarray, str]:
 OBLONG, SIDES = 1.3, (16, 1024)  # longer to shorter side of a photograph, at least; shorter side of a face, pixels
 
 def _doubt(width: int, height: int) -> str:
-    "Why a picture of this size hardly is a face that was cut out; empty if it may be one."
+    "Why a picture of this size is probably no cropped face; empty if it may be one."
     short, long = sorted((width, height))
     if long >= OBLONG * short: what = "not nearly square"
     elif short > SIDES[1]: what = "as large as a photograph"

@@ -19,10 +19,9 @@ def number_of(word: str) -> float | None:
 class Code:
     """The labels of a set. `code(number, where)`, `code.word(name, where)` and `code.folder(name)` give classes.
 
-    `name`: of the set, for messages. `classes`: in the order of their numbers, the first of which is `first`; None: the
-    set has names only.
-    `without`: number -> why its faces get no label, for numbers that are no class here. `hint`: a sentence
-    for the message about a label that is not among them. Source: ours."""
+    `name`: of the set, for messages. `classes`: in the order of their numbers. `first`: the first number; None: the
+    set has names only. `without`: number -> why its faces get no label, for numbers that are no class here. `hint`: a
+    sentence for the message about a label that the set does not have. Source: ours."""
     def __init__(self, name: str, classes, first: int | None = 0, without=None, hint: str = ""):
         self.name, self.classes, self.without, self.hint = name, tuple(classes), dict(without or {}), hint
         self.numbers = {} if first is None else dict(enumerate(classes, first))

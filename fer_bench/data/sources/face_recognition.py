@@ -20,8 +20,8 @@ from .sets import pictures_of, words
 NO_LABEL = "a face recognition set has no expressions"
 
 class IdentitySource(SetSource):
-    """Faces by identity: a folder each, one flat folder of `First_Last_0001.jpg`, or a list; the subject is the
-    identity.
+    """Faces by identity: a folder each, one flat folder of `First_Last_0001.jpg`, or a list. The identity is the
+    subject.
 
     `root`: folder or archive, with `identity_CelebA.txt` (picture, identity) for a list. `colour`: "rgb" or "grey". No
     labels, no split."""

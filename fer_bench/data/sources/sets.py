@@ -24,12 +24,7 @@ def pictures_of(keys) -> list[str]:
 
 def by_name(keys) -> dict[str, str]:
     "File name -> key of the pictures among `keys`. `BenchError` if two have the same name: a list gives only names."
-    found = {}
-    for key in pictures_of(keys):
-        if (other := found.setdefault(posixpath.basename(key), key)) != key:
-            raise BenchError(f"{other!r} and {key!r} have the same name, and the labels go by name. Give a data_root "
-                             "that holds each picture once.")
-    return found
+    return _by(keys, posixpath.basename, "have the same name, and the labels go by name")
 
 def tail_of(key: str) -> str:
     "The last folder and the name of the path `key`."
@@ -37,11 +32,13 @@ def tail_of(key: str) -> str:
 
 def by_tail(keys) -> dict[str, str]:
     "`tail_of` → key of the pictures among `keys`; `BenchError` if two have the same, for a list gives only these."
+    return _by(keys, tail_of, "are the same picture to a list of folders and names")
+
+def _by(keys, name_of, why: str) -> dict[str, str]:
     found = {}
     for key in pictures_of(keys):
-        if (other := found.setdefault(tail_of(key), key)) != key:
-            raise BenchError(f"{other!r} and {key!r} are the same picture to a list of folders and names. Give a "
-                             "data_root that holds each picture once.")
+        if (other := found.setdefault(name_of(key), key)) != key:
+            raise BenchError(f"{other!r} and {key!r} {why}. Give a data_root that holds each picture once.")
     return found
 
 def words(files, key: str):

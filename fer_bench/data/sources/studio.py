@@ -65,8 +65,8 @@ class NamedSource(SetSource):
     """A set whose file names hold the labels; subclasses give `example` and `pattern`, and classes by `codes`.
 
     `pattern`: of file names in any case, with the groups subject and expression and, where `front` is given, angle.
-    `codes`: expression, in small letters -> class. `front`: the angle from the front. `frontal`: label only
-    such faces."""
+    `codes`: expression, in small letters -> class. `front`: the angle of faces from the front. `frontal`:
+    label only those."""
     example = pattern = front = None
     codes = {}
 
