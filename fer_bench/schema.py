@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Rate', 'Interval', 'Count', 'Text', 'Hash', 'Classes', 'PerClass', 'Seconds', 'Side', 'Number', 'Value', 'Kind',
-           'SEALED', 'Facts', 'Scores', 'PoolFacts', 'FaceFacts', 'ProbeFacts', 'Loaded', 'PixelFacts', 'Metrics',
-           'Environment', 'Status', 'History', 'checked', 'not_a_record', 'completed', 'kind_of', 'example_environment',
-           'example_metrics']
+           'DEPENDS', 'SEALED', 'Facts', 'Scores', 'PoolFacts', 'FaceFacts', 'ProbeFacts', 'Loaded', 'PixelFacts',
+           'Metrics', 'Environment', 'Status', 'History', 'checked', 'not_a_record', 'completed', 'kind_of',
+           'example_environment', 'example_metrics']
 
 # %% ../nbs/schema.ipynb #c7f30a25
 from typing import Annotated, Any, Literal
@@ -29,6 +29,8 @@ Side = Annotated[int, Field(ge=1, le=10_000)]
 Number = bool | int | float | None
 Value = Number | Text | Annotated[list[Number], Field(max_length=1000)]
 Kind = Literal["supervised", "semi-supervised", "self-supervised", "probe", "adaptation"]
+
+DEPENDS = "The answer for a face depends on the other faces of its batch, so the results hold for these batches alone."
 
 def _ascending(ends: list[float]) -> list[float]:
     if ends[0] > ends[1]: raise ValueError(f"{ends} is no interval: its low end is above its high end")
@@ -161,6 +163,7 @@ class Metrics(Facts):
     peak_memory_mb: Count | None = Field(None, description="MiB: allocated by torch on a GPU; by the process on a CPU")
     train_seconds: Seconds = Field(description="seconds of training")
     test: Scores = Field(description="results on the test faces")
+    batch_independent: bool | None = Field(None, description="whether a face has the same logits in any batch")
     loss_parts: list[Text] | None = Field(None, max_length=1000, description="columns that are parts of the loss")
     option_defaults: dict[Text, Any] = Field({}, max_length=1000, description="the method's options → their defaults")
 

@@ -27,7 +27,7 @@ from ..data.faceset import check_unchanged
 from ..data.feed import Feed
 from ..data.splits import save_manifest
 from ..distributed import broadcast, convert_sync_batchnorm, is_main, launched_processes, world
-from ..evaluate.predict import predict
+from ..evaluate.predict import batch_independent, predict
 from fer_bench.record import (
     Record,
     load_run,
@@ -38,7 +38,7 @@ from fer_bench.record import (
     write_predictions,
     write_status,
 )
-from ..schema import kind_of
+from ..schema import DEPENDS, kind_of
 from .evaluation import evaluate_logits, probe, watch
 from .networks import PRETRAINED, WEIGHTS, create_network, init_hash, init_of, save_weights
 from .task import pool_truth, prepare_data
@@ -150,11 +150,13 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
             found, probed = probe(config, method, feed, faceset, split)
             method.evaluated.head.load_state_dict(broadcast(method.evaluated.head.state_dict()))
         if not history: history = [{**row, "seconds": (time.perf_counter() - start) / len(probed)} for row in probed]
-        logits = predict(method, feed, split.test, config.image_size)
+        answers = lambda rows: predict(method, feed, rows, config.image_size)
+        logits, alone = answers(split.test), batch_independent(answers, split.test)
     for faces in sets: check_unchanged(faces)
     if not is_main(): return
     facts = {"audit": audit, "loaded": loaded, "pixels": method.net.pixels(), "probe": found, "device": device,
-             "peak_memory_mb": peak_memory(device)}
+             "peak_memory_mb": peak_memory(device), "batch_independent": alone}
+    if alone is False: print(f"{folder.name}: {DEPENDS}")
     _write(config, faceset, split, pool, folder, method, history, logits, facts)
 
 # %% ../../nbs/runs/experiment.ipynb #2721b47c
