@@ -162,8 +162,8 @@ def order_sentence(confusion, known, classes) -> str:
     meant = dict(zip((field_name(c) or c for c in classes), found["classes"], strict=True))
     names = [meant.get(field_name(name) or name, name) for name in known]
     return (f"Its classes are probably in another order: as {', '.join(names)}, and not {', '.join(known)}, its UAR "
-            f"would be {100 * found['UAR_then']:.1f}, not {100 * found['UAR']:.1f}. Ask its authors. The results here are "
-            "for the order of the card.")
+            f"would be {100 * found['UAR_then']:.1f}, not {100 * found['UAR']:.1f}. Ask its authors. The results here "
+            "are for the order of the card.")
 
 # %% ../nbs/external.ipynb #b8ed7d3b
 class DataFacts(Facts):
