@@ -63,8 +63,8 @@ def by_faces(external) -> list[list]:
 # %% ../../nbs/report/external.ipynb #f2654808
 PAGE = """# Models of others
 
-Made from their records by `make peers`, not by hand: models that packages ship, asked on the test faces that our runs are
-tested on. Rates are percent with 95 % intervals over test faces.
+Made from their records by `make peers`, not by hand: models that packages ship, asked on the test faces that our runs
+are tested on. Rates are percent with 95 % intervals over test faces.
 """
 
 def external_page(records) -> str:
