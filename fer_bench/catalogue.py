@@ -309,7 +309,10 @@ def _face_encoder(size: str) -> BackboneEntry:
     return BackboneEntry("models.facemae:create_face_encoder", f"encoder of FaceMAE, size {size}",
                          lambda make, image_size: make(size, image_size))
 
-BACKBONES = {f"facemae_{size}": _face_encoder(size) for size in ("tiny", "small", "base")}
+BACKBONES = {f"facemae_{size}": _face_encoder(size) for size in ("tiny", "small", "base")} | {
+    "small_resnet": BackboneEntry("models.small:small_resnet", "residual network for faces of 32 to 64 px"),
+    "small_sepconv": BackboneEntry("models.small:small_sepconv", "separable network for faces of 32 to 64 px"),
+}
 
 # %% ../nbs/catalogue.ipynb #e8dcde56
 BUILT_IN = frozenset(METHODS)  # all others in METHODS were registered in this process

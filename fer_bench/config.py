@@ -80,10 +80,10 @@ GROUPS = {  # the shared fields by topic, in the order of the help and of the no
     "Data and labels": ("drawn_faces", "image_size", "label_rule", "targets", "labels_per_class", "budget", "cap",
                         "split", "dedupe", "label_seed"),
     "Unlabelled faces": UNLABELLED,
-    "Network": ("backbone", "min_map", "init", "init_partial", "normalise"),
+    "Network": ("backbone", "small_stem", "min_map", "init", "init_partial", "normalise"),
     "Training": ("epochs", "steps_per_epoch", "batch_size", "lr", "optimizer", "beta2", "weight_decay", "warmup_epochs",
-                 "clip_grad", "ema", "label_smoothing", "balance", "seed"),
-    "Evaluation": ("probe", "select"),
+                 "clip_grad", "ema", "label_smoothing", "balance", "view", "view_strength", "mixup", "cutmix", "seed"),
+    "Evaluation": ("probe", "select", "test_views"),
     "Machine and output": ("precision", "threads", "deterministic", "compile", "device", "processes", "track",
                            "results_dir", "cache_dir"),
 }
@@ -129,6 +129,8 @@ class RunConfig(BaseModel):
         None, gt=0, le=1000, description="unlabelled faces per labelled face in a step; None: 2, in pretraining 1")
     # the network
     backbone: str = Field(description="any timm model, a built-in backbone, or package.module.function")
+    small_stem: Literal[0, 1, 2] = Field(
+        0, description="stride of a 3×3 stem without pooling, for small faces, in timm's ResNets; 0: timm's stem")
     min_map: int | None = Field(
         None, ge=0,
         description="minimum side of the last feature map (reduces the stride); None: 4 in pretraining, else 0")
@@ -162,6 +164,13 @@ class RunConfig(BaseModel):
     balance: Literal["none", "sampler", "weights"] | None = Field(
         None,
         description="class balance: none, sampler, or weights in the loss; None: sampler if semi-supervised, else none")
+    view: Literal["plain", "weak", "strong", "erased", "geometric", "ssl"] | None = Field(
+        None, description="augmentation of labelled faces, in pretraining of all faces; None: that of the method")
+    view_strength: float = Field(
+        1.0, gt=0, le=2, description="strength of the view geometric; 1: to 30°, a fifth of the face in shift and zoom")
+    mixup: float = Field(0.0, ge=0, le=100, description="alpha of mixup of the labelled faces; 0: none")
+    cutmix: float = Field(
+        0.0, ge=0, le=100, description="alpha of cutmix of the labelled faces; 0: none; with mixup: one of both a step")
     seed: int = Field(
         0, ge=0, lt=2**32, description="seed of the initial weights, the order of the faces and the augmentation")
     # the evaluation
@@ -170,6 +179,8 @@ class RunConfig(BaseModel):
         description="evaluation after pretraining: linear (L2 by validation) or sgd (published recipe); None: linear")
     select: Literal["last", "val", "oracle"] = Field(
         "last", description="reported epoch: last, val (best on validation faces) or oracle (best on test faces)")
+    test_views: Literal["plain", "flip"] = Field(
+        "plain", description="prediction from the face, or the mean of the face's and its mirror image's (flip)")
     # where and on what
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16")
@@ -248,6 +259,9 @@ class RunConfig(BaseModel):
         if self.normalise: normalisation(self.normalise)
         if self.init_partial and self.init in ("scratch", "timm"):
             raise ValueError(f"init_partial is for weights files, but init = {self.init!r}. Leave it out, or give one.")
+        if self.view_strength != 1 and self.view != "geometric":
+            raise ValueError(f"view_strength = {self.view_strength} is for view='geometric', but view = {self.view!r}. "
+                             "Leave it out, or set view='geometric'.")
         self._check_use()
         expected = {USUAL["beta2"], filled(self.method, self.preset)["beta2"]}
         if self.beta2 not in expected and self.optimizer not in ("adam", "adamw"):
@@ -272,6 +286,13 @@ class RunConfig(BaseModel):
             if not _uses(entry, name) and getattr(self, name) != self.defaults()[name]:
                 users = [n for n, e in METHODS.items() if _uses(e, name)]
                 raise ValueError(_not_for(name, self.method, users))
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) and entry.kind in ("self-supervised", "probe"):
+                raise ValueError(f"{name} = {getattr(self, name)} mixes labelled faces, but method {self.method!r} is "
+                                 "not trained on any. Leave it out.")
+        if self.view and entry.kind == "probe":
+            raise ValueError(f"view = {self.view!r}, but method {self.method!r} trains on features of whole faces. "
+                             "Leave it out.")
 
 def _uses(entry: MethodEntry, name: str) -> bool:
     "Whether a method uses the shared field `name`, one of `UNLABELLED` or probe."

@@ -39,7 +39,7 @@ class Trial:
 
     def net(self):
         c = self.config
-        return create_classifier(c.backbone, len(FERPLUS8), c.image_size, min_map=c.min_map)[0]
+        return create_classifier(c.backbone, len(FERPLUS8), c.image_size, min_map=c.min_map, small_stem=c.small_stem)[0]
 
     def method(self):
         torch.manual_seed(0)

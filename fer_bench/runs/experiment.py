@@ -150,7 +150,7 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
             found, probed = probe(config, method, feed, faceset, split)
             method.evaluated.head.load_state_dict(broadcast(method.evaluated.head.state_dict()))
         if not history: history = [{**row, "seconds": (time.perf_counter() - start) / len(probed)} for row in probed]
-        logits = predict(method, feed, split.test, config.image_size)
+        logits = predict(method, feed, split.test, config.image_size, views=config.test_views)
     for faces in sets: check_unchanged(faces)
     if not is_main(): return
     facts = {"audit": audit, "loaded": loaded, "pixels": method.net.pixels(), "probe": found, "device": device,
