@@ -1922,6 +1922,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'fer_bench/models/small.py'),
                                         'fer_bench.models.small.SmallBackbone.forward_features': ( 'models/small.html#smallbackbone.forward_features',
                                                                                                    'fer_bench/models/small.py'),
+                                        'fer_bench.models.small.SmallBackbone.forward_head': ( 'models/small.html#smallbackbone.forward_head',
+                                                                                               'fer_bench/models/small.py'),
                                         'fer_bench.models.small.conv_norm': ('models/small.html#conv_norm', 'fer_bench/models/small.py'),
                                         'fer_bench.models.small.separable': ('models/small.html#separable', 'fer_bench/models/small.py'),
                                         'fer_bench.models.small.small_resnet': ( 'models/small.html#small_resnet',

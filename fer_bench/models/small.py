@@ -32,7 +32,8 @@ class SmallBackbone(nn.Module):
         for stage in self.stages[1:]: x = stage(self.pool(x))  # (B, C', half of it)
         return x
 
-    def forward(self, images): return self.forward_features(images).mean((2, 3))
+    def forward_head(self, x, pre_logits: bool = True): return x.mean((2, 3))  # (B, num_features); as timm calls it
+    def forward(self, images): return self.forward_head(self.forward_features(images))
 
 def conv_norm(width_in: int, width: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     "Convolution without a bias, and batch norm: (B, `width_in`, h, w) → (B, `width`, h / `stride`, w / `stride`)."
