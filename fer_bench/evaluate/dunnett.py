@@ -31,9 +31,10 @@ def dunnett(values, methods, draws, baseline, confidence: float = 0.95) -> pd.Da
     if not df: return table
     errors = np.sqrt(variance * np.diag(scale))                                              # (k,)
     correlation = scale / np.sqrt(np.outer(np.diag(scale), np.diag(scale)))                  # (k, k)
-    half = _critical(correlation.round(9).tobytes(), df, confidence) * errors
+    key = correlation.round(9).tobytes()  # of the caches
+    half = _critical(key, df, confidence) * errors
     t = np.divide(np.abs(gains), errors, out=np.where(gains == 0, 0, np.inf), where=errors > 0)
-    return table.assign(low=gains - half, high=gains + half, p=[_p_value(x, correlation, df) for x in t])
+    return table.assign(low=gains - half, high=gains + half, p=[_p_value(x, key, df) for x in t])
 
 def additive_model(values, methods, draws, names) -> tuple[np.ndarray, np.ndarray, float, int]:
     """(gains (k,), their covariance for σ = 1 (k, k), σ², its degrees of freedom) of the methods `names` over the one
@@ -67,26 +68,29 @@ def _checked(values, methods, draws, baseline) -> tuple[np.ndarray, np.ndarray, 
     return values, methods, draws
 
 # %% ../../nbs/evaluate/dunnett.ipynb #5ed898ec
-def _inside(bound: float, correlation: np.ndarray, df: int) -> float:
-    "Probability that every |t| is below `bound`."
+@cache
+def _inside(bound: float, correlation: bytes, df: int) -> float:
+    "Probability that every |t| is below `bound`; `correlation`: the bytes of its array, as a key."
     from scipy.stats import multivariate_t
-    bounds = np.full(len(correlation), bound)
-    return float(multivariate_t(shape=correlation, df=df).cdf(bounds, lower_limit=-bounds, random_state=0))
+    k = _size(correlation)
+    shape, bounds = np.frombuffer(correlation).reshape(k, k), np.full(k, bound)
+    return float(multivariate_t(shape=shape, df=df).cdf(bounds, lower_limit=-bounds, random_state=0))
+
+def _size(correlation: bytes) -> int: return round((len(correlation) / 8) ** 0.5)
 
 @cache
 def _critical(correlation: bytes, df: int, confidence: float) -> float:
-    "The bound with `_inside` = `confidence`; `correlation`: the bytes of its array, which can be a key."
+    "The bound with `_inside` = `confidence`."
     from scipy.optimize import brentq
     from scipy.stats import t
-    flat = np.frombuffer(correlation)
-    k = round(len(flat) ** 0.5)
+    k = _size(correlation)
     least, most = (float(t.isf((1 - confidence) / 2 / n, df)) for n in (1, k))
     if k == 1: return least
-    excess = lambda bound: _inside(bound, flat.reshape(k, k), df) - confidence
+    excess = lambda bound: _inside(bound, correlation, df) - confidence
     return brentq(excess, 0.99 * least, 1.01 * most, xtol=1e-4)
 
-def _p_value(statistic: float, correlation: np.ndarray, df: int) -> float:
+def _p_value(statistic: float, correlation: bytes, df: int) -> float:
     from scipy.stats import t
-    alone = float(2 * t.sf(statistic, df))
-    if alone == 0 or len(correlation) == 1: return alone
-    return float(np.clip(1 - _inside(statistic, correlation, df), alone, min(1, len(correlation) * alone)))
+    k, alone = _size(correlation), float(2 * t.sf(statistic, df))
+    if alone == 0 or k == 1: return alone
+    return float(np.clip(1 - _inside(float(statistic), correlation, df), alone, min(1, k * alone)))
