@@ -99,10 +99,11 @@ WARM = [(dict(warm_up=[1.0, 1.0, 1.0]), True), (dict(warm_up=[1.0, 0.5, 1.0]), F
 @pytest.mark.parametrize("history, warm", WARM)
 def test_a_note_says_when_a_threshold_never_left_its_warm_up(history, warm):
     "By the history's share of classes in warm-up; without it, where no threshold exceeded 1/K and so all was accepted."
-    runs = [record(config={"method": "flexmatch"}, history=history), record("b", config={"method": "flexmatch"})]
+    runs = [record(r, config={"method": "flexmatch"}, pool=POOL, history=h) for r, h in (("a", history), ("b", {}))]
     assert only_warm_up(runs[0]) == warm and not only_warm_up(runs[1])
     said = [n for n in notes(runs) if "warm-up" in n]
     assert len(said) == warm and all("(flexmatch: 1 of 2 runs)" in n for n in said)
+    assert not only_warm_up(record(history=history)), "without unlabelled faces"
 
 
 def test_rows_keep_their_order():

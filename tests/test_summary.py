@@ -66,7 +66,7 @@ def record(method="supervised", draw=0, WAR=0.4, seed=0, images=100, history=Non
                    labelled_seen=images, test=test)
     metrics |= {k: v for k, v in changes.items() if k not in config or k == "select"}
     return SimpleNamespace(id="a", config=config | {k: v for k, v in changes.items() if k in config},
-                           history=pd.DataFrame({"epoch": [1]}) if history is None else history,
+                           history=history,
                            environment=example_environment(), metrics=example_metrics(**metrics))
 
 def test_summary_by_hand():

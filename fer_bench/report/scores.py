@@ -37,8 +37,9 @@ def pool_in_use(record) -> float:
     """Share of the unlabelled faces of the last epoch whose pseudo-label was used; nan where the record does not say.
 
     `BenchError` where it is no share."""
+    if not record.metrics.pool: return math.nan
     used, seen = (record.history.get(column) for column in ("pool_used", "pool_seen"))
-    if not record.metrics.pool or used is None or seen is None or not seen.iloc[-1] > 0: return math.nan
+    if used is None or seen is None or not seen.iloc[-1] > 0: return math.nan
     if not 0 <= used.iloc[-1] <= seen.iloc[-1]:
         raise BenchError(f"The history of {record.id!r} says that {used.iloc[-1]} of {seen.iloc[-1]} unlabelled faces "
                          "were used. Was the record changed by hand? Run it again.")
@@ -46,6 +47,7 @@ def pool_in_use(record) -> float:
 
 def only_warm_up(record) -> bool:
     "Whether the threshold of every class was in its warm-up at the end of every epoch."
+    if not record.metrics.pool: return False
     shares, thresholds = (record.history.get(column) for column in ("warm_up", "thresholds"))
     if shares is not None and shares.notna().any(): return bool((shares == 1).all())
     if thresholds is None or not thresholds.notna().all(): return False
