@@ -182,8 +182,8 @@ def test_war_stands_twice_with_intervals_for_both():
     assert dtm[["WAR_adjusted_gain", "WAR_adjusted_gain_low"]].tolist() == pytest.approx([0.03, 0.03 - half], abs=1e-6)
     assert dtm["WAR_adjusted_dunnett_high"] == pytest.approx(0.03 + half, abs=1e-6), "of one row: Student's"
     text = summarise(runs).set_index("method")
-    assert list(text)[-8:] == ["runs", "UAR", "WAR", "WAR adjusted", "UAR gain", "WAR gain", "WAR adjusted gain",
-                               "UAR gain, Dunnett"]
+    of = lambda m: [f"{m} gain", f"{m} gain, Dunnett"]
+    assert list(text)[-9:] == ["UAR", "WAR", "WAR adjusted", *of("UAR"), *of("WAR"), *of("WAR adjusted")]
     assert text.loc["dtm", ["WAR", "WAR adjusted", "WAR adjusted gain"]].tolist() == [
         "40.0 ± 0.0", "48.0 ± 2.0", "+3.0 [-2.0, 8.0]"]
     assert compare(runs[:1])["WAR adjusted"].item() == "45.0 [35.0, 55.0]"
@@ -203,7 +203,7 @@ def test_a_row_with_a_run_that_lacks_it_has_no_adjusted_war():
 def test_where_all_labels_are_used_accuracy_stands_first_and_once():
     runs = [record(m, seed=s, labels_per_class=None) for m in ("supervised", "eac") for s in (0, 1)]
     assert [c for c in measured(runs) if c in HEADINGS] == ["WAR", "UAR", "macro_F1"]
-    assert list(summarise(runs))[-5:] == ["WAR", "UAR", "WAR gain", "UAR gain", "WAR gain, Dunnett"]
+    assert list(summarise(runs))[-6:-4] == ["WAR", "UAR"] and not any("adjusted" in c for c in summarise(runs))
 
 def test_rows_say_the_share_of_the_pool_in_use():
     "Of the last epoch, the mean over runs."

@@ -179,7 +179,7 @@ def summarise(records, baseline: str = "supervised") -> pd.DataFrame:
     points.
 
     `records`: finished runs of one task. As `measured`, written out: the difference is "+7.1 [3.0, 11.2]", by
-    `t_interval` over the repeats that both have; that of the first rate also by `dunnett`. `BenchError` as `measured`,
+    `t_interval` over the repeats that both have, and again by `dunnett`. `BenchError` as `measured`,
     and for no record that is called `baseline`. Source: ours."""
     records = list(records)
     table = measured(records, baseline)
@@ -195,9 +195,9 @@ def _line(row: dict, rates: dict, gained: dict) -> dict:
             "draws": row["draws"], "runs": with_shipped(row), **{of: _spread(row, m) for m, of in rates.items()}}
     for m, heading in gained.items():
         none = "no common draw" if row["against"] and not np.isnan(row[m]) else ""
-        line[f"{heading} gain"] = gain_text(row, f"{m}_gain") or none
-    first, heading = next(iter(rates.items()))
-    return line | {f"{heading} gain, Dunnett": dunnett_text(row, first)}
+        line |= {f"{heading} gain": gain_text(row, f"{m}_gain") or none,
+                 f"{heading} gain, Dunnett": dunnett_text(row, m)}
+    return line
 
 def _spread(row: dict, m: str) -> str:
     if np.isnan(row[m]): return "–"
