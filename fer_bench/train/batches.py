@@ -15,6 +15,7 @@ from ..data.labels import VOTED, vote_shares
 from ..data.views import apply_view, make_view
 from ..distributed import part_of, world
 from torchvision.transforms.v2 import CutMix, MixUp
+from torchvision.tv_tensors import Image
 
 # %% ../../nbs/train/batches.ipynb #44fe5387
 LARGE = 8 * 2**30  # bytes of pixels above which a set is read in blocks
@@ -61,7 +62,8 @@ def mix(batch: dict, config, n_classes: int) -> None:
               for kind, alpha in ((MixUp, config.mixup), (CutMix, config.cutmix)) if alpha]
     if not mixers: return
     mixer = mixers[int(torch.randint(len(mixers), ()))]
-    *batch["labelled"], batch["targets"] = mixer(*batch["labelled"], batch["targets"])
+    *views, batch["targets"] = mixer(*map(Image, batch["labelled"]), batch["targets"])
+    batch["labelled"] = [view.as_subclass(torch.Tensor) for view in views]
 
 def make_batches(config, method, feed: Feed, faceset, split, pool=None):
     """→ `batch_at(step)`, the batch of a step (from 0) as a dict of tensors on the feed's device.
