@@ -52,9 +52,9 @@ def few_shown():
     holm = names(tests[(tests["p_holm"] < 0.05) & (tests["measure"] == "WAR")]["method"])
     apart = [f"`{r['method']}` over `{r['against']}` by {r['gain']} [{r['low']}, {r['high']}]" for r in pairs]
     n = len({r.config["method"] for r in FEW} - {"supervised"})
-    text = (f"Student's interval of the gain in WAR lies above zero for {alone['WAR']}; after correction for the number "
-            f"of rows (Holm) for {holm}. In UAR it does for {alone['UAR']}. Dunnett's, which hold for all rows together if "
-            f"these have the same spread, do for {together['WAR']} in WAR, and for {together['UAR']} in UAR. "
+    text = (f"Student's interval of the gain in WAR lies above zero for {alone['WAR']}; after correction for the "
+            f"number of rows (Holm) for {holm}. In UAR it does for {alone['UAR']}. Dunnett's, which hold for all rows "
+            f"together if these have the same spread, do for {together['WAR']} in WAR and {together['UAR']} in UAR. "
             f"{warm_up_note(FEW)} Of the {n * (n - 1) // 2} pairs of semi-supervised methods these have an interval "
             f"without zero in WAR: {'; '.join(apart) or 'none'}.")
     return textwrap.fill(text, 140, break_on_hyphens=False) + "\n"
