@@ -80,8 +80,11 @@ def test_a_row_marks_what_is_special(column, expected, changes):
 
 
 def test_a_share_of_the_pool_that_is_none_is_refused():
-    with pytest.raises(BenchError, match="'a' says that 500 of 400"):
-        compare([record(pool=POOL, history={"pool_seen": [400] * 3, "pool_used": [500] * 3})])
+    for used, says in (([500] * 3, "says that 500 of 400"), (["x"] * 3, "a pool_used that is no number")):
+        with pytest.raises(BenchError, match=f"'a' {says}|'a' has {says}"):
+            compare([record(pool=POOL, history={"pool_seen": [400] * 3, "pool_used": used})])
+    with pytest.raises(BenchError, match="a thresholds that is no number, or numbers of another count"):
+        notes([record(pool=POOL, history={"thresholds": [[0.1, 0.2, 0.3], [0.1], [0.1]]})])
 
 
 def test_uar_stands_first_where_labels_were_drawn_class_by_class():

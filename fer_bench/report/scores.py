@@ -8,6 +8,8 @@ __all__ = ['HEADINGS', 'MEASURES', 'BALANCED', 'measures', 'score', 'percent_tex
 # %% ../../nbs/report/scores.ipynb #aacaf5e0
 import math
 
+import numpy as np
+
 from ..core import BenchError
 from .names import setting_names
 
@@ -37,21 +39,26 @@ def pool_in_use(record) -> float:
     """Share of the unlabelled faces of the last epoch whose pseudo-label was used; nan where the record does not say.
 
     `BenchError` where it is no share."""
-    if not record.metrics.pool: return math.nan
-    used, seen = (record.history.get(column) for column in ("pool_used", "pool_seen"))
-    if used is None or seen is None or not seen.iloc[-1] > 0: return math.nan
-    if not 0 <= used.iloc[-1] <= seen.iloc[-1]:
-        raise BenchError(f"The history of {record.id!r} says that {used.iloc[-1]} of {seen.iloc[-1]} unlabelled faces "
-                         "were used. Was the record changed by hand? Run it again.")
-    return float(used.iloc[-1] / seen.iloc[-1])
+    used, seen = (_numbers(record, column) for column in ("pool_used", "pool_seen"))
+    if not len(used) or not len(seen) or seen[-1] == 0: return math.nan
+    if not 0 <= used[-1] <= seen[-1]:
+        raise BenchError(f"The history of {record.id!r} says that {used[-1]:g} of {seen[-1]:g} unlabelled faces were "
+                         "used. Was the record changed by hand? Run it again.")
+    return float(used[-1] / seen[-1])
 
 def only_warm_up(record) -> bool:
     "Whether the threshold of every class was in its warm-up at the end of every epoch."
-    if not record.metrics.pool: return False
-    shares, thresholds = (record.history.get(column) for column in ("warm_up", "thresholds"))
-    if shares is not None and shares.notna().any(): return bool((shares == 1).all())
-    if thresholds is None or not thresholds.notna().all(): return False
-    return max(map(max, thresholds)) <= 1 / len(record.metrics.classes)
+    shares, thresholds = (_numbers(record, column) for column in ("warm_up", "thresholds"))
+    if len(shares): return bool((shares == 1).all())
+    return bool(len(thresholds) and thresholds.max() <= 1 / len(record.metrics.classes))
+
+def _numbers(record, column: str) -> np.ndarray:
+    "`column` of the history of a run with unlabelled faces, without gaps; empty where there is none."
+    if not record.metrics.pool or column not in record.history: return np.zeros(0)
+    try: return np.array(record.history[column].dropna().tolist(), dtype=float)
+    except (TypeError, ValueError):
+        raise BenchError(f"The history of {record.id!r} has a {column} that is no number, or numbers of another count. "
+                         "Was the record changed by hand? Run it again.") from None
 
 def warm_up_note(records) -> str:
     "Thresholds never left their warm-up."
