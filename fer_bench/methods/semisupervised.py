@@ -107,7 +107,10 @@ class SemiSupervised(Method):
         return list(self.net.head(features).split(sizes)), list(features.split(sizes))
 
     def after_epoch(self, progress: float, labelled) -> dict:
-        facts = {} if self.thresholds is None else {"thresholds": [round(v, 5) for v in self.thresholds.tolist()]}
+        facts, c = {}, self.config
+        if self.thresholds is not None:
+            facts = {"thresholds": [round(v, 5) for v in self.thresholds.tolist()],
+                     "warm_up": self.policy.warm_up(round(progress * c.epochs * c.steps_per_epoch))}
         if hasattr(self.policy, "update"): self.policy.update(progress, *labelled())
         self.last_pseudo_label.fill_(UNSEEN)
         return facts
