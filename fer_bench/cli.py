@@ -220,8 +220,9 @@ def _print_comparison(runs: list, record) -> set[str]:
 # %% ../nbs/cli.ipynb #deb1e179
 @app.command("sweep")
 def sweep_(
-    grid: Annotated[
-        str, typer.Argument(help="a YAML file: fields of RunConfig, lists of values to try, blocks of runs")],
+    grids: Annotated[
+        list[str], typer.Argument(help="YAML files: fields of RunConfig, lists of values to try, blocks of runs; of "
+                                       "several, the runs of the first come first")],
     set_: Annotated[
         list[str], typer.Option("--set", help="NAME=VALUE, overrides the grid's top level; repeatable")] = (),
     results_dir: Annotated[str, typer.Option(help="folder of the records; empty: as the grid says")] = "",
@@ -236,7 +237,7 @@ def sweep_(
     gpus_per_run: Annotated[float | None, typer.Option(help="ray: GPUs per run; default: one if there are any")] = None,
     retries: Annotated[int, typer.Option(help="ray: how often to restart a run whose node died")] = 3,
 ) -> None:
-    """Do all runs of a grid that are not finished yet.
+    """Do all runs of one or more grids that are not finished yet.
 
     Exit code 0: all are finished; 1: some failed; 3: some are left."""
     from fer_bench.sweeps.grid import read_value
@@ -249,8 +250,8 @@ def sweep_(
         settings[name.strip().replace("-", "_")] = read_value(value)
     ray = {} if engine == "local" else {"address": address or None, "gpus_per_run": gpus_per_run, "retries": retries}
     try:
-        outcome = sweep(grid, results_dir or None, engine, workers, retry_failed, minutes, dry_run, try_steps, settings,
-                        **ray)
+        outcome = sweep(grids, results_dir or None, engine, workers, retry_failed, minutes, dry_run, try_steps,
+                        settings, **ray)
     except KeyboardInterrupt:
         raise typer.Exit(3) from None  # the sweep has printed its state
     if dry_run: to_terminal(outcome.table())
