@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'data', 'results', 'Results', 'Cache', 'FinishedRun', 'TrainedRun', 'FaceSetFolder', 'STOPPED', 'Baseline',
-           'GOES_ON', 'ROWS', 'main', 'run', 'sweep_', 'bench_', 'redo_', 'compare_', 'difference_', 'look_',
-           'evaluate', 'methods', 'predict_', 'export_', 'doctor_', 'pack_', 'verify_results', 'merge_', 'leaderboard_',
-           'build', 'verify', 'audit_', 'benchmark', 'list_']
+           'GOES_ON', 'TUNE', 'ROWS', 'main', 'run', 'tune', 'sweep_', 'bench_', 'redo_', 'compare_', 'difference_',
+           'look_', 'evaluate', 'methods', 'predict_', 'export_', 'doctor_', 'pack_', 'verify_results', 'merge_',
+           'leaderboard_', 'build', 'verify', 'audit_', 'benchmark', 'list_']
 
 # %% ../nbs/cli.ipynb #d38723b8
 import contextlib
@@ -141,7 +141,10 @@ def _find_notebook(name: str) -> Path:
         if (folder/name).exists(): return folder/name
     raise BenchError(f"The notebook {name} was not found beside the package ({here}). Install fer_bench again.")
 
-def run(context: typer.Context, compare_with: str = "supervised", **values) -> None:
+Baseline = Annotated[str, typer.Option(help="baseline method, trained first if it has no record yet; empty: none",
+                                       rich_help_panel="Evaluation")]
+
+def run(context: typer.Context, compare_with: Baseline = "supervised", **values) -> None:
     """Train one method, compare it with the recorded runs, and draw the figures.
 
     This runs nbs/run_benchmark.ipynb with papermill. It also takes the options of the method: `fer-bench methods dtm`
@@ -160,14 +163,16 @@ def run(context: typer.Context, compare_with: str = "supervised", **values) -> N
     _print_comparison(load_runs(results), record)
     print("Figures:", *sorted(map(str, (record.folder/"figures").glob("*.png"))), sep="\n  ")
 
-Baseline = Annotated[str, typer.Option(help="baseline method, trained first if it has no record yet; empty: none",
-                                       rich_help_panel="Evaluation")]
-run.__signature__ = inspect.Signature([
-    inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
-    *(_option(n, RunConfig.model_fields[n], group) for group, names in GROUPS.items() for n in names),
-    inspect.Parameter("compare_with", inspect.Parameter.KEYWORD_ONLY, default="supervised", annotation=Baseline)])
-run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()} | {"return": None}
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)
+def _of_a_run(command) -> None:
+    "Make `command` one of the app: in place of its `values` it takes the parameters of a run, before its own."
+    context, *own, _ = inspect.signature(command).parameters.values()
+    fields = (_option(n, RunConfig.model_fields[n], group) for group, names in GROUPS.items() for n in names)
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    command.__signature__ = inspect.Signature([context, *fields, *own])
+    command.__annotations__ = {p.name: p.annotation for p in command.__signature__.parameters.values()}
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(command)
+
+_of_a_run(run)
 
 # %% ../nbs/cli.ipynb #3bbef2e0
 def _run_shared(config: RunConfig) -> None:
@@ -216,6 +221,36 @@ def _print_comparison(runs: list, record) -> set[str]:
     group = comparable(runs, record)
     to_terminal(compare(group), notes(group))
     return {r.id for r in group}
+
+# %% ../nbs/cli.ipynb #6b3bf209
+TUNE = "Tuning"
+
+def tune(
+    context: typer.Context,
+    trial_epochs: Annotated[int | None, typer.Option(help="epochs of a trial; default: those of the run", min=1,
+                                                     rich_help_panel=TUNE)] = None,
+    workers: Annotated[int | None, typer.Option(help="trials at once; default: one per GPU, or cores // threads",
+                                                rich_help_panel=TUNE)] = None,
+    minutes: Annotated[float | None, typer.Option(help="stop cleanly after this many minutes",
+                                                  rich_help_panel=TUNE)] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="also repeat trials that failed before",
+                                               rich_help_panel=TUNE)] = False,
+    **values,
+) -> None:
+    """Try a few learning rates (and strengths of --view geometric), and do the run with those that validation picks.
+
+    It also takes the options of the method. Test faces have no say. The record says what was tried. Exit code 3: time
+    is up, and the same command goes on."""
+    from fer_bench.record import load_runs
+    from fer_bench.sweeps.tune import tune as pick_and_run
+    values |= _method_options(values["method"], context.args)
+    config = RunConfig(**values)
+    try: record = pick_and_run(config, trial_epochs, workers, minutes, retry_failed)
+    except KeyboardInterrupt: raise typer.Exit(3) from None  # the sweep has printed its state
+    if record is None: raise typer.Exit(3)
+    _print_comparison(load_runs(project_path(config.results_dir)), record)
+
+_of_a_run(tune)
 
 # %% ../nbs/cli.ipynb #deb1e179
 @app.command("sweep")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'NOTES', 'APART', 'check_classes', 'compare', 'comparable', 'task_key', 'notes', 'drawn_note',
-           'oracle_note', 'selection_note', 'validation_note', 'data_note', 'fold_note', 'budget_note', 'capped_note',
-           'weights_note', 'code_note', 'processor_note', 'shipped_note', 'numerics_note', 'audit_note',
+           'oracle_note', 'selection_note', 'validation_note', 'tuned_note', 'data_note', 'fold_note', 'budget_note',
+           'capped_note', 'weights_note', 'code_note', 'processor_note', 'shipped_note', 'numerics_note', 'audit_note',
            'leaderboard_table', 'with_shipped']
 
 # %% ../../nbs/report/tables.ipynb #b65df781
@@ -128,6 +128,15 @@ def validation_note(records) -> str:
     return (f"In {len(beside)} of {len(records)} rows the labels of {max(beside):,} validation faces, which the budget "
             "does not count, chose the reported epoch or the penalty of the probe.")
 
+def tuned_note(records) -> str:
+    "Values of some rows were picked by `fer-bench tune`."
+    found = {}
+    for name, r in zip(setting_names(records), records, strict=True):
+        how = f"{r.status.tuned.sentence()}, picked on validation faces" if r.status.tuned else "not tuned"
+        found.setdefault(how, {})[name] = None
+    if found.keys() <= {"not tuned"}: return ""
+    return "Tuning by fer-bench tune: " + ". ".join(f"{', '.join(names)}: {how}" for how, names in found.items()) + "."
+
 def data_note(records) -> str:
     "Data, splits or draws of labels differ, folds apart."
     fold = lambda r: repeat(r) if repeat_unit(r) in FOLDS.values() else ""
@@ -200,8 +209,8 @@ def audit_note(records) -> str:
     problems = dict.fromkeys(p for r in records for p in r.metrics.audit)
     return f"The audit of the data found: {' '.join(problems)}" if problems else ""
 
-NOTES = (drawn_note, oracle_note, selection_note, validation_note, data_note, fold_note, budget_note, capped_note,
-         weights_note, code_note, numerics_note, processor_note, shipped_note, audit_note)
+NOTES = (drawn_note, oracle_note, selection_note, validation_note, tuned_note, data_note, fold_note, budget_note,
+         capped_note, weights_note, code_note, numerics_note, processor_note, shipped_note, audit_note)
 
 # %% ../../nbs/report/tables.ipynb #b5a33e5a
 APART = {"classes": "numbers of classes", "data": "data sets", "drawn": "kinds of faces, drawn and real"}
