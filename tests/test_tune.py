@@ -19,6 +19,7 @@ from fer_bench.sweeps import tune as module
 from fer_bench.sweeps.grid import expand
 from fer_bench.sweeps.tune import pick, trial_grid, tune, val_war
 
+
 def tried(*pairs): return [{"run_id": f"r{lr}", "values": {"lr": lr}, "val_WAR": war} for lr, war in pairs]
 
 @pytest.mark.parametrize("method", ["supervised", "dtm", "fixmatch", "byol"])
@@ -73,7 +74,7 @@ def swapped(tree, where):
 
 @pytest.fixture
 def tuned(tree, tmp_path):
-    "(config, record) of a tuning whose trials have one epoch and whose third diverges."
+    "(config, record) of a tuning whose trials have one epoch."
     config = RunConfig(**TINY, data_root=str(tree), results_dir=str(tmp_path/"results"), lr=0.05)
     return config, tune(config, trial_epochs=1, workers=1)
 
@@ -112,7 +113,12 @@ def test_tuning_is_recorded_resumed_and_blind_to_test_faces(tuned, tree, tmp_pat
     assert [(t.values, t.val_WAR) for t in other.status.tuned.trials] == [(t.values, t.val_WAR) for t in facts.trials]
     assert other.status.tuned.picked == facts.picked and other.metrics.test.WAR != record.metrics.test.WAR
 
-def test_time_is_up_and_the_command_goes_on(tree, tmp_path):
+def test_a_loss_that_is_not_finite_is_told_from_other_failures(tiny):
+    from fer_bench.runs.experiment import run
+    with pytest.raises(BenchError) as error: run(tiny(lr=1000.0, clip_grad=0.0, steps_per_epoch=20))
+    assert module.DIVERGED.search(str(error.value)) and not module.DIVERGED.search("No space left on device")
+
+def test_time_is_up_and_the_command_goes_on(tmp_path):
     out = io.StringIO()
     words = ["tune", "--preset", "tiny", "--threads", "1", "--device", "cpu", "--results-dir", str(tmp_path/"r")]
     with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as ended: main([*words, "--minutes", "0.001"])
