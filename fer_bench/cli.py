@@ -102,7 +102,7 @@ def _print(table) -> None:
 def _option(name: str, field, group: str):
     "The parameter of `run` for the `field` called `name` of `RunConfig`."
     kind = field.annotation
-    if get_origin(kind) is Literal: kind = str  # the error of RunConfig lists the choices
+    if get_origin(kind) is Literal: kind = type(get_args(kind)[0])  # the error of RunConfig lists the choices
     elif type(None) in get_args(kind): kind = get_args(kind)[0]
     from_preset = field.is_required()  # the field has no default: the preset fills it in
     default = None if from_preset else field.default

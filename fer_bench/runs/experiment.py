@@ -39,6 +39,7 @@ from fer_bench.record import (
     write_status,
 )
 from ..schema import kind_of
+from .adjustment import adjusted_scores, check_adjustable, check_adjustment, settle_prior
 from .evaluation import evaluate_logits, probe, watch
 from .networks import PRETRAINED, WEIGHTS, create_network, init_hash, init_of, save_weights
 from .task import pool_truth, prepare_data
@@ -81,6 +82,7 @@ def _record_of(config, faceset, split, pool) -> Record:
     if config.select == "val" and not len(split.val):
         raise BenchError("select = 'val', but this split has no validation face. Use select='last', or a manifest with "
                          "validation faces.")
+    check_adjustment(config, faceset, split)
     return Record(runs_folder(config.path("results_dir"))/id_of(config, faceset, split, pool, init_hash(config)))
 
 def id_of(config, faceset, split, pool, init: str, numerics: tuple[int, int] = (NUMERICS, PROBE)) -> str:
@@ -136,6 +138,7 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
     sets = [faceset, *(faces for faces, _ in (pool.members if pool else []) if faces is not faceset)]
     for faces in sets: check_unchanged(faces)
     accelerator, method, feed, loaded = build(config, faceset, split, pool, folder)
+    check_adjustable(config, method)
     device, trains = accelerator.device.type, method_entry(config.method).kind != "probe"
     if is_main():  # before the training, because the code may change on disk during it
         write_environment(folder, **_torch_facts(device), threads=config.threads, processes=world()[1])
@@ -150,11 +153,12 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
             found, probed = probe(config, method, feed, faceset, split)
             method.evaluated.head.load_state_dict(broadcast(method.evaluated.head.state_dict()))
         if not history: history = [{**row, "seconds": (time.perf_counter() - start) / len(probed)} for row in probed]
+        prior = settle_prior(config, method, feed, faceset, split)
         logits = predict(method, feed, split.test, config.image_size, views=config.test_views)
     for faces in sets: check_unchanged(faces)
     if not is_main(): return
-    facts = {"audit": audit, "loaded": loaded, "pixels": method.net.pixels(), "probe": found, "device": device,
-             "peak_memory_mb": peak_memory(device)}
+    facts = {"audit": audit, "loaded": loaded, "pixels": method.net.pixels(), "probe": found, "prior": prior,
+             "device": device, "peak_memory_mb": peak_memory(device)}
     _write(config, faceset, split, pool, folder, method, history, logits, facts)
 
 # %% ../../nbs/runs/experiment.ipynb #2721b47c
@@ -266,7 +270,9 @@ def _write(config, faceset, split, pool, folder, method, history, logits, facts:
         "labelled_counts": count(faceset.labels[split.labelled]), **pooled,
         "parameters": sum(p.numel() for p in method.net.parameters()), "weights": weights, **facts,
         "train_seconds": round(sum(row["seconds"] for row in history), 1),
-        "test": evaluate_logits(logits, faceset.labels[split.test], classes)})
+        "cpu_seconds": round(sum(row["cpu_seconds"] for row in history), 1) if "cpu_seconds" in history[0] else None,
+        "test": evaluate_logits(logits, faceset.labels[split.test], classes),
+        "adjusted": adjusted_scores(logits, faceset.labels[split.test], classes, facts["prior"])})
     write_history(folder, history)
     write_predictions(folder, index["key"].iloc[split.test], index["label"].iloc[split.test], logits)
 
