@@ -25,8 +25,8 @@ from .core import OWN_RESULTS, BenchError, json_hash, project_path, unknown
 PRESETS = {
     "tiny":     dict(drawn_faces=64, image_size=32, backbone="test_resnet", epochs=2, steps_per_epoch=2, batch_size=8,
                      lr=0.01, warmup_epochs=0),
-    "quick":    dict(drawn_faces=4000, image_size=48, backbone="resnet10t", epochs=10, steps_per_epoch=60,
-                     batch_size=64, lr=0.05, warmup_epochs=1),
+    "quick":    dict(drawn_faces=4000, image_size=48, backbone="small_resnet", epochs=10, steps_per_epoch=60,
+                     batch_size=64, lr=0.03, warmup_epochs=1),
     "standard": dict(drawn_faces=20000, image_size=112, backbone="resnet18", epochs=40, steps_per_epoch=200,
                      batch_size=128, lr=0.1, warmup_epochs=2),
     "paper":    dict(drawn_faces=20000, image_size=224, backbone="resnet50", epochs=100, steps_per_epoch=400,

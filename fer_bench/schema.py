@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Rate', 'Interval', 'Count', 'Text', 'Hash', 'Classes', 'PerClass', 'Seconds', 'Shares', 'Side', 'Number', 'Value',
-           'Kind', 'SEALED', 'Facts', 'Scores', 'PoolFacts', 'PriorFacts', 'FaceFacts', 'ProbeFacts', 'Loaded',
-           'PixelFacts', 'Metrics', 'Environment', 'Trial', 'Tuned', 'Status', 'History', 'checked', 'not_a_record',
-           'completed', 'kind_of', 'example_environment', 'example_metrics']
+           'Kind', 'DEPENDS', 'SEALED', 'Facts', 'Scores', 'PoolFacts', 'PriorFacts', 'FaceFacts', 'ProbeFacts',
+           'Loaded', 'PixelFacts', 'Metrics', 'Environment', 'Trial', 'Tuned', 'Status', 'History', 'checked',
+           'not_a_record', 'completed', 'kind_of', 'example_environment', 'example_metrics']
 
 # %% ../nbs/schema.ipynb #c7f30a25
 from typing import Annotated, Any, Literal
@@ -30,6 +30,8 @@ Side = Annotated[int, Field(ge=1, le=10_000)]
 Number = bool | int | float | None
 Value = Number | Text | Annotated[list[Number], Field(max_length=1000)]
 Kind = Literal["supervised", "semi-supervised", "self-supervised", "probe", "adaptation"]
+
+DEPENDS = "The answer for a face depends on the other faces of its batch, so the results hold for these batches alone."
 
 def _ascending(ends: list[float]) -> list[float]:
     if ends[0] > ends[1]: raise ValueError(f"{ends} is no interval: its low end is above its high end")
@@ -175,6 +177,7 @@ class Metrics(Facts):
     cpu_seconds: Seconds | None = Field(None, description="seconds of training, of all cores of one process together")
     test: Scores = Field(description="results on the test faces")
     adjusted: Scores | None = Field(None, description="the same, logits adjusted from prior.trained to prior.estimated")
+    batch_independent: bool | None = Field(None, description="whether a face has the same logits in any batch")
     loss_parts: list[Text] | None = Field(None, max_length=1000, description="columns that are parts of the loss")
     option_defaults: dict[Text, Any] = Field({}, max_length=1000, description="the method's options → their defaults")
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOTES', 'check_classes', 'compare', 'comparable', 'task_key', 'notes', 'drawn_note', 'oracle_note', 'selection_note',
            'validation_note', 'tuned_note', 'data_note', 'fold_note', 'budget_note', 'capped_note', 'weights_note',
-           'code_note', 'processor_note', 'shipped_note', 'numerics_note', 'audit_note']
+           'code_note', 'processor_note', 'shipped_note', 'numerics_note', 'audit_note', 'batch_note']
 
 # %% ../../nbs/report/tables.ipynb #b65df781
 from collections import Counter
@@ -13,6 +13,7 @@ from collections import Counter
 import pandas as pd
 
 from ..core import BenchError
+from ..schema import DEPENDS
 from .exports import to_markdown, to_terminal
 from .scores import measures, percent_text, pool_in_use, score, warm_up_note
 from fer_bench.report.names import (
@@ -208,5 +209,11 @@ def audit_note(records) -> str:
     problems = dict.fromkeys(p for r in records for p in r.metrics.audit)
     return f"The audit of the data found: {' '.join(problems)}" if problems else ""
 
+def batch_note(records) -> str:
+    "The answer of some network depends on the other faces of its batch."
+    mixed = [r.id for r in records if r.metrics.batch_independent is False]
+    return f"{DEPENDS} ({', '.join(mixed)})" if mixed else ""
+
 NOTES = (drawn_note, oracle_note, warm_up_note, selection_note, validation_note, tuned_note, data_note, fold_note,
-         budget_note, capped_note, weights_note, code_note, numerics_note, processor_note, shipped_note, audit_note)
+         budget_note, capped_note, weights_note, code_note, numerics_note, processor_note, shipped_note, audit_note,
+         batch_note)

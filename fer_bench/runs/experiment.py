@@ -27,7 +27,7 @@ from ..data.faceset import check_unchanged
 from ..data.feed import Feed
 from ..data.splits import save_manifest
 from ..distributed import broadcast, convert_sync_batchnorm, is_main, launched_processes, world
-from ..evaluate.predict import predict
+from ..evaluate.predict import batch_independent, predict
 from fer_bench.record import (
     Record,
     load_run,
@@ -38,8 +38,8 @@ from fer_bench.record import (
     write_predictions,
     write_status,
 )
-from ..schema import kind_of
 from .adjustment import adjusted_scores, check_adjustable, check_adjustment, settle_prior
+from ..schema import DEPENDS, kind_of
 from .evaluation import evaluate_logits, probe, watch
 from .networks import PRETRAINED, WEIGHTS, create_network, init_hash, init_of, save_weights
 from .task import pool_truth, prepare_data
@@ -154,11 +154,13 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
             method.evaluated.head.load_state_dict(broadcast(method.evaluated.head.state_dict()))
         if not history: history = [{**row, "seconds": (time.perf_counter() - start) / len(probed)} for row in probed]
         prior = settle_prior(config, method, feed, faceset, split)
-        logits = predict(method, feed, split.test, config.image_size, views=config.test_views)
+        answers = lambda rows: predict(method, feed, rows, config.image_size, views=config.test_views)
+        logits, alone = answers(split.test), batch_independent(answers, split.test)
     for faces in sets: check_unchanged(faces)
     if not is_main(): return
     facts = {"audit": audit, "loaded": loaded, "pixels": method.net.pixels(), "probe": found, "prior": prior,
-             "device": device, "peak_memory_mb": peak_memory(device)}
+             "device": device, "peak_memory_mb": peak_memory(device), "batch_independent": alone}
+    if alone is False: print(f"{folder.name}: {DEPENDS}")
     _write(config, faceset, split, pool, folder, method, history, logits, facts)
 
 # %% ../../nbs/runs/experiment.ipynb #2721b47c
