@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Rate', 'Interval', 'Count', 'Text', 'Hash', 'Classes', 'PerClass', 'Seconds', 'Shares', 'Side', 'Number', 'Value',
            'Kind', 'DEPENDS', 'SEALED', 'Facts', 'Scores', 'PoolFacts', 'PriorFacts', 'FaceFacts', 'ProbeFacts',
-           'Loaded', 'PixelFacts', 'Metrics', 'Environment', 'Status', 'History', 'checked', 'not_a_record',
-           'completed', 'kind_of', 'example_environment', 'example_metrics']
+           'Loaded', 'PixelFacts', 'Metrics', 'Environment', 'Trial', 'Tuned', 'Status', 'History', 'checked',
+           'not_a_record', 'completed', 'kind_of', 'example_environment', 'example_metrics']
 
 # %% ../nbs/schema.ipynb #c7f30a25
 from typing import Annotated, Any, Literal
@@ -222,12 +222,39 @@ class Environment(Facts):
     threads: Count | None = Field(None, description="CPU threads")
     processes: Count = Field(1, description="processes that shared the run")
 
+class Trial(Facts):
+    "A run that `fer-bench tune` tried, and what it reached on the validation faces."
+    run_id: Text = Field(description="its run id")
+    values: dict[Text, float] = Field(max_length=100, description="field of its config → value")
+    val_WAR: Rate | None = Field(None, description="WAR on the validation faces; None: its loss was not finite")
+
+class Tuned(Facts):
+    "How `fer-bench tune` picked values of the run's config, on the validation faces alone."
+    epochs: Count = Field(description="epochs of each trial")
+    trials: list[Trial] = Field(max_length=1000, description="all that were tried; of equal ones the first was picked")
+    picked: dict[Text, float] = Field(max_length=100, description="field of the run's config → value")
+
+    @model_validator(mode="after")
+    def _best(self):
+        known = [t for t in self.trials if t.val_WAR is not None]
+        if not known or max(known, key=lambda t: t.val_WAR).values != self.picked:
+            raise ValueError("tuned.picked must be the values of the first trial with the highest val_WAR")
+        return self
+
+    def sentence(self) -> str:
+        "tuned: 9 trials of 10 epochs."
+        return f"tuned: {len(self.trials)} trials of {self.epochs} epoch{'s' if self.epochs != 1 else ''}"
+
 class Status(Facts):
-    "`status.json`: how far the run is. A finished one has the SHA-256 of every file of the record."
+    """`status.json`: how far the run is. A finished one has the SHA-256 of every file of the record.
+
+    Whether its values were tuned stands here: a run is the same whether they were picked by trials or typed, and
+    may have been finished before the trials."""
     state: Literal["missing", "running", "failed", "interrupted", "finished"] = Field(description="missing: no run")
     error: Annotated[str, Field(max_length=1_000_000)] = Field("", description="what stopped the run")
     pid: Count | None = Field(None, description="process that does the run")
     files: dict[Text, Hash] = Field({}, max_length=100, description="file → SHA-256")
+    tuned: Tuned | None = Field(None, description="the trials by which `fer-bench tune` picked values of the config")
 
     @model_validator(mode="after")
     def _sealed(self):

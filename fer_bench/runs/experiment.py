@@ -182,7 +182,9 @@ def redo(name: str, results_dir=OWN_RESULTS, **places) -> tuple[Record, Record]:
         make_folder(kept.folder.parent)
         here.folder.rename(results/"before"/here.id)
         before = Record(results/"before"/here.id)
-    return before, run(config)
+    record = run(config)
+    if before.status.tuned: write_status(record.folder, "finished", tuned=before.status.tuned.model_dump())
+    return before, record
 
 # %% ../../nbs/runs/experiment.ipynb #3fcfc590
 def build(config, faceset, split, pool=None, folder=None) -> tuple:
