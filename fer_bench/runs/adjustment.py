@@ -53,7 +53,7 @@ def settle_prior(config, method, feed, faceset, split) -> dict:
     trained, estimated = training_prior(targets, labels, config.balance, config.logit_adjustment), None
     if len(split.unlabelled):
         logits = predict(method, feed, some_of(split.unlabelled), config.image_size)
-        estimated = broadcast(em_prior(softmax(logits, axis=1, dtype=np.float64), trained))
+        estimated = broadcast(em_prior(softmax(logits.astype(np.float64), axis=1), trained))
     target = {"none": None, "loss": None, "labelled": class_shares(counts), "unlabelled": estimated}.get(
         config.logit_adjustment, given_prior(config.logit_adjustment))
     if target is not None: shift_bias(method.evaluated.head, np.log(target) - np.log(trained))
