@@ -160,6 +160,7 @@ class Metrics(Facts):
     precision: Literal["fp32", "bf16"] | None = Field(None, description="precision that the training used")
     peak_memory_mb: Count | None = Field(None, description="MiB: allocated by torch on a GPU; by the process on a CPU")
     train_seconds: Seconds = Field(description="seconds of training")
+    cpu_seconds: Seconds | None = Field(None, description="seconds of training, of all cores of one process together")
     test: Scores = Field(description="results on the test faces")
     loss_parts: list[Text] | None = Field(None, max_length=1000, description="columns that are parts of the loss")
     option_defaults: dict[Text, Any] = Field({}, max_length=1000, description="the method's options → their defaults")

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_records import untimed
 
 from fer_bench.cli import main
 from fer_bench.config import BY_HASH, NO_NUMBER, NUMERICS, PROBE, RunConfig, former_values, recorded_config, run_id
@@ -200,9 +201,10 @@ def test_expand_makes_every_combination_once(top, blocks):
 
 def facts(record):
     "What a record says, apart from when and how fast."
-    metrics = {k: v for k, v in record.metrics.model_dump().items() if k not in ("train_seconds", "peak_memory_mb")}
+    timed = ("train_seconds", "cpu_seconds", "peak_memory_mb")
+    metrics = {k: v for k, v in record.metrics.model_dump().items() if k not in timed}
     config = record.config | {"results_dir": "", "cache_dir": ""}
-    history, logits = record.history.drop(columns="seconds").to_json(), np.stack(record.predictions["logits"]).tobytes()
+    history, logits = untimed(record.history).to_json(), np.stack(record.predictions["logits"]).tobytes()
     return metrics, config, history, logits
 
 def same(results, other):

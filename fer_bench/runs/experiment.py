@@ -264,6 +264,7 @@ def _write(config, faceset, split, pool, folder, method, history, logits, facts:
         "labelled_counts": count(faceset.labels[split.labelled]), **pooled,
         "parameters": sum(p.numel() for p in method.net.parameters()), "weights": weights, **facts,
         "train_seconds": round(sum(row["seconds"] for row in history), 1),
+        "cpu_seconds": round(sum(row["cpu_seconds"] for row in history), 1) if "cpu_seconds" in history[0] else None,
         "test": evaluate_logits(logits, faceset.labels[split.test], classes)})
     write_history(folder, history)
     write_predictions(folder, index["key"].iloc[split.test], index["label"].iloc[split.test], logits)
