@@ -155,7 +155,8 @@ class MethodEntry(Entry):
 
 # %% ../nbs/catalogue.ipynb #b0fb5b5c
 SEMI = dict(balance="sampler", mu=2, unlabelled="rest")
-SEMI_PRESETS = {"tiny": dict(labels_per_class=1), "quick": dict(labels_per_class=25, batch_size=32, steps_per_epoch=40),
+SEMI_PRESETS = {"tiny": dict(labels_per_class=1),
+                "quick": dict(labels_per_class=25, batch_size=32, steps_per_epoch=25, mu=1),
                 "standard": dict(labels_per_class=50), "paper": dict(labels_per_class=100)}
 PRETRAIN = dict(optimizer="momentum", weight_decay=1e-4, ema=0.0, clip_grad=0.0, min_map=4, mu=1, unlabelled="rest",
                 probe="linear")

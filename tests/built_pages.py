@@ -24,7 +24,7 @@ BLOCK = re.compile(r"(<!-- built: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 def chosen(**fields): return [r for r in RECORDS if all(r.config.get(k, 0) == v for k, v in fields.items())]
 
 def of_all_labels(dataset, method):
-    return next(r for r in chosen(dataset=dataset, labels_per_class=None, method=method, init="scratch")
+    return next(r for r in chosen(dataset=dataset, labels_per_class=None, method=method, init="scratch", dedupe="none")
                 if r.config["seed"] == 0 and r.config["backbone"] == "resnet10t")
 
 def percent(record, name):
@@ -37,7 +37,7 @@ def markdown(rows): return to_markdown(pd.DataFrame(rows))
 
 # ---- few labels
 
-FEW = chosen(dataset="ferplus", labels_per_class=50, min_map=0)
+FEW = chosen(dataset="ferplus", labels_per_class=50, min_map=0, dedupe="none")  # without those of results/studies
 
 def names(found): return ", ".join(f"`{n}`" for n in found) or "none"
 

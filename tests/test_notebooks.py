@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "core": set(), "catalogue": {"core"}, "config": {"core", "catalogue"},
     "schema": {"core", "catalogue"}, "record": BASE | {"evaluate.metrics"},
     "distributed": {"core"},
-    "data": TORCH, "models": TORCH, "methods": TORCH | {"models", "data.views"}, "train": TORCH | {"data"},
+    "data": TORCH, "models": TORCH, "methods": TORCH | {"models", "data.views", "evaluate.priors"},
+    "train": TORCH | {"data"},
     "evaluate": TORCH | {"data", "models", "train"}, "runs": ALL | {"report.card"},
     "store": BASE | {"record", "evaluate.metrics"},
     "report": BASE | {"record", "evaluate.statistics", "evaluate.dunnett", "evaluate.ranks"},
@@ -37,7 +38,7 @@ MAY_IMPORT = {
 }
 NO_TORCH = ("core", "catalogue", "config", "schema", "record", "store", "report", "doctor", "cli", "__init__",
             "evaluate.metrics", "evaluate.statistics",
-            "evaluate.dunnett", "evaluate.ranks")
+            "evaluate.dunnett", "evaluate.ranks", "evaluate.priors")
 
 def read(path): return nbformat.read(path, as_version=4)
 

@@ -140,9 +140,9 @@ def test_with_both_each_step_takes_one():
     assert 15 < sum(cut) < 45
 
 @pytest.mark.parametrize("method", methods_of("supervised", "semi-supervised"))
-def test_every_labelled_method_takes_shares(tiny, method):
+def test_every_labelled_method_takes_shares(tiny, tmp_path, method):
     "And an interrupted run goes on with the same draws: two runs are equal to the bit."
-    made = [run(tiny(method=method, mixup=0.4, cutmix=0.4, results_dir=place)) for place in ("a", "b")]
+    made = [run(tiny(method=method, mixup=0.4, cutmix=0.4, results_dir=str(tmp_path/place))) for place in "ab"]
     assert np.array_equal(*map(logits_of, made))
 
 # flip at test

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTES', 'check_classes', 'compare', 'comparable', 'task_key', 'notes', 'drawn_note', 'oracle_note', 'selection_note',
-           'validation_note', 'data_note', 'fold_note', 'budget_note', 'capped_note', 'weights_note', 'code_note',
-           'processor_note', 'shipped_note', 'numerics_note', 'audit_note']
+           'validation_note', 'tuned_note', 'data_note', 'fold_note', 'budget_note', 'capped_note', 'weights_note',
+           'code_note', 'processor_note', 'shipped_note', 'numerics_note', 'audit_note', 'batch_note']
 
 # %% ../../nbs/report/tables.ipynb #b65df781
 from collections import Counter
@@ -13,6 +13,7 @@ from collections import Counter
 import pandas as pd
 
 from ..core import BenchError
+from ..schema import DEPENDS
 from .exports import to_markdown, to_terminal
 from .scores import measures, percent_text, pool_in_use, score, warm_up_note
 from fer_bench.report.names import (
@@ -127,6 +128,15 @@ def validation_note(records) -> str:
     return (f"In {len(beside)} of {len(records)} rows the labels of {max(beside):,} validation faces, which the budget "
             "does not count, chose the reported epoch or the penalty of the probe.")
 
+def tuned_note(records) -> str:
+    "Values of some rows were picked by `fer-bench tune`."
+    found = {}
+    for name, r in zip(setting_names(records), records, strict=True):
+        how = f"{r.status.tuned.sentence()}, picked on validation faces" if r.status.tuned else "not tuned"
+        found.setdefault(how, {})[name] = None
+    if found.keys() <= {"not tuned"}: return ""
+    return "Tuning by fer-bench tune: " + ". ".join(f"{', '.join(names)}: {how}" for how, names in found.items()) + "."
+
 def data_note(records) -> str:
     "Data, splits or draws of labels differ, folds apart."
     fold = lambda r: repeat(r) if repeat_unit(r) in FOLDS.values() else ""
@@ -199,5 +209,11 @@ def audit_note(records) -> str:
     problems = dict.fromkeys(p for r in records for p in r.metrics.audit)
     return f"The audit of the data found: {' '.join(problems)}" if problems else ""
 
-NOTES = (drawn_note, oracle_note, warm_up_note, selection_note, validation_note, data_note, fold_note, budget_note,
-         capped_note, weights_note, code_note, numerics_note, processor_note, shipped_note, audit_note)
+def batch_note(records) -> str:
+    "The answer of some network depends on the other faces of its batch."
+    mixed = [r.id for r in records if r.metrics.batch_independent is False]
+    return f"{DEPENDS} ({', '.join(mixed)})" if mixed else ""
+
+NOTES = (drawn_note, oracle_note, warm_up_note, selection_note, validation_note, tuned_note, data_note, fold_note,
+         budget_note, capped_note, weights_note, code_note, numerics_note, processor_note, shipped_note, audit_note,
+         batch_note)

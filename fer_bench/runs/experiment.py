@@ -27,7 +27,7 @@ from ..data.faceset import check_unchanged
 from ..data.feed import Feed
 from ..data.splits import save_manifest
 from ..distributed import broadcast, convert_sync_batchnorm, is_main, launched_processes, world
-from ..evaluate.predict import predict
+from ..evaluate.predict import batch_independent, predict
 from fer_bench.record import (
     Record,
     load_run,
@@ -38,7 +38,8 @@ from fer_bench.record import (
     write_predictions,
     write_status,
 )
-from ..schema import kind_of
+from .adjustment import adjusted_scores, check_adjustable, check_adjustment, settle_prior
+from ..schema import DEPENDS, kind_of
 from .evaluation import evaluate_logits, probe, watch
 from .networks import PRETRAINED, WEIGHTS, create_network, init_hash, init_of, save_weights
 from .task import pool_truth, prepare_data
@@ -81,6 +82,7 @@ def _record_of(config, faceset, split, pool) -> Record:
     if config.select == "val" and not len(split.val):
         raise BenchError("select = 'val', but this split has no validation face. Use select='last', or a manifest with "
                          "validation faces.")
+    check_adjustment(config, faceset, split)
     return Record(runs_folder(config.path("results_dir"))/id_of(config, faceset, split, pool, init_hash(config)))
 
 def id_of(config, faceset, split, pool, init: str, numerics: tuple[int, int] = (NUMERICS, PROBE)) -> str:
@@ -136,6 +138,7 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
     sets = [faceset, *(faces for faces, _ in (pool.members if pool else []) if faces is not faceset)]
     for faces in sets: check_unchanged(faces)
     accelerator, method, feed, loaded = build(config, faceset, split, pool, folder)
+    check_adjustable(config, method)
     device, trains = accelerator.device.type, method_entry(config.method).kind != "probe"
     if is_main():  # before the training, because the code may change on disk during it
         write_environment(folder, **_torch_facts(device), threads=config.threads, processes=world()[1])
@@ -150,11 +153,14 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
             found, probed = probe(config, method, feed, faceset, split)
             method.evaluated.head.load_state_dict(broadcast(method.evaluated.head.state_dict()))
         if not history: history = [{**row, "seconds": (time.perf_counter() - start) / len(probed)} for row in probed]
-        logits = predict(method, feed, split.test, config.image_size, views=config.test_views)
+        prior = settle_prior(config, method, feed, faceset, split)
+        answers = lambda rows: predict(method, feed, rows, config.image_size, views=config.test_views)
+        logits, alone = answers(split.test), batch_independent(answers, split.test)
     for faces in sets: check_unchanged(faces)
     if not is_main(): return
-    facts = {"audit": audit, "loaded": loaded, "pixels": method.net.pixels(), "probe": found, "device": device,
-             "peak_memory_mb": peak_memory(device)}
+    facts = {"audit": audit, "loaded": loaded, "pixels": method.net.pixels(), "probe": found, "prior": prior,
+             "device": device, "peak_memory_mb": peak_memory(device), "batch_independent": alone}
+    if alone is False: print(f"{folder.name}: {DEPENDS}")
     _write(config, faceset, split, pool, folder, method, history, logits, facts)
 
 # %% ../../nbs/runs/experiment.ipynb #2721b47c
@@ -176,7 +182,9 @@ def redo(name: str, results_dir=OWN_RESULTS, **places) -> tuple[Record, Record]:
         make_folder(kept.folder.parent)
         here.folder.rename(results/"before"/here.id)
         before = Record(results/"before"/here.id)
-    return before, run(config)
+    record = run(config)
+    if before.status.tuned: write_status(record.folder, "finished", tuned=before.status.tuned.model_dump())
+    return before, record
 
 # %% ../../nbs/runs/experiment.ipynb #3fcfc590
 def build(config, faceset, split, pool=None, folder=None) -> tuple:
@@ -265,7 +273,8 @@ def _write(config, faceset, split, pool, folder, method, history, logits, facts:
         "parameters": sum(p.numel() for p in method.net.parameters()), "weights": weights, **facts,
         "train_seconds": round(sum(row["seconds"] for row in history), 1),
         "cpu_seconds": round(sum(row["cpu_seconds"] for row in history), 1) if "cpu_seconds" in history[0] else None,
-        "test": evaluate_logits(logits, faceset.labels[split.test], classes)})
+        "test": evaluate_logits(logits, faceset.labels[split.test], classes),
+        "adjusted": adjusted_scores(logits, faceset.labels[split.test], classes, facts["prior"])})
     write_history(folder, history)
     write_predictions(folder, index["key"].iloc[split.test], index["label"].iloc[split.test], logits)
 
