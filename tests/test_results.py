@@ -66,8 +66,9 @@ def test_ids_of_older_numerics_stay(method):
     "A config as it was recorded then, without fields that are newer, gives the id of then, and of now another."
     values = RunConfig(method=method).model_dump()
     for newer in ("beta2", "bn_groups"): values.pop(newer, None)
+    preset = {"lr": 0.05} | ({} if method == "mae" else {"backbone": "resnet10t"})  # what quick was then
     optimizer = {} if method == "supervised" else {"optimizer": "sgd"}
-    config = recorded_config(values | optimizer | BEFORE[method])
+    config = recorded_config(values | preset | optimizer | BEFORE[method])
     assert config.beta2 == 0.999
     assert run_id(config, "d", "s", numerics=(1, 2)).rpartition("-")[2] == IDS[method]
     assert run_id(config, "d", "s").rpartition("-")[2] != IDS[method]
