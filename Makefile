@@ -1,5 +1,6 @@
 # make demo: the main job on the drawn faces.  make test: everything CI runs.  Both make their own .venv.
 # make nightly: more of the same, for changes to what it tries.  make soak: two hundred runs.  make package: built, installed, run.
+# make study MINUTES=60 DATA=path/to/FERPlus: the next runs of results/studies, beside other work; it goes on when called again.
 # make gpu-study MINUTES=9 DATA=path/to/FERPlus: the study of results/gpu-study.yaml on one GPU, as far as it comes in that time.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 # threads that spin while they wait crawl on a shared machine
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test nightly soak package browser site export gpu-study gpu-bench peers
+.PHONY: demo test nightly soak package browser site export study gpu-study gpu-bench peers
 
 .venv/installed: settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -53,6 +54,15 @@ MINUTES ?= 9
 DATA ?= $(or $(FER_BENCH_DATA),../shared/data)/ferplus.tar.xz/FERPlus
 RESULTS ?= results/own
 RUN_CLI = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m fer_bench.cli
+
+# the studies in an order of worth, at low priority, a run a core (or WORKERS of them); their records are there to be committed
+STUDIES ?= $(sort $(wildcard results/studies/*.yaml))
+study: MINUTES := 60
+study: RESULTS := results
+study:
+	nice -n 15 $(RUN_CLI) sweep $(STUDIES) --set data_root=$(DATA) --results-dir $(RESULTS) --minutes $(MINUTES) \
+		--retry-failed $(if $(WORKERS),--workers $(WORKERS)) || test $$? -eq 3
+
 gpu-study:
 	$(RUN_CLI) sweep results/gpu-study.yaml \
 		--set data_root=$(DATA) --results-dir $(RESULTS) --minutes $(MINUTES) || test $$? -eq 3

@@ -155,7 +155,8 @@ class MethodEntry(Entry):
 
 # %% ../nbs/catalogue.ipynb #b0fb5b5c
 SEMI = dict(balance="sampler", mu=2, unlabelled="rest")
-SEMI_PRESETS = {"tiny": dict(labels_per_class=1), "quick": dict(labels_per_class=25, batch_size=32, steps_per_epoch=40),
+SEMI_PRESETS = {"tiny": dict(labels_per_class=1),
+                "quick": dict(labels_per_class=25, batch_size=32, steps_per_epoch=25, mu=1),
                 "standard": dict(labels_per_class=50), "paper": dict(labels_per_class=100)}
 PRETRAIN = dict(optimizer="momentum", weight_decay=1e-4, ema=0.0, clip_grad=0.0, min_map=4, mu=1, unlabelled="rest",
                 probe="linear")
@@ -309,7 +310,10 @@ def _face_encoder(size: str) -> BackboneEntry:
     return BackboneEntry("models.facemae:create_face_encoder", f"encoder of FaceMAE, size {size}",
                          lambda make, image_size: make(size, image_size))
 
-BACKBONES = {f"facemae_{size}": _face_encoder(size) for size in ("tiny", "small", "base")}
+BACKBONES = {f"facemae_{size}": _face_encoder(size) for size in ("tiny", "small", "base")} | {
+    "small_resnet": BackboneEntry("models.small:small_resnet", "residual network for faces of 32 to 64 px"),
+    "small_sepconv": BackboneEntry("models.small:small_sepconv", "separable network for faces of 32 to 64 px"),
+}
 
 # %% ../nbs/catalogue.ipynb #e8dcde56
 BUILT_IN = frozenset(METHODS)  # all others in METHODS were registered in this process

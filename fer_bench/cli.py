@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'data', 'results', 'Results', 'Cache', 'FinishedRun', 'TrainedRun', 'FaceSetFolder', 'STOPPED', 'Baseline',
-           'GOES_ON', 'ROWS', 'TestSet', 'DataRoot', 'LabelRule', 'Threads', 'main', 'run', 'sweep_', 'bench_', 'redo_',
-           'compare_', 'difference_', 'look_', 'evaluate', 'methods', 'predict_', 'export_', 'judge_', 'peers_',
-           'doctor_', 'pack_', 'verify_results', 'merge_', 'leaderboard_', 'build', 'verify', 'audit_', 'benchmark',
-           'list_']
+           'GOES_ON', 'TUNE', 'ROWS', 'TestSet', 'DataRoot', 'LabelRule', 'Threads', 'main', 'run', 'tune', 'sweep_',
+           'bench_', 'redo_', 'compare_', 'difference_', 'look_', 'evaluate', 'methods', 'predict_', 'export_',
+           'judge_', 'peers_', 'doctor_', 'pack_', 'verify_results', 'merge_', 'leaderboard_', 'build', 'verify',
+           'audit_', 'benchmark', 'list_']
 
 # %% ../nbs/cli.ipynb #d38723b8
 import contextlib
@@ -103,7 +103,7 @@ def _print(table) -> None:
 def _option(name: str, field, group: str):
     "The parameter of `run` for the `field` called `name` of `RunConfig`."
     kind = field.annotation
-    if get_origin(kind) is Literal: kind = str  # the error of RunConfig lists the choices
+    if get_origin(kind) is Literal: kind = type(get_args(kind)[0])  # the error of RunConfig lists the choices
     elif type(None) in get_args(kind): kind = get_args(kind)[0]
     from_preset = field.is_required()  # the field has no default: the preset fills it in
     default = None if from_preset else field.default
@@ -142,7 +142,10 @@ def _find_notebook(name: str) -> Path:
         if (folder/name).exists(): return folder/name
     raise BenchError(f"The notebook {name} was not found beside the package ({here}). Install fer_bench again.")
 
-def run(context: typer.Context, compare_with: str = "supervised", **values) -> None:
+Baseline = Annotated[str, typer.Option(help="baseline method, trained first if it has no record yet; empty: none",
+                                       rich_help_panel="Evaluation")]
+
+def run(context: typer.Context, compare_with: Baseline = "supervised", **values) -> None:
     """Train one method, compare it with the recorded runs, and draw the figures.
 
     This runs nbs/run_benchmark.ipynb with papermill. It also takes the options of the method: `fer-bench methods dtm`
@@ -161,14 +164,16 @@ def run(context: typer.Context, compare_with: str = "supervised", **values) -> N
     _print_comparison(load_runs(results), record)
     print("Figures:", *sorted(map(str, (record.folder/"figures").glob("*.png"))), sep="\n  ")
 
-Baseline = Annotated[str, typer.Option(help="baseline method, trained first if it has no record yet; empty: none",
-                                       rich_help_panel="Evaluation")]
-run.__signature__ = inspect.Signature([
-    inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
-    *(_option(n, RunConfig.model_fields[n], group) for group, names in GROUPS.items() for n in names),
-    inspect.Parameter("compare_with", inspect.Parameter.KEYWORD_ONLY, default="supervised", annotation=Baseline)])
-run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()} | {"return": None}
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)
+def _of_a_run(command) -> None:
+    "Make `command` one of the app: in place of its `values` it takes the parameters of a run, before its own."
+    context, *own, _ = inspect.signature(command).parameters.values()
+    fields = (_option(n, RunConfig.model_fields[n], group) for group, names in GROUPS.items() for n in names)
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    command.__signature__ = inspect.Signature([context, *fields, *own])
+    command.__annotations__ = {p.name: p.annotation for p in command.__signature__.parameters.values()}
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(command)
+
+_of_a_run(run)
 
 # %% ../nbs/cli.ipynb #3bbef2e0
 def _run_shared(config: RunConfig) -> None:
@@ -227,11 +232,42 @@ def _print_external(records: list) -> None:
         print(f"{HEADING}:")
         to_terminal(external_table(group), external_notes(group))
 
+# %% ../nbs/cli.ipynb #6b3bf209
+TUNE = "Tuning"
+
+def tune(
+    context: typer.Context,
+    trial_epochs: Annotated[int | None, typer.Option(help="epochs of a trial; default: those of the run", min=1,
+                                                     rich_help_panel=TUNE)] = None,
+    workers: Annotated[int | None, typer.Option(help="trials at once; default: one per GPU, or cores // threads",
+                                                rich_help_panel=TUNE)] = None,
+    minutes: Annotated[float | None, typer.Option(help="stop cleanly after this many minutes",
+                                                  rich_help_panel=TUNE)] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="also repeat trials that failed before",
+                                               rich_help_panel=TUNE)] = False,
+    **values,
+) -> None:
+    """Try a few learning rates (and strengths of --view geometric), and do the run with those that validation picks.
+
+    It also takes the options of the method. Test faces have no say. The record says what was tried. Exit code 3: time
+    is up, and the same command goes on."""
+    from fer_bench.record import load_runs
+    from fer_bench.sweeps.tune import tune as pick_and_run
+    values |= _method_options(values["method"], context.args)
+    config = RunConfig(**values)
+    try: record = pick_and_run(config, trial_epochs, workers, minutes, retry_failed)
+    except KeyboardInterrupt: raise typer.Exit(3) from None  # the sweep has printed its state
+    if record is None: raise typer.Exit(3)
+    _print_comparison(load_runs(project_path(config.results_dir)), record)
+
+_of_a_run(tune)
+
 # %% ../nbs/cli.ipynb #deb1e179
 @app.command("sweep")
 def sweep_(
-    grid: Annotated[
-        str, typer.Argument(help="a YAML file: fields of RunConfig, lists of values to try, blocks of runs")],
+    grids: Annotated[
+        list[str], typer.Argument(help="YAML files: fields of RunConfig, lists of values to try, blocks of runs; of "
+                                       "several, the runs of the first come first")],
     set_: Annotated[
         list[str], typer.Option("--set", help="NAME=VALUE, overrides the grid's top level; repeatable")] = (),
     results_dir: Annotated[str, typer.Option(help="folder of the records; empty: as the grid says")] = "",
@@ -246,7 +282,7 @@ def sweep_(
     gpus_per_run: Annotated[float | None, typer.Option(help="ray: GPUs per run; default: one if there are any")] = None,
     retries: Annotated[int, typer.Option(help="ray: how often to restart a run whose node died")] = 3,
 ) -> None:
-    """Do all runs of a grid that are not finished yet.
+    """Do all runs of one or more grids that are not finished yet.
 
     Exit code 0: all are finished; 1: some failed; 3: some are left."""
     from fer_bench.sweeps.grid import read_value
@@ -259,8 +295,8 @@ def sweep_(
         settings[name.strip().replace("-", "_")] = read_value(value)
     ray = {} if engine == "local" else {"address": address or None, "gpus_per_run": gpus_per_run, "retries": retries}
     try:
-        outcome = sweep(grid, results_dir or None, engine, workers, retry_failed, minutes, dry_run, try_steps, settings,
-                        **ray)
+        outcome = sweep(grids, results_dir or None, engine, workers, retry_failed, minutes, dry_run, try_steps,
+                        settings, **ray)
     except KeyboardInterrupt:
         raise typer.Exit(3) from None  # the sweep has printed its state
     if dry_run: to_terminal(outcome.table())

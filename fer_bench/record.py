@@ -145,6 +145,8 @@ def _facts_of(run: str, data: dict[str, bytes], folder: Path) -> dict:
         if sha256(data[name]) != status.files[name]: raise BenchError(f"its {name} was changed after the run")
     environment = _facts(Environment, data["environment.json"], folder/"environment.json")
     config = read_config(data["config.json"], folder)
+    if status.tuned and any(config.get(name) != value for name, value in status.tuned.picked.items()):
+        raise BenchError("its status says that other values were picked for it than its config has")
     metrics = read_metrics(data["metrics.json"], config, folder)
     external = is_external(config)
     names = [external_id(config, metrics)] if external else _run_ids(from_json(data["config.json"]), metrics)

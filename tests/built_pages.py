@@ -2,6 +2,7 @@
 
 A block lies between `<!-- built: NAME -->` and `<!-- end -->`. `test_results` builds each again and compares."""
 import re
+import textwrap
 from functools import cache
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pandas as pd
 from fer_bench.core import write_text
 from fer_bench.record import load_runs
 from fer_bench.report.comparison import gain_tests, readable
+from fer_bench.report.exports import compact, to_markdown
+from fer_bench.report.scores import warm_up_note
 from fer_bench.report.summary import difference, summarise
-from fer_bench.report.tables import to_markdown
 from fer_bench.speed.tables import as_table, read_rows
 
 ROOT = Path(__file__).parent.parent
@@ -22,8 +24,9 @@ BLOCK = re.compile(r"(<!-- built: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 def chosen(**fields): return [r for r in RECORDS if all(r.config.get(k, 0) == v for k, v in fields.items())]
 
 def of_all_labels(dataset, method):
-    return next(r for r in chosen(dataset=dataset, labels_per_class=None, method=method, init="scratch")
-                if r.config["seed"] == 0 and r.config["backbone"] == "resnet10t")
+    backbone = {"drawn": "small_resnet", "ferplus": "resnet10t"}[dataset]
+    return next(r for r in chosen(dataset=dataset, labels_per_class=None, method=method, init="scratch", dedupe="none")
+                if r.config["seed"] == 0 and r.config["backbone"] == backbone)
 
 def percent(record, name):
     test = record.metrics.test
@@ -35,23 +38,27 @@ def markdown(rows): return to_markdown(pd.DataFrame(rows))
 
 # ---- few labels
 
-FEW = chosen(dataset="ferplus", labels_per_class=50, min_map=0)
+FEW = chosen(dataset="ferplus", labels_per_class=50, min_map=0, dedupe="none")  # without those of results/studies
 
 def names(found): return ", ".join(f"`{n}`" for n in found) or "none"
 
-def few_labels(): return to_markdown(summarise(FEW))
+def few_labels(): return compact(summarise(FEW))
 
 @cache
 def few_shown():
     "Which gains are shown, and which differences between two methods."
     tests, pairs = gain_tests(FEW), between()
-    sure = {m: names(r.method for r in tests[tests["measure"] == m].itertuples() if r.low > 0) for m in ("WAR", "UAR")}
+    above = lambda m, low: names(r["method"] for r in tests[tests["measure"] == m].to_dict("records") if r[low] > 0)
+    alone, together = ({m: above(m, low) for m in ("WAR", "UAR")} for low in ("low", "dunnett_low"))
     holm = names(tests[(tests["p_holm"] < 0.05) & (tests["measure"] == "WAR")]["method"])
     apart = [f"`{r['method']}` over `{r['against']}` by {r['gain']} [{r['low']}, {r['high']}]" for r in pairs]
     n = len({r.config["method"] for r in FEW} - {"supervised"})
-    return (f"The interval of the gain in WAR lies above zero for {sure['WAR']}; after correction for\nthe number of "
-            f"rows (Holm) for {holm}. In UAR it does for {sure['UAR']}. Of the {n * (n - 1) // 2} pairs of\n"
-            f"semi-supervised methods these have an interval without zero in WAR: {'; '.join(apart) or 'none'}.\n")
+    text = (f"Student's interval of the gain in WAR lies above zero for {alone['WAR']}; after correction for the "
+            f"number of rows (Holm) for {holm}. In UAR it does for {alone['UAR']}. Dunnett's, which hold for all rows "
+            f"together if these have the same spread, do for {together['WAR']} in WAR and {together['UAR']} in UAR. "
+            f"{warm_up_note(FEW)} Of the {n * (n - 1) // 2} pairs of semi-supervised methods these have an interval "
+            f"without zero in WAR: {'; '.join(apart) or 'none'}.")
+    return textwrap.fill(text, 140, break_on_hyphens=False) + "\n"
 
 def between() -> list[dict]:
     "The differences in WAR between two semi-supervised methods whose interval over draws lies above zero."
@@ -69,8 +76,18 @@ def all_labels():
     return (f"On drawn faces, all labels, {one.config['epochs'] * one.config['steps_per_epoch']} steps from scratch: "
             f"`supervised` {percent(one, 'WAR')} % WAR, `eac` {percent(two, 'WAR')}.\n")
 
+def base():
+    "The runs of `results/studies` on all labels, the longest first."
+    runs = chosen(dataset="ferplus", labels_per_class=None, method="supervised", targets="soft", dedupe="cross_split")
+    name = lambda c: c["backbone"] + (f", stem 3×3/{c['small_stem']}" if c["small_stem"] else "")
+    return markdown([{"backbone": name(r.config), "params (M)": f"{r.metrics.parameters / 1e6:.2f}",
+                      "faces seen": f"{r.metrics.images_seen:,}", "view": f"geometric {r.config['view_strength']}",
+                      "validation WAR": f"{100 * r.history['val_WAR'].iloc[-1]:.1f}",
+                      "WAR": percent(r, "WAR"), "UAR": percent(r, "UAR"), "seed": r.config["seed"]}
+                     for r in sorted(runs, key=lambda r: (-r.metrics.images_seen, -r.metrics.test.WAR))])
+
 def real_faces():
-    runs = [r for r in chosen(dataset="ferplus", labels_per_class=None, backbone="resnet18")]
+    runs = [r for r in chosen(dataset="ferplus", labels_per_class=None, backbone="resnet18", targets="hard")]
     says = {"none": ("supervised", "all"), "cross_split": ("supervised, `--dedupe cross_split`", "all but copies")}
     rows = [{"method": says[r.config["dedupe"]][0],
              "labels": f"{says[r.config['dedupe']][1]} ({r.metrics.n['labelled']:,})",
@@ -100,7 +117,7 @@ def semantic_masks():
             f"`simfle_random`):\nWAR {war}, UAR {uar}.\n")
 
 def at_fifty(method, baseline):
-    return to_markdown(summarise(chosen(dataset="ferplus", labels_per_class=50, min_map=4, method=method), baseline))
+    return compact(summarise(chosen(dataset="ferplus", labels_per_class=50, min_map=4, method=method), baseline))
 
 def by_epoch(record, column, form="{:.1f}", times=100):
     values = record.history[column].dropna()
@@ -131,7 +148,8 @@ def speed():
 
 BLOCKS = {
     "README.md": {"all-labels": all_labels, "few-labels": few_labels, "few-shown": few_shown, "real-faces": real_faces,
-                  "probed-ferplus": lambda: probed("ferplus"), "probed-drawn": lambda: probed("drawn"), "speed": speed},
+                  "probed-ferplus": lambda: probed("ferplus"), "probed-drawn": lambda: probed("drawn"), "speed": speed,
+                  "base": base},
     "results/ferplus-50.md": {"few-labels": few_labels, "few-shown": few_shown},
     "results/pretraining.md": {
         "probed-ferplus": lambda: probed("ferplus"), "probed-drawn": lambda: probed("drawn"),

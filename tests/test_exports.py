@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from fer_bench.core import BenchError
 from fer_bench.record import load_runs
-from fer_bench.report.exports import plain, save_tables, shared, to_csv, to_html, to_latex, to_markdown
+from fer_bench.report.exports import compact, plain, save_tables, shared, to_csv, to_html, to_latex, to_markdown
 from fer_bench.report.leaderboard import leaderboard
 from fer_bench.report.published import published
+from fer_bench.report.rows import column_notes, leaderboard_table
+from fer_bench.report.scores import MEASURES
 from fer_bench.report.summary import measured
-from fer_bench.report.tables import MEASURES, leaderboard_table, notes
+from fer_bench.report.tables import notes
 from fer_bench.report.tasks import tasks
 
 RESULTS = Path(__file__).parent.parent/"results"
@@ -127,23 +129,26 @@ def test_what_is_shared():
 
 # --- the table of settings ---
 
-def setting(method="dtm", gain=(0.05, 0.02, 0.08), **facts) -> pd.DataFrame:
+def setting(method="dtm", gain=(0.05, 0.02, 0.08), measures=MEASURES, **facts) -> pd.DataFrame:
     "A row as `measured` gives it."
-    ends = ("", "_low", "_high", "_gain", "_gain_low", "_gain_high")
-    rates = {f"{m}{end}": v for m in MEASURES for end, v in zip(ends, (0.446, 0.423, 0.468, *gain), strict=True)}
+    ends = [f"{of}{end}" for of in ("", "_gain", "_dunnett") for end in ("", "_low", "_high")]
+    values = (0.446, 0.423, 0.468, *gain, 0.051, 0.03, 0.07)
+    rates = {f"{m}{end}": v for m in measures for end, v in zip(ends, values, strict=True)}
     return pd.DataFrame([dict(
         method=method, kind="semi-supervised", backbone="resnet10t", start="scratch", data="ferplus", drawn=False,
         classes=8, labels="50",
-        images_seen=144_000, labelled_seen=48_000, parameters=4_926_592, device="cpu", seconds=974.4, draws=3, seeds=1,
+        images_seen=144_000, labelled_seen=48_000, pool=24_055, pool_in_use=0.256,
+        parameters=4_926_592, device="cpu", seconds=974.4, draws=3, seeds=1,
         runs=3, repeats=3,
         select="last", audit=1, commits="0123456", interval="draws", against="supervised") | rates | facts])
 
 def test_a_setting_is_written_out():
     assert leaderboard_table(setting()).iloc[0].to_dict() == {
         "method": "dtm", "kind": "semi-supervised", "backbone": "resnet10t", "start": "scratch", "labels": "50",
-        "images seen": "144,000",
+        "images seen": "144,000", "pool in use": "26 % of 24,055",
         "params (M)": "4.93", "seconds": "974 (cpu)", "draws": 3, "seeds": 1, "runs": 3,
-        "WAR": "**44.6** [42.3, 46.8]", "WAR gain": "+5.0 [2.0, 8.0]", "UAR": "**44.6** [42.3, 46.8]",
+        "WAR": "**44.6** [42.3, 46.8]", "WAR gain": "+5.0 [2.0, 8.0]",
+        "WAR gain, Dunnett": "+5.1 [3.0, 7.0]", "UAR": "**44.6** [42.3, 46.8]",
         "UAR gain": "+5.0 [2.0, 8.0]",
         "macro-F1": "**44.6** [42.3, 46.8]", "macro-F1 gain": "+5.0 [2.0, 8.0]",
         "95 % over": "3 draws", "gain over": "supervised", "select": "last", "audit": "1 failure"}
@@ -161,6 +166,8 @@ def test_bold_only_where_the_interval_of_the_gain_lies_above_zero(gain, bold, te
     (dict(interval="faces"), {"95 % over": "faces"}), (dict(interval="seeds", repeats=4), {"95 % over": "4 seeds"}),
     (dict(interval="folds", repeats=10), {"95 % over": "10 folds"}),
     (dict(audit=0), {"audit": "passed"}), (dict(audit=2), {"audit": "2 failures"}),
+    (dict(pool=0, pool_in_use=np.nan), {"pool in use": ""}), (dict(pool_in_use=np.nan), {"pool in use": "24,055"}),
+    (dict(WAR_dunnett_low=np.nan), {"WAR gain, Dunnett": ""}),
     (dict(device="cuda", seconds=1234.5), {"seconds": "1,234 (cuda)"})])
 def test_what_a_column_says(facts, expected):
     assert leaderboard_table(setting(**facts)).iloc[0][list(expected)].to_dict() == expected
@@ -171,6 +178,20 @@ def test_what_a_column_says(facts, expected):
 def test_what_must_not_be_mixed_is_refused(facts, words):
     with pytest.raises(BenchError, match=words): leaderboard_table(pd.concat([setting(), setting("b", **facts)]))
     leaderboard_table(pd.concat([setting(**facts), setting("b", **facts)]))
+
+def test_a_class_balanced_budget_has_uar_first_and_war_twice():
+    "Also where a record has no adjusted result: then a dash, which the compact table says once if it is in every row."
+    table = setting(measures=("UAR", "WAR", "WAR_adjusted", "macro_F1"))
+    lacking = table.assign(**{c: np.nan for c in table if c.startswith("WAR_adjusted")})
+    both = leaderboard_table(pd.concat([table, lacking]))
+    rates = [c for c in both if c.split(" ")[0] in ("UAR", "WAR", "macro-F1")]
+    assert rates == ["UAR", "UAR gain", "UAR gain, Dunnett", "WAR", "WAR gain", "WAR adjusted", "WAR adjusted gain",
+                     "macro-F1", "macro-F1 gain"]
+    assert both["WAR adjusted"].tolist() == ["**44.6** [42.3, 46.8]", "–"] and both["WAR adjusted gain"].iloc[1] == ""
+    assert "WAR adjusted –" in compact(leaderboard_table(lacking)).split("|")[0]
+    assert [n.split(":")[0] for n in column_notes(table)] == ["Gain, Dunnett", "WAR adjusted"]
+    assert column_notes(setting(WAR_dunnett_low=np.nan, UAR_dunnett_low=np.nan, macro_F1_dunnett_low=np.nan)) == []
+    for text in (to_csv(both), to_latex(both), to_html(both), to_markdown(both)): assert "WAR adjusted" in text
 
 def test_last_and_val_may_stand_side_by_side():
     assert len(leaderboard_table(pd.concat([setting(), setting("b", select="val")]))) == 2

@@ -27,16 +27,19 @@ MAY_IMPORT = {
     "schema": {"core", "catalogue"}, "external": BASE | {"data.labels"},
     "record": BASE | {"evaluate.metrics", "external"},
     "distributed": {"core"},
-    "data": TORCH, "models": TORCH, "methods": TORCH | {"models", "data.views"}, "train": TORCH | {"data"},
+    "data": TORCH, "models": TORCH, "methods": TORCH | {"models", "data.views", "evaluate.priors"},
+    "train": TORCH | {"data"},
     "evaluate": TORCH | {"data", "models", "train"}, "runs": ALL | {"report.card"},
     "store": BASE | {"record", "external", "evaluate.metrics"},
-    "report": BASE | {"record", "external", "evaluate.statistics", "evaluate.ranks"}, "sweeps": RUN | {"store"},
+    "report": BASE | {"record", "external", "evaluate.statistics", "evaluate.dunnett", "evaluate.ranks"},
+    "sweeps": RUN | {"store"},
     "show": RUN | {"report"}, "speed": RUN | {"report"}, "doctor": BASE,
     "cli": RUN | {"speed", "report", "show", "store", "sweeps", "doctor"},
     "__init__": RUN | {"speed", "report", "show", "store", "sweeps"},
 }
 NO_TORCH = ("core", "catalogue", "config", "schema", "external", "record", "store", "report", "doctor", "cli",
-            "__init__", "evaluate.metrics", "evaluate.statistics", "evaluate.ranks")
+            "__init__", "evaluate.metrics", "evaluate.statistics", "evaluate.dunnett", "evaluate.ranks",
+            "evaluate.priors")
 
 def read(path): return nbformat.read(path, as_version=4)
 

@@ -14,8 +14,9 @@ from fer_bench.core import OWN_RESULTS, BenchError
 from fer_bench.record import load_run, load_runs
 from fer_bench.report.leaderboard import leaderboard
 from fer_bench.report.names import made_on
+from fer_bench.report.rows import leaderboard_table
 from fer_bench.report.summary import measured, summarise
-from fer_bench.report.tables import compare, leaderboard_table, notes
+from fer_bench.report.tables import compare, notes
 from fer_bench.runs.experiment import redo, run
 from fer_bench.runs.networks import load_classifier
 from fer_bench.schema import example_environment

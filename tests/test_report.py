@@ -21,8 +21,9 @@ from fer_bench.report.figures import (
     save_figure,
     training_curve,
 )
+from fer_bench.report.scores import HEADINGS, only_warm_up
 from fer_bench.report.tables import comparable, compare, notes, to_markdown, to_terminal
-from fer_bench.schema import example_environment, example_metrics
+from fer_bench.schema import Status, example_environment, example_metrics
 
 CLASSES = ["fear", "happiness", "contempt"]
 POOL = {"members": ["rest", "people"], "faces": [9000, 80], "dropped": [0, 0], "hash": "b" * 64}
@@ -44,7 +45,7 @@ def record(run="a", epochs=3, config=None, environment=None, history=None, **met
     if len(facts["classes"]) != len(test["confusion"]): del test["confusion"], test["n"]
     test |= metrics.get("test", {})
     if "confusion" in test: test["n"] = int(np.sum(test["confusion"]))
-    return SimpleNamespace(id=run, history=frame.assign(**history or {}), config=config,
+    return SimpleNamespace(id=run, history=frame.assign(**history or {}), config=config, status=Status(state="missing"),
                            metrics=example_metrics(**facts | {"test": test}),
                            environment=example_environment(**{"commit": "0123456789ab"} | (environment or {})))
 
@@ -56,7 +57,7 @@ def test_a_row_says_what_was_trained_and_how_sure_the_number_is():
         "method": "supervised", "backbone": "resnet18", "init": "scratch", "labels": "50", "unlabelled": "none",
         "seed": 0,
         "labelled seen": 120, "images seen": 120, "params (M)": 11.18, "seconds": 12.3,
-        "WAR": "87.4 [86.1, 88.6]", "UAR": "80.0 [77.0, 83.0]",
+        "WAR": "87.4 [86.1, 88.6]", "UAR": "80.0 [77.0, 83.0]", "WAR adjusted": "–",
         "macro-F1": "79.0 [76.5, 81.5]", "select": "last", "data": "ferplus", "commit": "0123456"}
 
 
@@ -67,12 +68,45 @@ def test_a_row_says_what_was_trained_and_how_sure_the_number_is():
     ("select", "oracle", dict(select="oracle")),
     ("commit", "0123456+", dict(environment={"dirty": True})),
     ("unlabelled", "9,000 rest + 80 people", dict(pool=POOL)),
+    ("unlabelled", "9,000 rest + 80 people, 25 % in use",
+     dict(pool=POOL, history={"pool_seen": [400] * 3, "pool_used": [300, 200, 100]})),
+    ("unlabelled", "none", dict(history={"pool_seen": [400] * 3, "pool_used": [300, 200, 100]})),
     ("method", "dtm (policy fixed)", dict(config={"method": "dtm", "policy": "fixed", "balance": "sampler"})),
     ("method", "supervised (balance sampler)", dict(config={"balance": "sampler"})),
     ("commit", "unknown", dict(environment={"commit": None, "dirty": None})),
 ])
 def test_a_row_marks_what_is_special(column, expected, changes):
     assert compare([record(**changes)])[column].item() == expected
+
+
+def test_a_share_of_the_pool_that_is_none_is_refused():
+    for used, says in (([500] * 3, "says that 500 of 400"), (["x"] * 3, "a pool_used that is no number")):
+        with pytest.raises(BenchError, match=f"'a' {says}|'a' has {says}"):
+            compare([record(pool=POOL, history={"pool_seen": [400] * 3, "pool_used": used})])
+    with pytest.raises(BenchError, match="a thresholds that is no number, or numbers of another count"):
+        notes([record(pool=POOL, history={"thresholds": [[0.1, 0.2, 0.3], [0.1], [0.1]]})])
+
+
+def test_uar_stands_first_where_labels_were_drawn_class_by_class():
+    rates = lambda *configs: [c for c in compare([record(config=c) for c in configs]) if c in HEADINGS.values()]
+    every, budget = {"labels_per_class": None}, {"labels_per_class": None, "budget": "ada_cm-400"}
+    assert rates({}) == rates(budget) == rates({}, budget) == ["UAR", "WAR", "WAR adjusted", "macro-F1"]
+    assert rates(every) == rates({}, every) == ["WAR", "UAR", "macro-F1"]
+
+
+WARM = [(dict(warm_up=[1.0, 1.0, 1.0]), True), (dict(warm_up=[1.0, 0.5, 1.0]), False),
+        (dict(thresholds=[[0.1, 0.2, 0.3]] * 3), True), (dict(thresholds=[[0.1, 0.5, 0.3], *[[0.1] * 3] * 2]), False),
+        (dict(thresholds=[[0.1, 0.2, 0.3]] * 3, warm_up=[1, 0, 0]), False), (dict(thresholds=[None] * 3), False),
+        ({}, False)]
+
+@pytest.mark.parametrize("history, warm", WARM)
+def test_a_note_says_when_a_threshold_never_left_its_warm_up(history, warm):
+    "By the history's share of classes in warm-up; without it, where no threshold exceeded 1/K and so all was accepted."
+    runs = [record(r, config={"method": "flexmatch"}, pool=POOL, history=h) for r, h in (("a", history), ("b", {}))]
+    assert only_warm_up(runs[0]) == warm and not only_warm_up(runs[1])
+    said = [n for n in notes(runs) if "warm-up" in n]
+    assert len(said) == warm and all("(flexmatch: 1 of 2 runs)" in n for n in said)
+    assert not only_warm_up(record(history=history)), "without unlabelled faces"
 
 
 def test_rows_keep_their_order():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_records import untimed
 
 from fer_bench.catalogue import method_entry, methods_of
 from fer_bench.config import RunConfig, baseline
@@ -20,8 +21,10 @@ from fer_bench.methods.contrast import nt_xent
 from fer_bench.methods.semisupervised import semisupervised
 from fer_bench.methods.thresholds import (
     POLICIES,
+    Fixed,
     FlexMatch,
     FreeMatch,
+    Labelled,
     fairness_loss,
     flexmatch_thresholds,
     labelled_confidence_thresholds,
@@ -124,6 +127,42 @@ def test_freematch_against_a_plain_version(seed, k, m):
         h = [m * a + (1 - m) * sum(int(row.argmax() == c) for row in q) / 7 for c, a in enumerate(h)]
         np.testing.assert_allclose(ours, [tau * v / max(p) for v in p], atol=1e-6)
     np.testing.assert_allclose(policy.h, h, atol=1e-6)
+
+# --- warm-up ---
+
+def test_a_fixed_threshold_has_no_warm_up():
+    assert Fixed(3).warm_up(0) == Fixed(3, 0.1).warm_up(9) == 0
+
+def test_a_labelled_threshold_is_in_warm_up_at_its_floor():
+    policy = Labelled(4, floor=0.8)
+    assert policy.warm_up(0) == 1
+    policy.update(1.0, torch.tensor([[9.0, 0, 0, 0], [0, 0.5, 0, 0], [9.0, 0, 0, 0]]), torch.tensor([0, 1, 2]))
+    assert (policy.thresholds > 0.8).tolist() == [True, False, False, False]  # sure, unsure, wrong, without a face
+    assert policy.warm_up(0) == 0.75
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-1, 4), min_size=1, max_size=60))
+def test_flexmatch_is_in_warm_up_until_a_threshold_reaches_tau(latest):
+    policy = FlexMatch(5, len(latest), 0.9)
+    policy.latest.copy_(torch.tensor(latest))
+    reached = flexmatch_thresholds(policy.latest, 5, 0.9).max() > 0.9 - 1e-6
+    assert policy.warm_up(0) == float(not reached)
+
+def test_freematch_is_in_warm_up_while_its_start_outweighs_the_steps():
+    "The weight of 1/K in a running mean of zeros is what is left of it."
+    policy = FreeMatch(4, momentum=0.9)
+    for step in range(1, 12):
+        policy(torch.zeros(2, 4), None)
+        assert policy.warm_up(step) == float(policy.tau > 0.5 / 4)
+    assert FreeMatch(4).warm_up(692) == 1 and FreeMatch(4).warm_up(693) == 0
+
+def test_the_history_says_who_is_in_warm_up(tiny):
+    "In so few steps FlexMatch leaves its warm-up never; without a threshold there is none."
+    for method, share in {"fixmatch": 0, "flexmatch": 1}.items():
+        run(tiny(method=method))
+        assert (find_record(tiny(method=method)).history["warm_up"] == share).all()
+    run(tiny(method="mean_teacher"))
+    assert "warm_up" not in find_record(tiny(method="mean_teacher")).history
 
 def plain_fairness(logits, used, p, h):
     k, rows = len(p), [softmax(r) for r, u in zip(logits, used, strict=True) if u]
@@ -241,7 +280,7 @@ def test_interrupted_run_ends_with_the_same_bits(tiny, tmp_path, name, monkeypat
     with pytest.raises(KeyboardInterrupt): run(tiny(**fields))
     monkeypatch.undo()
     record = run(tiny(**fields))
-    assert record.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
+    assert untimed(record.history).equals(untimed(whole.history))
     assert np.array_equal(*(np.stack(r.predictions["logits"]) for r in (record, whole)))
     assert (record.folder/"weights.safetensors").read_bytes() == (whole.folder/"weights.safetensors").read_bytes()
     used = record.history["pool_used"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fer_bench.core import BenchError
+from fer_bench.evaluate.dunnett import additive_model, dunnett
 from fer_bench.evaluate.ranks import average_ranks, critical_difference, friedman, nemenyi
 from fer_bench.evaluate.statistics import draws_needed, hedges_g, holm, mcnemar, t_interval, t_test, wilson
 
@@ -164,3 +165,100 @@ def test_too_few_methods_or_tasks():
     with pytest.raises(BenchError, match="3 methods"): friedman(made([[1, 2], [2, 1]]))
     for bad in [(1, 5), (3, 1), (3, 5, 95)]:
         with pytest.raises(BenchError, match="no critical difference"): critical_difference(*bad)
+
+
+# --- many methods against one baseline ---
+
+BLOOD = {"control": [7.40, 8.50, 7.20, 8.24, 9.84, 8.32], "A": [9.76, 8.80, 7.68, 9.36],
+         "B": [12.80, 9.68, 12.16, 9.20, 10.55]}  # Dunnett 1955, blood counts of animals under two drugs
+PENICILLIN = np.array([[89, 88, 97, 94], [84, 77, 92, 79], [81, 87, 87, 85], [87, 92, 89, 84], [79, 81, 80, 88]])
+
+def table(values):
+    "(values, methods, draws) of a table (draws, methods); nan: a number is missing."
+    draws, methods = np.indices(np.shape(values)).reshape(2, -1)
+    there = np.isfinite(np.ravel(values))
+    return np.ravel(values)[there], methods[there], draws[there]
+
+def test_dunnett_of_one_draw_is_scipys_one_way_test():
+    "The example of Dunnett's paper; unequal groups, so unequal correlations."
+    names = np.repeat(list(BLOOD), [len(group) for group in BLOOD.values()])
+    found = dunnett(np.concatenate([*BLOOD.values()]), names, np.zeros(len(names)), "control")
+    theirs = stats.dunnett(*[BLOOD[n] for n in "AB"], control=BLOOD["control"], random_state=0)
+    assert list(found.index) == ["A", "B"] and found["p"].tolist() == pytest.approx(theirs.pvalue, abs=2e-3)
+    interval = theirs.confidence_interval()
+    assert found["low"].tolist() == pytest.approx(interval.low, abs=0.02)
+    assert found["high"].tolist() == pytest.approx(interval.high, abs=0.02)
+
+def test_dunnett_of_a_published_block_design():
+    """Box, Hunter and Hunter's penicillin: error 18.8 with 12 degrees of freedom, means 84, 85, 89, 86.
+
+    Dunnett 1964, table II, two-sided 5 %: 2.68 for three comparisons and 12 degrees of freedom."""
+    values, methods, draws = table(PENICILLIN)
+    gains, _, variance, df = additive_model(values, methods, draws, [1, 2, 3])
+    assert gains.tolist() == pytest.approx([1, 5, 2]) and (variance, df) == (pytest.approx(226 / 12), 12)
+    found = dunnett(values, methods, draws, 0)
+    half = 2.68 * np.sqrt(2 / 5 * 226 / 12)
+    assert (found["high"] - found["gain"]).tolist() == pytest.approx([half] * 3, rel=2e-3)
+
+@pytest.mark.parametrize("k, n, critical", [(2, 6, 2.57), (2, 11, 2.38), (4, 4, 2.81), (5, 5, 2.73)])
+def test_dunnett_has_the_critical_values_of_the_tables(k, n, critical):
+    "Dunnett 1964, table II, two-sided 5 %: k comparisons over n draws have k (n − 1) degrees of freedom."
+    cells = table(np.random.default_rng(k).standard_normal((n, k + 1)))
+    _, scale, variance, df = additive_model(*cells, range(1, k + 1))
+    found = dunnett(*cells, 0)
+    assert df == k * (n - 1)
+    half = (found["high"] - found["gain"]) / np.sqrt(variance * np.diag(scale))
+    assert half.tolist() == pytest.approx([critical] * k, abs=0.01)
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 6))
+def test_dunnett_of_two_methods_is_students_paired_test(seed, draws):
+    values = np.random.default_rng(seed).standard_normal((draws, 2))
+    row, gained = dunnett(*table(values), 0).iloc[0], values[:, 1] - values[:, 0]
+    assert row[["gain", "low", "high"]].tolist() == pytest.approx(t_interval(gained))
+    assert row["p"] == pytest.approx(t_test(gained))
+
+def test_the_additive_model_against_plain_least_squares():
+    "A table with holes: estimates, their covariance and the error as of numpy's lstsq with an intercept and dummies."
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((5, 4)) + np.arange(4) + 10 * rng.standard_normal((5, 1))
+    values[[0, 1, 4], [1, 3, 2]] = np.nan
+    y, methods, draws = table(values)
+    x = np.column_stack([np.ones(len(y)), *(methods == m for m in (1, 2, 3)), *(draws == d for d in (1, 2, 3, 4))])
+    coefficients, rss, rank, _ = np.linalg.lstsq(x, y, rcond=None)
+    gains, scale, variance, df = additive_model(y, methods, draws, [1, 2, 3])
+    assert gains == pytest.approx(coefficients[1:4]) and (df, rank) == (len(y) - rank, 8)
+    assert variance == pytest.approx(rss[0] / df) and scale == pytest.approx(np.linalg.inv(x.T @ x)[1:4, 1:4])
+    again = dunnett(y[::-1], methods[::-1], draws[::-1], 0)
+    forth = dunnett(y, methods, draws, 0)
+    assert again.loc[forth.index].to_numpy() == pytest.approx(forth.to_numpy(), abs=2e-3), "whatever the order"
+
+def test_dunnett_keeps_its_promise():
+    "Tables of equal methods: in about one of twenty some interval excludes zero, though each draw moves all by much."
+    rng = np.random.default_rng(0)
+    tables = rng.standard_normal((200, 3, 5)) + 5 * rng.standard_normal((200, 3, 1))
+    found = [dunnett(*table(values), 0) for values in tables]
+    alarms = np.mean([((f["low"] > 0) | (f["high"] < 0)).any() for f in found])
+    assert 0.01 < alarms < 0.1
+    assert alarms == pytest.approx(np.mean([f["p"].min() < 0.05 for f in found]), abs=0.01)
+
+def test_dunnett_without_spread_or_degrees_of_freedom():
+    once = dunnett([0.5, 0.6, 0.4], ["a", "b", "c"], [0, 0, 0], "a")
+    assert once["gain"].tolist() == pytest.approx([0.1, -0.1]) and once[["low", "high", "p"]].isna().all(axis=None)
+    same = dunnett(*table(np.array([[0.1, 0.1, 0.3]] * 3) + [[0], [0.2], [0.4]]), 0)
+    assert same["p"].tolist() == [1, 0] and same["low"].tolist() == same["high"].tolist() == pytest.approx([0, 0.2])
+
+@pytest.mark.parametrize("values, methods, draws, says", [
+    ([1.0, 2.0], ["a", "b"], [0], "make no table"), ([1.0, np.nan], ["a", "b"], [0, 0], "finite numbers"),
+    ([1.0, 2.0], ["b", "c"], [0, 0], "compare with 'a'.*There are: b, c"),
+    ([1.0, 2.0], ["a", "a"], [0, 1], "compare with"),
+    ([1.0, 2.0, 3.0, 4.0], ["a", "b", "b", "c"], [0, 0, 1, 2], "No draw connects c to"),
+    ([1.0, 2.0, 3.0, 4.0], ["a", "a", "b", "c"], [0, 1, 2, 2], "No draw connects b, c to")])
+def test_dunnett_refuses(values, methods, draws, says):
+    with pytest.raises(BenchError, match=says): dunnett(values, methods, draws, "a")
+    with pytest.raises(BenchError, match="confidence"): dunnett([1.0, 2.0], ["a", "b"], [0, 0], "a", 95)
+
+def test_dunnett_compares_what_only_other_methods_connect():
+    "b shares no draw with the baseline, but c shares one with each: b − a = (b − c) + (c − a)."
+    found = dunnett([1.0, 3.0, 10.0, 15.0], ["a", "c", "c", "b"], [0, 0, 1, 1], "a")
+    assert found["gain"].to_dict() == pytest.approx({"c": 2, "b": 7})

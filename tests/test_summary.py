@@ -3,6 +3,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from scipy import stats
 from fer_bench.catalogue import known_entry
 from fer_bench.config import own_values
 from fer_bench.core import BenchError, write_json
+from fer_bench.evaluate.dunnett import dunnett
 from fer_bench.evaluate.statistics import t_interval
 from fer_bench.report.comparison import paragraph
 from fer_bench.report.figures import run_title
@@ -24,10 +26,12 @@ from fer_bench.report.names import (
     run_names,
     setting_names,
 )
+from fer_bench.report.rows import leaderboard_table
+from fer_bench.report.scores import HEADINGS
 from fer_bench.report.summary import gains, measured, summarise
-from fer_bench.report.tables import compare, fold_note, leaderboard_table, notes
+from fer_bench.report.tables import compare, fold_note, notes
 from fer_bench.report.tasks import budgets, chosen, tasks
-from fer_bench.schema import example_environment, example_metrics
+from fer_bench.schema import Metrics, Scores, Status, example_environment, example_metrics
 
 
 def test_t_interval_by_hand():
@@ -49,7 +53,7 @@ def test_no_interval(values):
 
 OTHER = "e" * 64  # another hash
 
-def record(method="supervised", draw=0, WAR=0.4, seed=0, images=100, **changes):
+def record(method="supervised", draw=0, WAR=0.4, seed=0, images=100, history=None, **changes):
     "A finished run, `changes` to its config or metrics."
     test = {"WAR": WAR, "UAR": WAR / 2, "macro_F1": WAR}
     test |= {f"{m}_ci": [max(0, WAR - 0.1), min(1, WAR + 0.2)] for m in ("WAR", "UAR", "macro_F1")}
@@ -62,6 +66,7 @@ def record(method="supervised", draw=0, WAR=0.4, seed=0, images=100, **changes):
                    labelled_seen=images, test=test)
     metrics |= {k: v for k, v in changes.items() if k not in config or k == "select"}
     return SimpleNamespace(id="a", config=config | {k: v for k, v in changes.items() if k in config},
+                           history=history, status=Status(state="missing"),
                            environment=example_environment(), metrics=example_metrics(**metrics))
 
 def test_summary_by_hand():
@@ -118,6 +123,95 @@ def test_what_does_not_belong_together(other, says):
 def test_no_baseline():
     with pytest.raises(BenchError, match="No run of 'dtm'"): summarise([record()], "dtm")
     with pytest.raises(BenchError, match="no finished run"): summarise([])
+
+
+# --- many rows, one baseline ---
+
+def test_dunnett_takes_the_rows_of_one_baseline_together():
+    "Two families: trained rows over supervised, of which one lacks a draw, and a probe over the random one."
+    rng = np.random.default_rng(0)
+    wars = {m: 0.4 + 0.1 * rng.random(3) for m in ("supervised", "dtm", "fixmatch", "ada_cm", "random", "byol")}
+    starts = {"random": dict(method="linear_probe"), "byol": dict(method="linear_probe", **BYOL)}
+    runs = [record(**({"method": m} | starts.get(m, {})), draw=d, WAR=w) for m in wars for d, w in enumerate(wars[m])
+            if (m, d) != ("fixmatch", 2)]
+    table = measured(runs).set_index("method")
+    found = table[[f"WAR_dunnett{end}" for end in ("", "_low", "_high", "_p")]]
+    trained = [(w, m, d) for m in list(wars)[:4] for d, w in enumerate(wars[m]) if (m, d) != ("fixmatch", 2)]
+    expected = dunnett(*zip(*trained, strict=True), "supervised")
+    assert found.loc[["dtm", "fixmatch", "ada_cm"]].to_numpy() == pytest.approx(expected.to_numpy(), abs=2e-3)
+    probe = t_interval(wars["byol"] - wars["random"])
+    assert found.loc["linear probe of byol"].tolist()[:3] == pytest.approx(probe), "alone: Student's paired interval"
+    assert found.loc[["supervised", "linear probe of random weights"]].isna().all(axis=None)
+    assert table.loc["fixmatch", "WAR_dunnett"] != pytest.approx(table.loc["fixmatch", "WAR_gain"])
+
+def test_dunnett_needs_a_common_draw_with_the_baseline():
+    runs = [record(draw=d, WAR=0.4) for d in (0, 1)] + [record("dtm", d, 0.5 + d / 100) for d in (0, 1, 2)]
+    table = measured([*runs, record("fixmatch", 2, 0.6)]).set_index("method")
+    assert np.isnan(table.loc["fixmatch", "WAR_dunnett"]) and table.loc["dtm", "WAR_dunnett"] == pytest.approx(0.105)
+    text = summarise([*runs, record("fixmatch", 2, 0.6)]).set_index("method")
+    assert text.loc["fixmatch", ["UAR gain", "UAR gain, Dunnett"]].tolist() == ["no common draw", ""]
+
+def test_seeds_of_a_draw_are_one_number_for_dunnett():
+    "A second seed is no draw more: the same interval as from the means."
+    twice = [record(m, d, w + s, seed=i) for m, w in (("supervised", 0.4), ("dtm", 0.5), ("eac", 0.45))
+             for d in range(3) for i, s in enumerate((0.01 * d * (m == "dtm"), 0.02 * d * (m != "dtm")))]
+    means = [record(one.config["method"], one.config["label_seed"], (one.metrics.test.WAR + two.metrics.test.WAR) / 2)
+             for one, two in zip(twice[::2], twice[1::2], strict=True)]
+    columns = [c for c in measured(means) if "WAR_dunnett" in c]
+    assert measured(twice)[columns].to_numpy() == pytest.approx(measured(means)[columns].to_numpy(), nan_ok=True)
+
+
+# --- class-balanced budgets ---
+
+class Adjusted(Metrics):
+    adjusted: Scores | None = None
+
+def adjusted(r, WAR=None):
+    "`r` with a WAR of adjusted logits, its interval 0.1 below and above."
+    scores = WAR and r.metrics.test.model_copy(update=dict(WAR=WAR, WAR_ci=[WAR - 0.1, WAR + 0.1]))
+    r.metrics = Adjusted.model_construct(**dict(r.metrics) | {"adjusted": scores})
+    return r
+
+def test_war_stands_twice_with_intervals_for_both():
+    "Adjusted gains 1, 3 and 5 points where the plain ones are 0: mean 3, sd 2, t of two degrees 4.3027."
+    runs = [adjusted(record(draw=d, WAR=0.4), 0.45) for d in range(3)]
+    runs += [adjusted(record("dtm", d, 0.4), 0.46 + 0.02 * d) for d in range(3)]
+    dtm = measured(runs).set_index("method").loc["dtm"]
+    assert dtm["WAR_gain"] == pytest.approx(0) and dtm["WAR_adjusted"] == pytest.approx(0.48)
+    half = 4.302653 * 0.02 / np.sqrt(3)
+    assert dtm[["WAR_adjusted_gain", "WAR_adjusted_gain_low"]].tolist() == pytest.approx([0.03, 0.03 - half], abs=1e-6)
+    assert dtm["WAR_adjusted_dunnett_high"] == pytest.approx(0.03 + half, abs=1e-6), "of one row: Student's"
+    text = summarise(runs).set_index("method")
+    of = lambda m: [f"{m} gain", f"{m} gain, Dunnett"]
+    assert list(text)[-9:] == ["UAR", "WAR", "WAR adjusted", *of("UAR"), *of("WAR"), *of("WAR adjusted")]
+    assert text.loc["dtm", ["WAR", "WAR adjusted", "WAR adjusted gain"]].tolist() == [
+        "40.0 ± 0.0", "48.0 ± 2.0", "+3.0 [-2.0, 8.0]"]
+    assert compare(runs[:1])["WAR adjusted"].item() == "45.0 [35.0, 55.0]"
+    alone = measured(runs[:1]).iloc[0]
+    assert alone[["WAR_adjusted_low", "WAR_adjusted_high"]].tolist() == pytest.approx([0.35, 0.55])
+
+def test_a_row_with_a_run_that_lacks_it_has_no_adjusted_war():
+    "A mean over other draws than the row says would be another number; the other rows keep theirs."
+    runs = [adjusted(record(draw=d, WAR=0.4), 0.45) for d in range(2)]
+    runs += [adjusted(record("dtm", 0, 0.5), 0.55), adjusted(record("dtm", 1, 0.5)), record("fixmatch", 0, 0.5)]
+    table, text = measured(runs).set_index("method"), summarise(runs).set_index("method")
+    assert table["WAR_adjusted"].isna().to_dict() == {"dtm": True, "fixmatch": True, "supervised": False}
+    assert text["WAR adjusted"].tolist() == ["–", "–", "45.0 ± 0.0"]
+    assert text.loc["dtm", ["WAR gain", "WAR adjusted gain"]].tolist() == ["+10.0 [10.0, 10.0]", ""]
+    assert "WAR adjusted gain" not in summarise([record(), record("dtm")]), "no gain of what no record has"
+
+def test_where_all_labels_are_used_accuracy_stands_first_and_once():
+    runs = [record(m, seed=s, labels_per_class=None) for m in ("supervised", "eac") for s in (0, 1)]
+    assert [c for c in measured(runs) if c in HEADINGS] == ["WAR", "UAR", "macro_F1"]
+    assert list(summarise(runs))[-6:-4] == ["WAR", "UAR"] and not any("adjusted" in c for c in summarise(runs))
+
+def test_rows_say_the_share_of_the_pool_in_use():
+    "Of the last epoch, the mean over runs."
+    pool = dict(members=["rest"], faces=[9000], dropped=[0], hash="b" * 64)
+    used = lambda n: pd.DataFrame({"epoch": [1, 2], "pool_seen": [400, 400], "pool_used": [400, n]})
+    runs = [record("dtm", d, history=used(n), pool=pool) for d, n in enumerate((100, 200))]
+    text = summarise([*runs, record()]).set_index("method")["pool in use"]
+    assert text.to_dict() == {"dtm": "38 % of 9,000", "supervised": ""}
 
 
 # --- what may share a table ---

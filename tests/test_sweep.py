@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_records import untimed
 
 from fer_bench.cli import main
 from fer_bench.config import BY_HASH, NO_NUMBER, NUMERICS, PROBE, RunConfig, former_values, recorded_config, run_id
@@ -200,9 +201,10 @@ def test_expand_makes_every_combination_once(top, blocks):
 
 def facts(record):
     "What a record says, apart from when and how fast."
-    metrics = {k: v for k, v in record.metrics.model_dump().items() if k not in ("train_seconds", "peak_memory_mb")}
+    timed = ("train_seconds", "cpu_seconds", "peak_memory_mb")
+    metrics = {k: v for k, v in record.metrics.model_dump().items() if k not in timed}
     config = record.config | {"results_dir": "", "cache_dir": ""}
-    history, logits = record.history.drop(columns="seconds").to_json(), np.stack(record.predictions["logits"]).tobytes()
+    history, logits = untimed(record.history).to_json(), np.stack(record.predictions["logits"]).tobytes()
     return metrics, config, history, logits
 
 def same(results, other):
@@ -503,8 +505,8 @@ def as_then(cell, numerics):
     return deciding(cell.config) | {n: v for n, v in former.items() if n not in cell.given}
 
 def test_the_committed_study_is_its_grid():
-    "Every committed run of FERPlus with 50 labels a class, and the pretrainings, is a run of results/ferplus-50.yaml."
-    cells = expand(RESULTS/"ferplus-50.yaml")
+    "Every committed run of FERPlus with 50 labels a class, and the pretrainings, is a run of one of our grids."
+    cells = [c for path in (RESULTS/"ferplus-50.yaml", *RESULTS.glob("studies/*.yaml")) for c in expand(path)]
     found = {r.id: r for r in load_runs(RESULTS) if r.metrics.dataset == "ferplus"}
     records = {name: recorded_config(r.config) for name, r in found.items()}
     for name, config in records.items():
@@ -514,11 +516,11 @@ def test_the_committed_study_is_its_grid():
         start = config.init.removeprefix("run:")
         assert (deciding(config), deciding(records[start]) if start in records else start) in theirs, name
 
-def test_the_gpu_study_is_the_same_grid_with_more_seeds():
+def test_the_gpu_study_is_the_same_grid_with_more_draws_and_seeds():
     def methods(name):
         cells = [(c.config, c.needs.config.method if c.needs else c.config.init) for c in expand(RESULTS/name)]
-        return {(config.method, config.label_seed, config.min_map, init) for config, init in cells}
+        return {(config.method, config.min_map, init) for config, init in cells}
     assert methods("ferplus-50.yaml") == methods("gpu-study.yaml")
     configs = [c.config for c in expand(RESULTS/"gpu-study.yaml")]
     assert {(c.backbone, c.image_size, c.device) for c in configs} == {("resnet18", 112, "cuda")}
-    assert {c.seed for c in configs} == {0, 1, 2}
+    assert {c.seed for c in configs} == {0, 1, 2} and {c.label_seed for c in configs} == {0, 1, 2, 3, 4}

@@ -197,6 +197,7 @@ NEUTRAL = {"weak": {"gain": torch.ones(4), "lift": torch.zeros(4)}, "erased": {"
            "ssl": {"jitter": torch.tensor([1.0, 1, 1, 0]).repeat(4, 1), "grey": torch.zeros(4, dtype=torch.bool),
                    "sigma": torch.full((4,), 1e-3)}}
 NEUTRAL["erased"] |= NEUTRAL["weak"]
+NEUTRAL["geometric"] = NEUTRAL["weak"]
 
 @pytest.mark.parametrize("side", [48, 50, 64, 72, 95, 96])
 @pytest.mark.parametrize("name", NEUTRAL)
@@ -220,6 +221,38 @@ def test_no_crop_shows_waves_that_it_cannot_hold(side):
     published = resized_crop(floats(faces[:1]), 0, 0, crop, crop, [48, 48], antialias=True).std()
     aliased = warp(floats(faces), theta, 48).std(dim=(1, 2, 3))
     assert left.max() < 1.25 * published + 0.02 and left.mean() < 0.5 * aliased.mean()
+
+# the geometric view
+
+@pytest.mark.parametrize("strength", [0.5, 1.0, 2.0])
+def test_one_number_scales_the_geometric_view(strength):
+    """Rotation to 30°, shift to a fifth of the side, shear to .2, zoom ± 20 %, read from the maps: theta = rotation ·
+    shear · zoom. The same draws at another strength are that multiple of them."""
+    params = make_view("geometric", strength).sample(seeded(3), 20_000)
+    theta = params["theta"].double()
+    mirrored = theta[:, :, :2].det() < 0
+    first = torch.where(mirrored, -1.0, 1.0)[:, None] * theta[:, :, 0]  # (n, 2): rotation's first column · zoom
+    angle, width = torch.atan2(first[:, 1], first[:, 0]), first.norm(dim=1)
+    across = torch.stack([-angle.sin(), angle.cos()], 1)
+    height = (theta[:, :, 1] * across).sum(1)
+    shear = (theta[:, :, 1] * torch.stack([angle.cos(), angle.sin()], 1)).sum(1) / height
+    found = {"rotation": angle * 180 / math.pi / 30, "shift": theta[:, :, 2].flatten() / 0.4, "shear": shear / 0.2,
+             "width": (width - 1) / 0.2, "height": (height - 1) / 0.2, "gain": (params["gain"] - 1) / 0.3,
+             "lift": params["lift"] / 0.2}
+    for name, values in found.items():
+        spread = values / strength
+        assert spread.abs().max() <= 1 + 1e-4 and spread.abs().max() > 0.99, name
+        assert abs(spread.mean()) < 0.02 and abs(spread.square().mean() - 1 / 3) < 0.01, name  # uniform in [-1, 1]
+    assert abs(mirrored.float().mean() - 0.5) < 0.02
+
+def test_the_geometric_view_fills_with_the_nearest_pixel():
+    "A face with a black mark in its middle and a white border: moved by up to a fifth, no second mark comes in."
+    face = torch.full((1, 1, 48, 48), 255, dtype=torch.uint8)
+    face[..., 20:28, 20:28] = 0
+    params = make_view("geometric").sample(seeded(0), 64) | {"gain": torch.ones(64), "lift": torch.zeros(64)}
+    dark = 1 - make_view("geometric")(face.expand(64, -1, -1, -1), 48, **params)[:, 0]  # (64, 48, 48)
+    area = params["theta"][:, :, :2].det().abs()
+    assert (dark.sum((1, 2)) * area == pytest.approx(64, rel=0.1)) and dark[:, 0].max() < 1e-3
 
 # cutout
 

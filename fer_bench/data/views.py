@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRIES', 'WEAK', 'SMALL_FACE', 'LEAST_CROP', 'VIEWS', 'seeded', 'uniform', 'to_rgb', 'crop_sides', 'affine', 'warp',
-           'resize', 'resample', 'Plain', 'Weak', 'Strong', 'Ssl', 'Erased', 'make_view', 'apply_view']
+           'resize', 'resample', 'Plain', 'Weak', 'Strong', 'Ssl', 'Erased', 'Geometric', 'make_view', 'apply_view']
 
 # %% ../../nbs/data/views.ipynb #5fe7241e
 import math
@@ -62,25 +62,27 @@ def affine(generator, n: int, scale=(0.8, 1.0), ratio=(1.0, 1.0), degrees=0.0, f
     second = torch.stack([width * sin * mirror, height * cos, y], 1)   # (n, 3)
     return torch.stack([first, second], 1)  # (n, 2, 3)
 
-def warp(images: torch.Tensor, theta: torch.Tensor, size: int) -> torch.Tensor:
-    "Resample float `images` (B, C, H, W) through `theta` (B, 2, 3) to (B, C, size, size), bilinear, edges mirrored."
+def warp(images: torch.Tensor, theta: torch.Tensor, size: int, edges: str = "reflection") -> torch.Tensor:
+    """Resample float `images` (B, C, H, W) through `theta` (B, 2, 3) to (B, C, size, size), bilinear.
+
+    `edges`: what lies outside of the picture, its mirror image ("reflection") or its nearest pixel ("border")."""
     shape = (len(images), images.shape[1], size, size)
     grid = F.affine_grid(theta.to(images, non_blocking=True), shape, align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    return F.grid_sample(images, grid, padding_mode=edges, align_corners=False)
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     "Float `images` (B, C, H, W) as (B, C, size, size), bilinear with antialiasing."
     if images.shape[-2:] == (size, size): return images
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
-def resample(images: torch.Tensor, theta: torch.Tensor, size: int) -> torch.Tensor:
+def resample(images: torch.Tensor, theta: torch.Tensor, size: int, edges: str = "reflection") -> torch.Tensor:
     """`warp` without aliasing: float `images` (B, C, H, W) through `theta` (B, 2, 3) to (B, C, size, size).
 
     With the identity and a side of at most 2 · `size` this is `resize`. Source: ours."""
     side = max(images.shape[-2:])
     fine = min(max(side, size), 2 * size)
     if side > fine: images = resize(images, fine)
-    return resize(warp(images, theta, fine), size)
+    return resize(warp(images, theta, fine, edges), size)
 
 # %% ../../nbs/data/views.ipynb #f7749bac
 WEAK = {"scale": (0.8, 1.0), "ratio": (0.9, 1.1), "degrees": 10}
@@ -94,12 +96,14 @@ class Plain:
 
 class Weak:
     "Crop of 80 to 100 % of the area, rotation to 10°, flip, brightness and contrast ± 20 %: (B, 3, size, size)."
+    edges = "reflection"
+
     def sample(self, generator, n: int) -> dict:
         return {"theta": affine(generator, n, **WEAK),
                 "gain": uniform(generator, n, 0.8, 1.2), "lift": uniform(generator, n, -0.2, 0.2)}
 
     def __call__(self, images, size: int, theta, gain, lift) -> torch.Tensor:
-        images = resample(images.float().div(255), theta, size)  # (B, C, size, size), C = 1 for grey
+        images = resample(images.float().div(255), theta, size, self.edges)  # (B, C, size, size), C = 1 for grey
         gain, lift = (v.to(images, non_blocking=True).view(-1, 1, 1, 1) for v in (gain, lift))
         mean = images.mean((1, 2, 3), keepdim=True)
         return ((images - mean) * gain + mean + lift).clamp(0, 1).expand(-1, 3, -1, -1)
@@ -163,12 +167,33 @@ class Erased(Weak):
     def __call__(self, images, size: int, theta, gain, lift, box) -> torch.Tensor:
         return erase(super().__call__(images, size, theta, gain, lift).contiguous(), box)
 
-# %% ../../nbs/data/views.ipynb #dc72e0e0
-VIEWS = {"plain": Plain, "weak": Weak, "strong": Strong, "ssl": Ssl, "erased": Erased}
+# %% ../../nbs/data/views.ipynb #2bc2ad8d
+class Geometric(Weak):
+    """Rotation, shift, shear, zoom, flip, brightness and contrast: (B, 3, size, size) in [0, 1].
 
-def make_view(name: str):
-    "The view called `name`; `BenchError` with the nearest names if there is none."
-    return lookup("view", name, VIEWS)()
+    `strength` > 0 scales all but the flip. At 1: rotation to 30°, shift to 20 % of the side, shear to .2, zoom ± 20 %
+    in each direction, contrast ± 30 %, brightness ± .2. Source: the ranges of vicksam/fer-model; light: ours."""
+    edges = "border"
+
+    def __init__(self, strength: float = 1.0): self.strength = strength
+
+    def sample(self, generator, n: int) -> dict:
+        most = lambda limit: uniform(generator, n, -limit, limit) * self.strength
+        angle, shear, x, y = most(30 * math.pi / 180), most(0.2), most(0.4), most(0.4)  # the picture is 2 wide
+        width, height = 1 + most(0.2), 1 + most(0.2)
+        width = width * torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
+        cos, sin = angle.cos(), angle.sin()
+        first = torch.stack([cos * width, (cos * shear - sin) * height, x], 1)   # (n, 3): rotation · shear · zoom
+        second = torch.stack([sin * width, (sin * shear + cos) * height, y], 1)  # (n, 3)
+        return {"theta": torch.stack([first, second], 1), "gain": 1 + most(0.3), "lift": most(0.2)}
+
+# %% ../../nbs/data/views.ipynb #dc72e0e0
+VIEWS = {"plain": Plain, "weak": Weak, "strong": Strong, "ssl": Ssl, "erased": Erased, "geometric": Geometric}
+
+def make_view(name: str, strength: float = 1.0):
+    "The view called `name`; `strength`: of `Geometric`. `BenchError` with the nearest names if there is none."
+    view = lookup("view", name, VIEWS)
+    return view(strength) if view is Geometric else view()
 
 def apply_view(view, images: torch.Tensor, size: int, *seed: int, part: tuple[int, int] = (0, 1)) -> torch.Tensor:
     """Sample the parameters of `view` for uint8 `images` (B, C, H, W) from `seed` and apply them: (B, 3, size, size).

@@ -11,7 +11,7 @@ import torch
 
 from ..core import BenchError
 from .base import at_least_float32
-from .supervised import Supervised, cross_entropy, loss_weights
+from .supervised import Supervised, cross_entropy, loss_log_prior, loss_weights
 
 # %% ../../nbs/methods/eac.ipynb #ebd098ea
 def class_activation(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -31,11 +31,11 @@ class EAC(Supervised):
 
     `net`: a `Classifier` whose backbone is a CNN with global average pooling, else `BenchError` before any training.
     `config`: a `RunConfig`, of which it reads ema, label_smoothing, image_size, backbone and lambda_eac. `weights` (K,)
-    of the classes, or None. Source: EAC (arXiv 2207.10299)."""
+    and `log_prior` (K,) as in `Supervised`. Source: EAC (arXiv 2207.10299)."""
     views = {"labelled": ["erased"]}
 
-    def __init__(self, net, config, weights=None):
-        super().__init__(net, config.ema, config.label_smoothing, weights)
+    def __init__(self, net, config, weights=None, log_prior=None):
+        super().__init__(net, config.ema, config.label_smoothing, weights, log_prior)
         self.lambda_eac = config.lambda_eac
         _check_maps(net, config)
 
@@ -44,8 +44,8 @@ class EAC(Supervised):
         features = net.backbone.forward_features(net.normalise(torch.cat([face, face.flip(-1)])))  # (2B, C, h, w)
         logits = net.head(net.backbone.forward_head(features[:len(face)], pre_logits=True))  # (B, K)
         maps = class_activation(features, net.head.weight.detach()).chunk(2)  # two of (B, K, h, w)
-        parts = {"cross_entropy": cross_entropy(logits, batch["targets"], self.smoothing, self.weights),
-                 "consistency": self.lambda_eac * mirror_disagreement(*maps)}
+        loss = cross_entropy(logits, batch["targets"], self.smoothing, self.weights, self.log_prior)
+        parts = {"cross_entropy": loss, "consistency": self.lambda_eac * mirror_disagreement(*maps)}
         return sum(parts.values()), parts
 
     def forward_only(self, batch: dict):
@@ -68,4 +68,4 @@ def _check_maps(net, config) -> None:
 
 def eac(net, config, counts, n_unlabelled: int = 0) -> EAC:
     "`EAC` with the settings of `config` (a `RunConfig`); `counts` (K,): labelled faces of each class."
-    return EAC(net, config, loss_weights(config, counts))
+    return EAC(net, config, loss_weights(config, counts), loss_log_prior(config, counts))

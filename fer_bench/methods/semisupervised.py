@@ -16,7 +16,7 @@ from ..core import BenchError
 from ..distributed import all_gather, part_of, world
 from .base import Method, freeze_bn_stats
 from .contrast import nt_xent
-from .supervised import cross_entropy, loss_weights
+from .supervised import cross_entropy, loss_log_prior, loss_weights
 from .thresholds import fairness_loss, make_policy
 
 # %% ../../nbs/methods/semisupervised.ipynb #82c2f87a
@@ -28,17 +28,18 @@ class SemiSupervised(Method):
 
     `net`: images → logits (B, K), with `net.encode` and `net.head`. `policy`: a module of `methods.thresholds`, or None
     for no threshold. `config`: a `RunConfig` with the family's options. `n_unlabelled`: N, faces of the pool. `weights`
-    (K,) of the classes in the labelled loss, or None. `last_pseudo_label` (N,): for each face of the pool, the
-    pseudo-label it had when last seen in this epoch, `BELOW` if its confidence was below the threshold, `UNSEEN` if it
-    was not seen.
+    (K,) and `log_prior` (K,) of the classes in the labelled loss, or None. `last_pseudo_label` (N,): for each face of
+    the pool, the pseudo-label it had when last seen in this epoch, `BELOW` if its confidence was below the threshold,
+    `UNSEEN` if it was not seen.
     Sources: the papers that the entries of the catalogue name."""
-    def __init__(self, net, policy, config, n_unlabelled: int, weights=None):
+    def __init__(self, net, policy, config, n_unlabelled: int, weights=None, log_prior=None):
         super().__init__(net, config.ema)
         self.policy, self.config = policy, config
         self.consistency = config.pseudo == "ema" and policy is None  # a squared error, and no pseudo-labels
         learned = "weak" if self.consistency or config.pseudo == "same" else "strong"
         self.views = {"labelled": ["weak"], "unlabelled": [*WEAK_VIEWS[config.pseudo], learned]}
         self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("log_prior", log_prior, persistent=False)
         last_pseudo_label = torch.full((n_unlabelled,), UNSEEN, dtype=torch.int16)
         self.register_buffer("last_pseudo_label", last_pseudo_label, persistent=False)
         self.thresholds = None  # (K,), of the last step
@@ -51,7 +52,8 @@ class SemiSupervised(Method):
         # thresholds depend on the faces of all processes
         all_pseudo, all_used = self._pseudo_labels(all_gather(probabilities), all_gather(batch["index"]))
         pseudo, used = (part_of(v, world()) for v in (all_pseudo, all_used))  # (mu B,)
-        parts = {"labelled": c.lambda_x * cross_entropy(logits_x, batch["targets"], c.label_smoothing, self.weights)}
+        loss_x = cross_entropy(logits_x, batch["targets"], c.label_smoothing, self.weights, self.log_prior)
+        parts = {"labelled": c.lambda_x * loss_x}
         if self.consistency:
             squared_error = F.mse_loss(logits_u.float().softmax(1), probabilities)
             parts["unlabelled"] = c.lambda_u * ramp(batch["progress"]) * squared_error
@@ -107,7 +109,10 @@ class SemiSupervised(Method):
         return list(self.net.head(features).split(sizes)), list(features.split(sizes))
 
     def after_epoch(self, progress: float, labelled) -> dict:
-        facts = {} if self.thresholds is None else {"thresholds": [round(v, 5) for v in self.thresholds.tolist()]}
+        facts, c = {}, self.config
+        if self.thresholds is not None:
+            facts = {"thresholds": [round(v, 5) for v in self.thresholds.tolist()],
+                     "warm_up": self.policy.warm_up(round(progress * c.epochs * c.steps_per_epoch))}
         if hasattr(self.policy, "update"): self.policy.update(progress, *labelled())
         self.last_pseudo_label.fill_(UNSEEN)
         return facts
@@ -126,6 +131,6 @@ def semisupervised(net, config, counts, n_unlabelled: int) -> SemiSupervised:
     if config.pseudo == "ema" and not config.ema:
         raise BenchError("pseudo = 'ema' takes its targets from the averaged network, so ema must be above 0, such as "
                          "0.999.")
-    weights = loss_weights(config, counts)
+    weights, log_prior = loss_weights(config, counts), loss_log_prior(config, counts)
     policy = None if config.policy == "none" else make_policy(config.policy, len(counts), n_unlabelled, config)
-    return SemiSupervised(net, policy, config, n_unlabelled, weights)
+    return SemiSupervised(net, policy, config, n_unlabelled, weights, log_prior)

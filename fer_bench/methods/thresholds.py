@@ -82,6 +82,10 @@ class Fixed(nn.Module):
 
     def forward(self, probabilities, index) -> torch.Tensor: return self.thresholds
 
+    def warm_up(self, steps: int) -> float:
+        "Share of the classes that are in warm-up after `steps` steps."
+        return 0.0
+
 class Labelled(Fixed):
     """`labelled_confidence_thresholds`; the floor until the first `update`.
 
@@ -97,6 +101,8 @@ class Labelled(Fixed):
         thresholds = labelled_confidence_thresholds(logits, targets, self.span * progress, **self.rule)
         self.thresholds.copy_(thresholds)
 
+    def warm_up(self, steps: int) -> float: return (self.thresholds <= self.rule["floor"]).float().mean().item()
+
 class FlexMatch(nn.Module):
     """`flexmatch_thresholds`, of the faces that earlier steps have seen.
 
@@ -111,6 +117,10 @@ class FlexMatch(nn.Module):
         confidence, predicted = probabilities.max(1)
         self.latest[index] = torch.where(confidence >= self.tau, predicted.to(torch.int16), self.latest[index])
         return thresholds
+
+    def warm_up(self, steps: int) -> float:
+        none, *counts = bincount(self.latest.long() + 1, self.n_classes + 1).tolist()
+        return float(none > max(counts))
 
 class FreeMatch(nn.Module):
     """`freematch_thresholds`, of running means that include the current step.
@@ -129,6 +139,8 @@ class FreeMatch(nn.Module):
         for mean, value in ((self.tau, confidence.mean()), (self.p, probabilities.mean(0)), (self.h, histogram)):
             mean.lerp_(value, 1 - self.momentum)
         return freematch_thresholds(self.tau, self.p)
+
+    def warm_up(self, steps: int) -> float: return float(self.momentum**steps > 0.5)
 
 def _checked(name: str, value: float) -> float:
     if not 0 < value <= 1: raise BenchError(f"{name} = {value}: it must be a confidence in (0, 1].")

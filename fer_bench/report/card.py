@@ -29,9 +29,15 @@ def model_card(record, faces: dict, files) -> str:
         pixels=m.pixels.sentence() if m.pixels else "mean and std as timm's backbone",
         audit=literal(" ".join(m.audit or ["nothing that counts as a failure."])),
         seen=f"{m.images_seen:,}", start=literal(m.loaded.sentence(c["init"])), seed=c["seed"], draw=c["label_seed"],
-        parameters=f"{m.parameters:,}", n=f"{m.test.n:,}", select=SELECTED[m.select], rows="\n".join(_rows(m)),
+        parameters=f"{m.parameters:,}", n=f"{m.test.n:,}", select=_selected(record), rows="\n".join(_rows(m)),
         licence=literal(faces["licence"].rstrip(".")),
         files="\n".join(_file(name, faces) for name in files))
+
+def _selected(record) -> str:
+    "How the epoch, and values of the config, were picked."
+    tuned = record.status.tuned
+    said = f" {tuned.sentence().capitalize()} on validation faces." if tuned else ""
+    return SELECTED[record.metrics.select] + said
 
 def _file(name: str, faces: dict) -> str:
     "How the file `name` of an export is used."

@@ -20,9 +20,9 @@ from ..evaluate.statistics import draws_needed, hedges_g, holm, mcnemar, t_test
 from .figures import COLOURS, PAGE, Picture, styled
 from .names import FOLDS, repeat, repeat_unit
 from .panels import add_notes
+from .scores import HEADINGS, measures, warm_up_note
 from .summary import gains, grouped, measured, same_faces
 from fer_bench.report.tables import (
-    MEASURES,
     audit_note,
     capped_note,
     code_note,
@@ -48,20 +48,24 @@ def gain_tests(records, baseline: str = "supervised") -> pd.DataFrame:
 
     `records`: finished runs of one task. Columns: `method`, `against`, `measure`; `draws` that both have (seeds,
     where all labels are used); `gain`, `low`, `high`, fractions, by `t_interval`; `p` by `t_test`, `p_holm` over the
-    rows of the measure; `g`, Hedges'; `draws_needed` to see one point. What one draw cannot tell is nan. `BenchError`
-    as `measured`. Source: ours."""
+    rows of the measure; `dunnett`, `dunnett_low`, `dunnett_high`, `p_dunnett` as of `measured`; `g`, Hedges';
+    `draws_needed` to see one point. What one draw cannot tell is nan. `BenchError` as `measured`. Source: ours."""
+    records = list(records)
     table, found = measured(records, baseline), []
     rows = zip(row_names(table), table.to_dict("records"), gains(records, baseline), strict=True)
     for name, row, (against, gained) in rows:
-        for m in MEASURES if len(gained) else ():
+        for m in measures(records):
             values = gained[m].to_numpy()
+            if not len(values) or np.isnan(values).any(): continue
             found.append({"method": name, "against": against, "measure": m, "draws": len(values),
                           "gain": row[f"{m}_gain"], "low": row[f"{m}_gain_low"], "high": row[f"{m}_gain_high"],
-                          "p": t_test(values), "g": hedges_g(values),
+                          "p": t_test(values), "g": hedges_g(values), "p_dunnett": row[f"{m}_dunnett_p"],
+                          **{f"dunnett{end}": row[f"{m}_dunnett{end}"] for end in ("", "_low", "_high")},
                           "draws_needed": draws_needed(100 * values.std(ddof=1)) if len(values) > 1 else np.nan})
-    columns = ["method", "against", "measure", "draws", "gain", "low", "high", "p", "p_holm", "g", "draws_needed"]
+    columns = ["method", "against", "measure", "draws", "gain", "low", "high", "p", "p_holm", "dunnett", "dunnett_low",
+               "dunnett_high", "p_dunnett", "g", "draws_needed"]
     if not found: return pd.DataFrame(columns=columns)
-    place = list(MEASURES).index
+    place = list(measures(records)).index
     out = pd.DataFrame(found).sort_values("measure", key=lambda c: c.map(place), kind="stable", ignore_index=True)
     tested = out["p"].dropna()
     out["p_holm"] = tested.groupby(out["measure"]).transform(holm)
@@ -70,7 +74,8 @@ def gain_tests(records, baseline: str = "supervised") -> pd.DataFrame:
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     "`gain_tests` or `pairwise` for people, as text: points with one decimal, p with two digits, empty for nan."
     points, p = lambda x: f"{round(100 * x, 1) + 0.0:+.1f}", lambda x: f"{x:.2g}" if x >= 1e-4 else "< 0.0001"
-    how = {**dict.fromkeys(("gain", "low", "high", "difference"), points), "p": p, "p_holm": p, "g": "{:.1f}".format}
+    how = {**dict.fromkeys(("gain", "low", "high", "difference", "dunnett", "dunnett_low", "dunnett_high"), points),
+           **dict.fromkeys(("p", "p_holm", "p_dunnett"), p), "g": "{:.1f}".format}
     said = lambda column: table[column].map(lambda x: "" if pd.isna(x) else how.get(column, lambda x: f"{x:.0f}")(x))
     return pd.DataFrame({c: said(c) if pd.api.types.is_numeric_dtype(table[c]) else table[c] for c in table})
 
@@ -113,11 +118,11 @@ def paragraph(records, baseline: str = "supervised") -> str:
     """What the runs of one task show and do not show, as a few sentences of Markdown, paragraphs apart by an empty
     line.
 
-    `records`: finished runs of one task; `baseline` as `measured`. Differences are of WAR and UAR, in points, by
+    `records`: finished runs of one task; `baseline` as `measured`. Differences are of UAR and WAR, in points, by
     `gain_tests`. `BenchError` as `measured`. Source: ours."""
     records = list(records)
     table, tests = measured(records, baseline), gain_tests(records, baseline)
-    tests = tests[tests["measure"].isin(("WAR", "UAR"))]
+    tests = tests[tests["measure"] != "macro_F1"]
     unit = repeat_unit(records[0]).removesuffix("s")
     parts = [[_what(records, table)], _verdicts(tests, baseline, unit), _limits(records, table, tests, unit)]
     return "\n\n".join(" ".join(filter(None, part)) for part in parts)
@@ -144,7 +149,7 @@ def _points(row) -> str:
     signed = lambda x: f"{round(x, 1) + 0.0:+.1f}"  # no -0.0
     sure = "" if np.isnan(row["low"]) else f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
     effect = f", g {signed(row['g'])}" if np.isfinite(row["g"]) else ""
-    return f"{row['measure']} {signed(100 * row['gain'])}{sure}{effect}"
+    return f"{HEADINGS[row['measure']]} {signed(100 * row['gain'])}{sure}{effect}"
 
 def _verdicts(tests: pd.DataFrame, baseline: str, unit: str) -> list[str]:
     "The sentences of what is shown and of what is not."
@@ -163,26 +168,40 @@ def _verdicts(tests: pd.DataFrame, baseline: str, unit: str) -> list[str]:
             f"Shown to be worse: {say('worse')}." if verdict["worse"] else "",
             f"Not shown, either way: {say('not')}." if verdict["not"] else "",
             f"Of one {unit} alone, so nothing is shown: {say('once')}." if verdict["once"] else "",
-            _planning(rows, unit)]
+            _luck(rows), _together(rows), _planning(rows, unit)]
 
 def _verdict(row: dict) -> str:
     if np.isnan(row["low"]): return "once"
     if not shown(row): return "not"
     return "better" if row["gain"] > 0 else "worse"
 
-def _planning(rows: list[dict], unit: str) -> str:
-    "Correction for the number of rows, and what it would take to see one point."
+def _luck(rows: list[dict]) -> str:
+    "What of it stays after the correction for the number of rows."
     tested = [r for r in rows if not np.isnan(r["p"])]
-    if not tested: return ""
     alone = [r for r in tested if shown(r)]
+    if not alone or len(tested) < 3: return ""
     keep = [r for r in alone if r["p_holm"] < 0.05]
     stay = "none" if not keep else "all" if keep == alone else f"{len(keep)} of {len(alone)}"
-    luck = f"Corrected for the number of rows (Holm, in each measure), {stay} of that stays shown. "
-    if not alone or len(tested) < 3: luck = ""
-    needed = sorted(int(r["draws_needed"]) for r in tested if r["measure"] == "WAR")
+    return f"Corrected for the number of rows (Holm, in each measure), {stay} of that stays shown."
+
+def _together(rows: list[dict]) -> str:
+    "What Dunnett's intervals show, where there is more than one row."
+    tested, found = [r for r in rows if not np.isnan(r["dunnett_low"])], {}
+    if len({r["method"] for r in tested}) < 2: return ""
+    for r in tested:
+        if r["dunnett_low"] > 0 or r["dunnett_high"] < 0: found.setdefault(r["measure"], []).append(r["method"])
+    said = "; ".join(f"in {HEADINGS[m]} {', '.join(names)}" for m, names in found.items())
+    return f"If all rows have the same spread, Dunnett's test over all of them shows a difference {said or 'in none'}."
+
+def _planning(rows: list[dict], unit: str) -> str:
+    "What it would take to see one point."
+    tested = [r for r in rows if not np.isnan(r["p"])]
+    if not tested: return ""
+    first = tested[0]["measure"]
+    needed = sorted(int(r["draws_needed"]) for r in tested if r["measure"] == first)
     span = f"{needed[0]}" if needed[0] == needed[-1] else f"{needed[0]} to {needed[-1]}"
-    return (f"{luck}To see one point of WAR with a chance of 80 % would take {span} {unit}s, if the spread stays "
-            "what it was here.")
+    return (f"To see one point of {HEADINGS[first]} with a chance of 80 % would take {span} {unit}s, if the spread "
+            "stays what it was here.")
 
 def _limits(records, table: pd.DataFrame, tests: pd.DataFrame, unit: str) -> list[str]:
     "What the intervals do not cover, and what must be said of these runs."
@@ -197,8 +216,8 @@ def _limits(records, table: pd.DataFrame, tests: pd.DataFrame, unit: str) -> lis
             f"All runs have seed {min(seeds)}, so the luck of the seed is not told apart." if len(seeds) == 1 else "",
             "Rows were compared with their baseline only, not with each other." if len(tests) > 2 else "",
             _seen(table), _probes(table), _selected(records),
-            *(note(records) for note in (oracle_note, drawn_note, fold_note, capped_note, audit_note, code_note,
-                                         numerics_note))]
+            *(note(records) for note in (oracle_note, drawn_note, warm_up_note, fold_note, capped_note, audit_note,
+                                         code_note, numerics_note))]
 
 def _seen(table: pd.DataFrame) -> str:
     "Who saw more images than any supervised run."
@@ -224,8 +243,7 @@ def file_name(title: str) -> str:
 # %% ../../nbs/report/comparison.ipynb #5c52a0e8
 @styled
 def figure_gains(records, baseline: str = "supervised") -> Figure:
-    """Gains over the baseline in points of WAR and UAR with 95 % t intervals, a row a setting, the largest gain in
-    WAR on top.
+    """Gains over the baseline in points of WAR and UAR with 95 % t intervals, a row a setting, the largest gain on top.
 
     `records`: finished runs of one task; `baseline` as `measured`. A full marker is a difference that is shown, a
     cross one without an interval. `BenchError` as `measured`, and where nothing can be compared with the baseline.
@@ -233,7 +251,8 @@ def figure_gains(records, baseline: str = "supervised") -> Figure:
     records, tests = list(records), gain_tests(records, baseline)
     if not len(tests):
         raise BenchError(f"There are no gains over {baseline!r} to draw: no other row can be compared with it.")
-    order = tests[tests["measure"] == "WAR"].sort_values("gain", ascending=False)["method"].tolist()
+    first = tests["measure"] == tests["measure"].iloc[0]  # UAR for a class-balanced budget
+    order = tests[first].sort_values("gain", ascending=False)["method"].tolist()
     names = [textwrap.fill(n, 42) for n in order]
     fig = Picture(PAGE, 0.85 + sum(0.09 + 0.13 * (n.count("\n") + 1) for n in names))
     axes = fig.subplots(1, 2, sharey=True)

@@ -68,8 +68,8 @@ def note_drawn(fig: Figure) -> None:
     fig.supxlabel(textwrap.fill(DRAWN, int(17 * fig.get_figwidth())), fontsize=7)
 
 # %% ../../nbs/report/figures.ipynb #683c4c94
-NOT_LOSS = {"epoch", "step", "lr", "seconds", "train_seconds", "score", "pool_seen", "pool_used", "g", "feature_std",
-            "val_reconstruction"}  # columns of a history that are no part of a loss and that other figures show, if any
+NOT_LOSS = {"epoch", "step", "lr", "seconds", "cpu_seconds", "train_seconds", "score", "pool_seen", "pool_used",
+            "warm_up", "g", "feature_std", "val_reconstruction"}  # columns of a history that are no part of a loss
 EVALUATED = {"val_WAR": "validation", "test_WAR": "test"}
 
 def history_numbers(record) -> tuple[list[str], list[str]]:

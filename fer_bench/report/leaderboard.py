@@ -15,7 +15,9 @@ from .external import HEADING, by_faces, external_notes, external_table, on_the_
 from .published import published, published_table
 from .names import data_name, shipped
 from .summary import measured
-from .tables import leaderboard_table, notes
+from .rows import column_notes, leaderboard_table
+from .scores import measures
+from .tables import notes
 from .tasks import tasks
 
 # %% ../../nbs/report/leaderboard.ipynb #7666ed3e
@@ -29,7 +31,8 @@ test faces of a single network, which say nothing of another draw.
 A gain is the difference in points to the row named under *gain over* (of two rows of that name, the one that saw fewer
 images), with Student's interval over the draws, seeds, folds or subjects that both have; without an interval there is
 only one. **Bold**: that interval lies above zero; it is not corrected for the number of rows. Rows stand in the order
-of WAR, which is no evidence that one is better than the next.
+of the first rate, which is no evidence that one is better than the next: UAR where labels were drawn class by class,
+else WAR. *Pool in use*: the share of the unlabelled faces whose pseudo-label was used in the last epoch.
 """
 
 def leaderboard(results_dir=OWN_RESULTS, place: str = "runs") -> str:
@@ -65,8 +68,9 @@ def _left_out(why: dict[str, str]) -> list[str]:
 def _drawn(task: tuple) -> bool: return task[1][0].metrics.drawn  # real faces first
 
 def _task(title: str, records: list) -> str:
-    table = leaderboard_table(measured(records).sort_values("WAR", ascending=False, kind="stable"))
-    return f"## {literal(title)}\n\n{compact(table)}\n" + "".join(f"- {literal(note)}\n" for note in notes(records))
+    numbers = measured(records).sort_values(next(iter(measures(records))), ascending=False, kind="stable")
+    said = "".join(f"- {literal(note)}\n" for note in (*column_notes(numbers), *notes(records)))
+    return f"## {literal(title)}\n\n{compact(leaderboard_table(numbers))}\n{said}"
 
 def _published(rows: pd.DataFrame) -> str:
     data, classes = rows["data"].iloc[0], rows["classes"].iloc[0]

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..catalogue import methods_of
 from ..core import BenchError
+from ..evaluate.dunnett import dunnett
 from ..evaluate.statistics import paired_bootstrap, t_interval
 from fer_bench.report.names import (
     BUDGET,
@@ -32,7 +33,9 @@ from fer_bench.report.names import (
     usual_settings,
     with_settings,
 )
-from .tables import MEASURES, code_note, processor_note, with_shipped
+from .scores import HEADINGS, MEASURES, measures, pool_in_use, score
+from .rows import dunnett_text, gain_text, pool_text, with_shipped
+from .tables import code_note, processor_note
 from .tasks import check_task
 
 # %% ../../nbs/report/summary.ipynb #f9d244e1
@@ -58,37 +61,42 @@ def grouped(records) -> list[tuple[str, list]]:
     return sorted(rows, key=lambda row: (row[0], row[1][0].metrics.images_seen, row[1][0].config["backbone"]))
 
 def measured(records, baseline: str = "supervised") -> pd.DataFrame:
-    """A row a setting, in plain numbers: what was trained, on how much, and WAR, UAR and macro_F1 as fractions in [0,
-    1].
+    """A row a setting, in plain numbers: what was trained, on how much, and the rates of `measures` as fractions in
+    [0, 1].
 
     `records`: finished runs of one task. `baseline`: what the runs are called that gains are taken against; a frozen
     backbone is compared with "linear probe of random weights", unless another probe is named. For each measure M: `M`
     the mean over `repeats` draws of labels (seeds, where all labels are used; folds or subjects in a
     cross-validation), runs of one of them averaged; `M_sd` over them, nan for one; `M_low`, `M_high` 95 %, by
     `interval`; `M_gain`, `M_gain_low`, `M_gain_high`: the difference to the row `against`, t over the repeats that
-    both have, nan where there is no such row, no common repeat, or for the interval only one. `kind`: of the method;
-    `audit`: failures that the audit of the data found; `shipped`: runs that came with the code; `commits`: of the
-    code, text. `BenchError` for no records, and for those that must not share a table (`report.tasks.check_task`).
-    Source: ours."""
-    rows = []
-    for row in _rows(records, baseline):
+    both have, nan where there is no such row, no common repeat, or for the interval only one; `M_dunnett`,
+    `M_dunnett_low`, `M_dunnett_high`, `M_dunnett_p`: by `dunnett`, of all rows with one baseline together. All of M is
+    nan in a row where some run lacks it. `pool`: unlabelled faces; `pool_in_use`: as of `scores`. `kind`: of the
+    method; `audit`: failures that the audit of the data found; `shipped`: runs that came with the code; `commits`: of
+    the code, text. `BenchError` for no records, and for those that must not share a table
+    (`report.tasks.check_task`). Source: ours."""
+    records = list(records)
+    rows, found = _rows(records, baseline), []
+    together = {m: _together(m, rows) for m in measures(records)}
+    for i, row in enumerate(rows):
         facts = _facts(row.name, row.group) | {"against": row.against}
-        for m in MEASURES: facts |= _mean(m, row.units[m], row.group) | _gain(m, row.gained[m])
-        rows.append(facts)
-    return pd.DataFrame(rows)
+        for m, of in together.items(): facts |= _mean(m, row.units[m], row.group) | _gain(m, row.gained[m]) | of[i]
+        found.append(facts)
+    return pd.DataFrame(found)
 
 def gains(records, baseline: str = "supervised") -> list[tuple[str, pd.DataFrame]]:
     """(name of the row it is compared with, differences) for each row of `measured`, in its order.
 
-    The differences are fractions: a row a repeat (draw, seed, fold or subject) that both have, columns WAR, UAR,
-    macro_F1. The name is empty, and there are no rows, where there is nothing to compare with. `BenchError` as
-    `measured`. Source: ours."""
+    The differences are fractions: a row a repeat (draw, seed, fold or subject) that both have, a column a measure, nan
+    where one lacks it. The name is empty, and there are no rows, where there is nothing to compare with. `BenchError`
+    as `measured`. Source: ours."""
     return [(row.against, row.gained) for row in _rows(records, baseline)]
 
 class _Row(NamedTuple):
     name: str
     group: list
-    units: pd.DataFrame  # repeat → WAR, UAR, macro_F1
+    units: pd.DataFrame  # repeat → rates
+    base: int | None  # number of the row it is compared with
     against: str
     gained: pd.DataFrame
 
@@ -97,15 +105,17 @@ def _rows(records, baseline: str) -> list[_Row]:
     units, against = [_units(group) for group in groups], _baselines(groups, baseline)
     rows = []
     for name, group, mine, base in zip(names, groups, units, against, strict=True):
-        gained = mine[:0] if base is None else (mine - units[base]).dropna()
-        rows.append(_Row(name, group, mine, "" if base is None else names[base], gained))
+        gained = mine[:0] if base is None else (mine - units[base]).dropna(subset=[*MEASURES])
+        rows.append(_Row(name, group, mine, base, "" if base is None else names[base], gained))
     return rows
 
 def _facts(name: str, group: list) -> dict:
     first, all_of = group[0], lambda f: {f(r) for r in group}
     c, m, repeats = first.config, first.metrics, len(all_of(repeat))
     return {"method": name, "kind": m.kind, "backbone": c["backbone"], "start": start(first), "data": data_name(first),
-            "drawn": m.drawn, "classes": len(m.classes), "labels": label_budget(first), "images_seen": m.images_seen,
+            "drawn": m.drawn, "classes": len(m.classes), "labels": label_budget(first),
+            "pool": sum(m.pool.faces) if m.pool else 0, "pool_in_use": float(np.mean([*map(pool_in_use, group)])),
+            "images_seen": m.images_seen,
             "labelled_seen": m.labelled_seen, "parameters": m.parameters,
             "device": ", ".join(sorted(all_of(lambda r: r.metrics.device))),
             "seconds": float(np.mean([r.metrics.train_seconds for r in group])),
@@ -116,18 +126,30 @@ def _facts(name: str, group: list) -> dict:
             "interval": "faces" if repeats == 1 else repeat_unit(first)}
 
 def _units(group: list) -> pd.DataFrame:
-    "Repeat → WAR, UAR, macro_F1, averaged over its runs."
-    scores = [{"unit": repeat(r), **{m: r.metrics.test[m] for m in MEASURES}} for r in group]
-    return pd.DataFrame(scores).groupby("unit").mean()
+    "Repeat → rates, averaged over its runs; nan where one of them lacks it."
+    scores = [{"unit": repeat(r), **{m: score(r, m)[0] for m in HEADINGS}} for r in group]
+    return pd.DataFrame(scores).groupby("unit").mean(skipna=False)
 
 def _mean(m: str, values: pd.Series, group: list) -> dict:
-    mean, low, high = t_interval(values)
-    if len(values) == 1: low, high = (float(np.mean([r.metrics.test[f"{m}_ci"][i] for r in group])) for i in (0, 1))
-    return {m: mean, f"{m}_sd": float(values.std()), f"{m}_low": low, f"{m}_high": high}
+    mean, low, high = _student(values)
+    if len(values) == 1: _, low, high = np.mean([score(r, m) for r in group], axis=0).tolist()
+    return {m: mean, f"{m}_sd": float(values.std(skipna=False)), f"{m}_low": low, f"{m}_high": high}
 
 def _gain(m: str, gained: pd.Series) -> dict:
-    found = t_interval(gained) if len(gained) else [np.nan] * 3
-    return dict(zip((f"{m}_gain", f"{m}_gain_low", f"{m}_gain_high"), found, strict=True))
+    return dict(zip((f"{m}_gain", f"{m}_gain_low", f"{m}_gain_high"), _student(gained), strict=True))
+
+def _student(values: pd.Series) -> tuple:
+    return t_interval(values) if len(values) and values.notna().all() else (np.nan,) * 3
+
+def _together(m: str, rows: list[_Row]) -> list[dict]:
+    "For each of `rows` what `dunnett` says of it and all others with its baseline; nan where no repeat is shared."
+    names, found = [f"{m}_dunnett{end}" for end in ("", "_low", "_high", "_p")], {}
+    for base in {row.base for row in rows} - {None}:
+        members = [i for i, row in enumerate(rows)
+                   if row.base == base and len(row.gained) and row.gained[m].notna().all()]
+        cells = [(value, i, repr(unit)) for i in (base, *members) for unit, value in rows[i].units[m].dropna().items()]
+        if members: found |= dunnett(*zip(*cells, strict=True), base).T.to_dict("list")
+    return [dict(zip(names, found.get(i, (np.nan,) * 4), strict=True)) for i in range(len(rows))]
 
 def _baselines(groups: list, baseline: str) -> list[int | None]:
     "For each group the number of the group it is compared with; None where there is none but itself."
@@ -153,28 +175,33 @@ def _baselines(groups: list, baseline: str) -> list[int | None]:
 
 # %% ../../nbs/report/summary.ipynb #5af622e9
 def summarise(records, baseline: str = "supervised") -> pd.DataFrame:
-    """A row a setting: draws, runs, WAR and UAR as mean ± sd over repeats, and the WAR and UAR difference to
-    `baseline` in points.
+    """A row a setting: draws, runs, UAR and WAR as mean ± sd over repeats, and their differences to `baseline` in
+    points.
 
     `records`: finished runs of one task. As `measured`, written out: the difference is "+7.1 [3.0, 11.2]", by
-    `t_interval` over the repeats that both have. `BenchError` as `measured`, and for no record that is called
-    `baseline`. Source: ours."""
+    `t_interval` over the repeats that both have, and again by `dunnett`. `BenchError` as `measured`,
+    and for no record that is called `baseline`. Source: ours."""
     records = list(records)
     table = measured(records, baseline)
     if not any(called(r) == baseline for r in records):
         there = ", ".join(sorted(set(table["method"])))
         raise BenchError(f"No run of {baseline!r} is among the records; there are: {there}.")
-    return pd.DataFrame([_line(row) for row in table.to_dict("records")])
+    rates = {m: heading for m, heading in measures(records).items() if m != "macro_F1"}
+    gained = {m: heading for m, heading in rates.items() if table[m].notna().any()}
+    return pd.DataFrame([_line(row, rates, gained) for row in table.to_dict("records")])
 
-def _line(row: dict) -> dict:
-    line = {"method": row["method"], "images seen": row["images_seen"], "draws": row["draws"],
-            "runs": with_shipped(row)}
-    for m in ("WAR", "UAR"):
-        line[m] = f"{100 * row[m]:.1f}" + ("" if np.isnan(row[f"{m}_sd"]) else f" ± {100 * row[f'{m}_sd']:.1f}")
-    for m in ("WAR", "UAR"):
-        gain = [100 * row[f"{m}_gain{end}"] for end in ("", "_low", "_high")]
-        line[f"{m} gain"] = "" if not row["against"] else "no common draw" if np.isnan(gain[0]) else _signed(*gain)
+def _line(row: dict, rates: dict, gained: dict) -> dict:
+    line = {"method": row["method"], "images seen": row["images_seen"], "pool in use": pool_text(row),
+            "draws": row["draws"], "runs": with_shipped(row), **{of: _spread(row, m) for m, of in rates.items()}}
+    for m, heading in gained.items():
+        none = "no common draw" if row["against"] and not np.isnan(row[m]) else ""
+        line |= {f"{heading} gain": gain_text(row, f"{m}_gain") or none,
+                 f"{heading} gain, Dunnett": dunnett_text(row, m)}
     return line
+
+def _spread(row: dict, m: str) -> str:
+    if np.isnan(row[m]): return "–"
+    return f"{100 * row[m]:.1f}" + ("" if np.isnan(row[f"{m}_sd"]) else f" ± {100 * row[f'{m}_sd']:.1f}")
 
 def _signed(mean: float, low: float, high: float) -> str:
     return f"{mean:+.1f}" + ("" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]")
@@ -212,7 +239,7 @@ def again(before, record) -> tuple[pd.DataFrame, list[str]]:
 
     `BenchError` as `same_faces`. Source: ours."""
     (old, new), _ = same_faces(before, record)
-    numbers = lambda r: {heading: f"{100 * r.metrics.test[name]:.1f}" for name, heading in MEASURES.items()}
+    numbers = lambda r: {HEADINGS[m]: f"{100 * r.metrics.test[m]:.1f}" for m in MEASURES}
     table = pd.DataFrame([{"": which, "run": r.id, **numbers(r)}
                           for which, r in (("recorded", before), ("now", record))])
     same = "the same" if np.array_equal(old, new) else f"not the same: they differ by up to {abs(old - new).max():.2g}"

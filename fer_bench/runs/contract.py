@@ -39,7 +39,7 @@ class Trial:
 
     def net(self):
         c = self.config
-        return create_classifier(c.backbone, len(FERPLUS8), c.image_size, min_map=c.min_map)[0]
+        return create_classifier(c.backbone, len(FERPLUS8), c.image_size, min_map=c.min_map, small_stem=c.small_stem)[0]
 
     def method(self):
         torch.manual_seed(0)
@@ -127,7 +127,7 @@ def gives_a_loss(trial):
     if odd := {"loss", *HISTORY} & set(out[1]):
         yield f"forward calls a part {odd.pop()!r}, which has another meaning in the history. Rename it."
 
-HISTORY = ("epoch", "lr", "seconds", "score")  # keys of the history that the loop writes
+HISTORY = ("epoch", "lr", "seconds", "cpu_seconds", "score")  # keys of the history that the loop writes
 
 def _shape(value) -> str:
     if torch.is_tensor(value): return f"a tensor of shape {tuple(value.shape)}"

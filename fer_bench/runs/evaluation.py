@@ -35,7 +35,7 @@ def evaluate_logits(logits: np.ndarray, labels: np.ndarray, classes) -> dict:
 # %% ../../nbs/runs/evaluation.ipynb #616f8abe
 def watch(config, method, feed, faceset, split, pool):
     "→ `after_epoch(progress)`: it makes the method's updates without a gradient, and returns the epoch's numbers."
-    logits = lambda rows: predict(method, feed, rows, config.image_size)
+    logits = lambda rows: predict(method, feed, rows, config.image_size, views=config.test_views)
     war = lambda rows: float((logits(rows).argmax(1) == faceset.labels[rows]).mean())
     to_device = lambda values: torch.from_numpy(values).to(feed.device)
     labelled = lambda: (to_device(logits(split.labelled)), to_device(faceset.labels[split.labelled]))

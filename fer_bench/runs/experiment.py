@@ -38,6 +38,7 @@ from fer_bench.record import (
     write_predictions,
     write_status,
 )
+from .adjustment import adjusted_scores, check_adjustable, check_adjustment, settle_prior
 from ..schema import DEPENDS, kind_of
 from .evaluation import evaluate_logits, probe, watch
 from .networks import PRETRAINED, WEIGHTS, create_network, init_hash, init_of, save_weights
@@ -81,6 +82,7 @@ def _record_of(config, faceset, split, pool) -> Record:
     if config.select == "val" and not len(split.val):
         raise BenchError("select = 'val', but this split has no validation face. Use select='last', or a manifest with "
                          "validation faces.")
+    check_adjustment(config, faceset, split)
     return Record(runs_folder(config.path("results_dir"))/id_of(config, faceset, split, pool, init_hash(config)))
 
 def id_of(config, faceset, split, pool, init: str, numerics: tuple[int, int] = (NUMERICS, PROBE)) -> str:
@@ -136,6 +138,7 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
     sets = [faceset, *(faces for faces, _ in (pool.members if pool else []) if faces is not faceset)]
     for faces in sets: check_unchanged(faces)
     accelerator, method, feed, loaded = build(config, faceset, split, pool, folder)
+    check_adjustable(config, method)
     device, trains = accelerator.device.type, method_entry(config.method).kind != "probe"
     if is_main():  # before the training, because the code may change on disk during it
         write_environment(folder, **_torch_facts(device), threads=config.threads, processes=world()[1])
@@ -150,12 +153,13 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
             found, probed = probe(config, method, feed, faceset, split)
             method.evaluated.head.load_state_dict(broadcast(method.evaluated.head.state_dict()))
         if not history: history = [{**row, "seconds": (time.perf_counter() - start) / len(probed)} for row in probed]
-        answers = lambda rows: predict(method, feed, rows, config.image_size)
+        prior = settle_prior(config, method, feed, faceset, split)
+        answers = lambda rows: predict(method, feed, rows, config.image_size, views=config.test_views)
         logits, alone = answers(split.test), batch_independent(answers, split.test)
     for faces in sets: check_unchanged(faces)
     if not is_main(): return
-    facts = {"audit": audit, "loaded": loaded, "pixels": method.net.pixels(), "probe": found, "device": device,
-             "peak_memory_mb": peak_memory(device), "batch_independent": alone}
+    facts = {"audit": audit, "loaded": loaded, "pixels": method.net.pixels(), "probe": found, "prior": prior,
+             "device": device, "peak_memory_mb": peak_memory(device), "batch_independent": alone}
     if alone is False: print(f"{folder.name}: {DEPENDS}")
     _write(config, faceset, split, pool, folder, method, history, logits, facts)
 
@@ -178,7 +182,9 @@ def redo(name: str, results_dir=OWN_RESULTS, **places) -> tuple[Record, Record]:
         make_folder(kept.folder.parent)
         here.folder.rename(results/"before"/here.id)
         before = Record(results/"before"/here.id)
-    return before, run(config)
+    record = run(config)
+    if before.status.tuned: write_status(record.folder, "finished", tuned=before.status.tuned.model_dump())
+    return before, record
 
 # %% ../../nbs/runs/experiment.ipynb #3fcfc590
 def build(config, faceset, split, pool=None, folder=None) -> tuple:
@@ -266,7 +272,9 @@ def _write(config, faceset, split, pool, folder, method, history, logits, facts:
         "labelled_counts": count(faceset.labels[split.labelled]), **pooled,
         "parameters": sum(p.numel() for p in method.net.parameters()), "weights": weights, **facts,
         "train_seconds": round(sum(row["seconds"] for row in history), 1),
-        "test": evaluate_logits(logits, faceset.labels[split.test], classes)})
+        "cpu_seconds": round(sum(row["cpu_seconds"] for row in history), 1) if "cpu_seconds" in history[0] else None,
+        "test": evaluate_logits(logits, faceset.labels[split.test], classes),
+        "adjusted": adjusted_scores(logits, faceset.labels[split.test], classes, facts["prior"])})
     write_history(folder, history)
     write_predictions(folder, index["key"].iloc[split.test], index["label"].iloc[split.test], logits)
 

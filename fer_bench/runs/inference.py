@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -45,7 +45,7 @@ from ..data.sources.archives import open_files
 from ..data.sources.files import ARCHIVES, Folder
 from ..data.sources.pictures import CHANNELS, decode, to_8_bit, to_pixels, upright
 from ..data.views import make_view, to_rgb
-from ..evaluate.predict import evaluating
+from ..evaluate.predict import evaluating, of_views
 from .experiment import FACE_FACTS
 from .networks import load_classifier, need_finite, save_weights
 from ..models.backbones import create_classifier, is_own_backbone
@@ -76,7 +76,9 @@ class ModelFacts(Facts):
     image_size: Annotated[int, *RunConfig.model_fields["image_size"].metadata] = Field(description="as in `RunConfig`")
     faces: FaceFacts = Field(description="how the faces of its data set were prepared")
     backbone: Text = Field(description="as in `RunConfig`")
+    small_stem: Literal[0, 1, 2] = Field(0, description="as in `RunConfig`")
     min_map: int = Field(ge=0, le=LARGEST, description="as in `RunConfig`")
+    test_views: Literal["plain", "flip"] = Field("plain", description="as in `RunConfig`, for `predict` and ONNX")
     normalise: Text = Field("", description="as in `RunConfig`")
     sha256: Hash | None = Field(None, description="of the exported weights")
 
@@ -89,8 +91,8 @@ class ModelFacts(Facts):
 def _facts(record) -> dict:
     config = recorded_config(record.config)
     return {"run_id": record.id, "classes": list(record.metrics.classes), "image_size": config.image_size,
-            "faces": _faces(record), "backbone": config.backbone, "min_map": config.min_map or 0,
-            "normalise": config.normalise}
+            "faces": _faces(record), "min_map": config.min_map or 0,
+            **{name: getattr(config, name) for name in ("backbone", "small_stem", "test_views", "normalise")}}
 
 def _record(run, results_dir) -> Record:
     if not isinstance(run, (str, os.PathLike)): return run
@@ -100,7 +102,7 @@ def _record(run, results_dir) -> Record:
 def _with_facts(net: nn.Module, facts: ModelFacts) -> nn.Module:
     "`net` in evaluation mode, with its facts as attributes."
     net.run_id, net.classes = facts.run_id, tuple(facts.classes)
-    net.image_size, net.faces = facts.image_size, facts.faces.model_dump()
+    net.image_size, net.faces, net.test_views = facts.image_size, facts.faces.model_dump(), facts.test_views
     return net.eval()
 
 def _faces(record) -> dict:
@@ -144,7 +146,7 @@ def predict(model, images, batch_size: int = 256) -> pd.DataFrame:
 def _logits(model, faces: np.ndarray) -> torch.Tensor:
     "Logits (B, K), on the CPU, of uint8 `faces` (B, H, W, C) as the data set holds them."
     views = make_view("plain")(torch.from_numpy(faces).permute(0, 3, 1, 2), model.image_size)  # (B, 3, S, S)
-    return model(views.to(next(model.parameters()))).float().cpu()
+    return of_views(model, views.to(next(model.parameters())), model.test_views).float().cpu()
 
 def _probabilities(model, faces: np.ndarray) -> np.ndarray:
     "Probabilities (B, K) of uint8 `faces` (B, H, W, C)."
@@ -288,7 +290,7 @@ def _exported(folder: Path) -> nn.Module:
         if sha256((folder/MODEL).read_bytes()) != facts.sha256: raise ValueError(f"{MODEL} is not what was exported")
         if is_own_backbone(facts.backbone): need_imported(f"The model {str(folder)!r}", facts.backbone)
         net, _ = create_classifier(facts.backbone, len(facts.classes), facts.image_size, min_map=facts.min_map,
-                                   normalise=facts.normalise)
+                                   normalise=facts.normalise, small_stem=facts.small_stem)
         net.load_state_dict(load_file(folder/MODEL))
         need_finite(net, folder/MODEL)
         return _with_facts(net, facts)
@@ -332,7 +334,8 @@ class _FromPixels(nn.Module):
 
     def forward(self, faces):
         views = to_rgb(faces.movedim(-1, 1))  # (N, 3, H, W)
-        return self.model(self.down @ views @ self.across.T if self.resized else views)
+        views = self.down @ views @ self.across.T if self.resized else views
+        return of_views(self.model, views, self.model.test_views)
 
 def _resizing(side: int, size: int) -> torch.Tensor:
     "The matrix (size, side) by which the plain view resizes one side of a picture."

@@ -6,6 +6,7 @@
 __all__ = ['ENDLESS', 'OPTIMIZERS', 'PREFETCHED', 'pil_views', 'Pictures', 'divide_workers', 'UsualLoader', 'UsualTraining']
 
 # %% ../../nbs/speed/usual.ipynb #ae0d66dc
+import math
 from functools import partial
 
 import torch
@@ -19,6 +20,7 @@ from ..core import lookup
 from ..data.views import LEAST_CROP, SMALL_FACE
 from ..models.backbones import create_classifier
 from .device import seconds
+from ..train.batches import view_names
 
 # %% ../../nbs/speed/usual.ipynb #6e5b2bab
 def pil_views(size: int) -> dict:
@@ -29,9 +31,12 @@ def pil_views(size: int) -> dict:
     ssl_crop = T.RandomResizedCrop(size, (LEAST_CROP[size > SMALL_FACE], 1.0))
     jitter = T.RandomApply([T.ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8)
     blur = T.GaussianBlur(2 * round(size / 20) + 1, (0.1 * size / 224, 2 * size / 224))
+    turned = T.RandomAffine(30, (0.2, 0.2), (0.8, 1.2), math.degrees(0.2), T.InterpolationMode.BILINEAR)
+    lit = [T.RandomHorizontalFlip(), T.ColorJitter(0.2, 0.3), T.ToTensor()]
     grey_square = T.RandomErasing(1.0, (0.01, 0.25), (1.0, 1.0), value=0.5)
     grey_box = T.RandomErasing(0.5, (0.02, 0.25), (0.3, 1 / 0.3), value=0.5)
     chains = {"plain": [T.Resize((size, size)), T.ToTensor()], "weak": weak, "erased": [*weak, grey_box],
+              "geometric": [T.Resize((size, size)), turned, *lit],
               "strong": [*moved, T.RandAugment(2), T.ToTensor(), grey_square],
               "ssl": [ssl_crop, T.RandomHorizontalFlip(), jitter, T.RandomGrayscale(0.2), blur, T.ToTensor()]}
     return {name: T.Compose(chain) for name, chain in chains.items()}
@@ -97,13 +102,15 @@ class UsualTraining:
     `folder`: pictures for `ImageFolder`, in `n_classes` folders; `workers`: processes of the loaders in total, 0: none.
     Source: ours."""
     def __init__(self, config, folder, n_classes: int, workers: int, device):
-        net, _ = create_classifier(config.backbone, n_classes, config.image_size, min_map=config.min_map)
+        net, _ = create_classifier(config.backbone, n_classes, config.image_size, min_map=config.min_map,
+                                   small_stem=config.small_stem)
         pictures = len(ImageFolder(folder))
         self.config, self.device, self.done = config, torch.device(device), 0
         self.method = make_method(config, net, [pictures // n_classes] * n_classes, pictures).to(device).train()
         trained = [p for p in self.method.parameters() if p.requires_grad]
         self.optimizer = OPTIMIZERS[config.optimizer](trained, lr=config.lr, weight_decay=config.weight_decay)
-        self.loader = UsualLoader(config, folder, self.method.views, workers, device)
+        views = {role: view_names(self.method, config, role) for role in self.method.views}
+        self.loader = UsualLoader(config, folder, views, workers, device)
         self.warmup = PREFETCHED * sum(self.loader.workers) if self.device.type == "cuda" else 1  # steps
 
     def step(self, batch: dict) -> None:

@@ -98,13 +98,14 @@ class Cell:
     """One run of a grid.
 
     `config`: its `RunConfig`; `place`: where it stands in the grid; `given`: the values that the grid names; `needs`:
-    the run whose weights it starts from, or None. `plan.Plan` fills in the rest: `id`, `state`, `error`, `seconds`
-    (expected) and their `basis`; `former`, the id of its finished run with older numerics; and `config.init`, which
-    becomes `run:ID` as soon as the run that it needs has an id."""
+    the run whose weights it starts from, or None; `grid`: name of the grid. `plan.Plan` fills in the rest: `id`,
+    `state`, `error`, `seconds` (expected) and their `basis`; `former`, the id of its finished run with older numerics;
+    and `config.init`, which becomes `run:ID` as soon as the run that it needs has an id."""
     config: RunConfig
     place: str
     given: dict
     needs: "Cell | None" = None
+    grid: str = ""
     id: str = ""
     state: str = "to do"
     error: str = ""
@@ -189,7 +190,7 @@ def _add(cells: dict, source: _Source, values: dict, paths: dict, common: set) -
         places = {name: paths.get(name, paths["init"]) for name in common}
         needs = _add(cells, source, inherited | init, places | {name: (*paths["init"], name) for name in init}, common)
     config = _config(source, values | {"init": "run:?"} if needs else values, paths)
-    cell = Cell(config, source.place(_block(paths)), values, needs)
+    cell = Cell(config, source.place(_block(paths)), values, needs, source.name)
     return cells.setdefault((json_hash(config.model_dump()), id(needs)), cell)
 
 def _parameters(method) -> set[str]:

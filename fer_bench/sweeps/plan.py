@@ -129,7 +129,7 @@ def epochs_done(folder: Path) -> int:
     return next((int(p.stem.split("-")[1]) for p in checkpoints(folder)), 0)
 
 def _speed_key(config: RunConfig, device: str) -> tuple:
-    names = ("method", "dataset", "backbone", "image_size", "min_map", "precision", "threads")
+    names = ("method", "dataset", "backbone", "image_size", "small_stem", "min_map", "precision", "threads")
     return *(getattr(config, name) for name in names), device
 
 def _is_locked(path: Path) -> bool:

@@ -37,7 +37,9 @@ class Scheduler:
     started. Source: ours."""
     def __init__(self, plan: Plan, cells: list[Cell], engine, deadline: float):
         self.plan, self.engine, self.deadline = plan, engine, deadline
-        self.waiting = sorted((c for c in cells if c.state in OPEN), key=lambda c: (c.config.seed, c.config.label_seed))
+        grids = list(dict.fromkeys(c.grid for c in cells))
+        self.waiting = sorted((c for c in cells if c.state in OPEN),
+                              key=lambda c: (grids.index(c.grid), c.config.seed, c.config.label_seed))
         self.running = {}  # run id -> Running
         self.ended = []
         self.starts = {id(c.needs) for c in cells if c.needs}

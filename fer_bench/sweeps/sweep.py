@@ -27,6 +27,7 @@ def sweep(grid, results_dir: str | None = None, engine: str = "local", workers: 
           settings: dict | None = None, **ray) -> Outcome:
     """Do the runs of a `grid` (a YAML file, or a dict; see `grid.expand`) that are not finished yet; → `Outcome`.
 
+    A list of files is one sweep: the runs of the first come first, and a run that stands in two files is done once.
     `results_dir`: folder of the records; None: as the grid says. `engine`: "local", or "ray" with `address` (of a
     cluster; None: this machine), `gpus_per_run` and `retries` (of a run whose node died); there precision="auto" means
     what it means on this machine. `workers`: runs at once; None: one for each GPU, on a CPU cores // threads.
@@ -37,7 +38,8 @@ def sweep(grid, results_dir: str | None = None, engine: str = "local", workers: 
     A failed run never stops the others. `BenchError` for a wrong grid; `KeyboardInterrupt` reaches the caller after the
     workers have stopped. Source: ours."""
     began = time.monotonic()
-    cells = expand(grid, {**(settings or {}), **({"results_dir": str(results_dir)} if results_dir else {})})
+    over = {**(settings or {}), **({"results_dir": str(results_dir)} if results_dir else {})}
+    cells = [cell for one in (grid if isinstance(grid, list) else [grid]) for cell in expand(one, over)]
     if engine not in ("local", "ray"): raise unknown("engine", engine, ("local", "ray"))
     if ray and engine == "local": raise BenchError(f"{next(iter(ray))!r} is for engine='ray'.")
     results = _results_folder(cells)
@@ -62,8 +64,8 @@ def sweep(grid, results_dir: str | None = None, engine: str = "local", workers: 
 def _results_folder(cells: list[Cell]) -> Path:
     found = {c.config.results_dir for c in cells}
     if len(found) > 1:
-        raise BenchError(f"A sweep has one results folder, and this grid names {sorted(found)}. Set results_dir at its "
-                         "top.")
+        raise BenchError(f"A sweep has one results folder, and this one names {sorted(found)}. Set results_dir at the "
+                         "top of each grid, or give it to the sweep.")
     if several := [c for c in cells if c.config.processes > 1]:
         raise BenchError(f"{several[0].place}: in a sweep a run has one process, and this one asks for "
                          f"{several[0].config.processes}. Leave processes out; the workers share the GPUs.")

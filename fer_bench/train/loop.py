@@ -131,7 +131,7 @@ def _train(method, batch_at, config, folder, accelerator, after_epoch) -> list[d
     bar = progress(total=total, initial=done * config.steps_per_epoch, desc=f"train {config.method}", unit="step",
                    disable=not is_main())
     for epoch in range(done, config.epochs):
-        start, sums = time.perf_counter(), {}
+        start, worked, sums = time.perf_counter(), time.process_time(), {}
         method.train()
         for step in range(epoch * config.steps_per_epoch, (epoch + 1) * config.steps_per_epoch):
             seed_step(config.seed, step)
@@ -147,7 +147,8 @@ def _train(method, batch_at, config, folder, accelerator, after_epoch) -> list[d
         _check_finite(row, config)
         if "score" in row and (best is None or row["score"] > best["score"]):
             best = {"score": row["score"], "epoch": epoch + 1, "weights": _copy(method.evaluated.state_dict())}
-        row["seconds"] = round(time.perf_counter() - start, 3)
+        row["seconds"], row["cpu_seconds"] = (round(now() - since, 3) for now, since in (
+            (time.perf_counter, start), (time.process_time, worked)))
         history.append(row)
         bar.set_postfix(_postfix(row, config))
         accelerator.log({k: v for k, v in row.items() if not isinstance(v, list)}, step=epoch + 1)
