@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+from torch import nn
 
 from ..core import BenchError, atomic_file, make_folder
 from ..external import Card
