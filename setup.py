@@ -22,10 +22,12 @@ setup(
     license=facts["license"],
     python_requires=f">={facts['min_python']},<{facts['max_python']}",
     packages=find_packages(include=["fer_bench", "fer_bench.*"]),
-    package_data={"fer_bench": ["py.typed"], "fer_bench.report": ["published.csv"]},
+    package_data={"fer_bench": ["py.typed"], "fer_bench.report": ["published.csv"],
+                  "fer_bench.runs": ["cards/*.yaml"]},
     # the tour, and what papermill runs
     data_files=[("share/fer_bench/nbs", [n for n in sorted(glob("nbs/*.ipynb")) if not exported(n)])],
     install_requires=lines("requirements"),
-    extras_require={extra: lines(f"{extra}_requirements") for extra in ("dev", "ray", "tensorboard", "onnx", "site")},
+    extras_require={extra: lines(f"{extra}_requirements")
+                    for extra in ("dev", "ray", "tensorboard", "onnx", "peers", "site")},
     entry_points={"console_scripts": lines("console_scripts")},
 )

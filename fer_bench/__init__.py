@@ -24,7 +24,7 @@ NAMES = {
     "tasks": "report.tasks", "measured": "report.summary", "paragraph": "report.comparison",
     "look": "runs.attribution", "look_table": "runs.attribution", "Source": "data.sources.base",
     "open_faceset": "data.faceset", "build_faceset": "data.faceset", "verify_faceset": "data.faceset",
-    "draw_faces": "data.drawn.faces", "audit": "data.audit.audit", "Pool": "data.pools",
+    "draw_faces": "data.drawn.faces", "audit": "data.audit.audit", "judge": "runs.judge", "Pool": "data.pools",
     "read_landmarks": "data.landmarks", "feed_benchmark": "speed.data",
 }
 MODULES = {"explorer": "show.explorer", "gallery": "show.gallery"}  # used by name: fer_bench.explorer.browse

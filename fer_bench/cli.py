@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'data', 'results', 'Results', 'Cache', 'FinishedRun', 'TrainedRun', 'FaceSetFolder', 'STOPPED', 'Baseline',
-           'GOES_ON', 'TUNE', 'ROWS', 'main', 'run', 'tune', 'sweep_', 'bench_', 'redo_', 'compare_', 'difference_',
-           'look_', 'evaluate', 'methods', 'predict_', 'export_', 'doctor_', 'pack_', 'verify_results', 'merge_',
-           'leaderboard_', 'build', 'verify', 'audit_', 'benchmark', 'list_']
+           'GOES_ON', 'TUNE', 'ROWS', 'TestSet', 'DataRoot', 'LabelRule', 'Threads', 'main', 'run', 'tune', 'sweep_',
+           'bench_', 'redo_', 'compare_', 'difference_', 'look_', 'evaluate', 'methods', 'predict_', 'export_',
+           'judge_', 'peers_', 'doctor_', 'pack_', 'verify_results', 'merge_', 'leaderboard_', 'build', 'verify',
+           'audit_', 'benchmark', 'list_']
 
 # %% ../nbs/cli.ipynb #d38723b8
 import contextlib
@@ -215,12 +216,21 @@ def _execute(notebook: Path, output: Path, parameters: dict) -> None:
 
 GOES_ON = "finished epochs are kept, and the same command goes on from there."
 
-def _print_comparison(runs: list, record) -> set[str]:
-    "Print the table of the `runs` that are comparable with `record`; → their ids."
+def _print_comparison(runs: list, record, external=()) -> set[str]:
+    "Print the table of the `runs` comparable with `record`, and `external` models on these faces; → the runs' ids."
+    from fer_bench.report.external import on_the_faces_of
     from fer_bench.report.tables import comparable, compare, notes, to_terminal
     group = comparable(runs, record)
     to_terminal(compare(group), notes(group))
+    _print_external(on_the_faces_of(group, external))
     return {r.id for r in group}
+
+def _print_external(records: list) -> None:
+    from fer_bench.report.external import HEADING, by_faces, external_notes, external_table
+    from fer_bench.report.tables import to_terminal
+    for group in by_faces(records):
+        print(f"{HEADING}:")
+        to_terminal(external_table(group), external_notes(group))
 
 # %% ../nbs/cli.ipynb #6b3bf209
 TUNE = "Tuning"
@@ -365,12 +375,13 @@ def compare_(
     from fer_bench.record import load_run, load_runs
     from fer_bench.report.tables import task_key
     results, done, tasks = project_path(results_dir), set(), {}
-    runs = load_runs(results)
+    runs, external = load_runs(results), load_runs(results, external=True)
+    if external and not runs: return _print_external(external)
     if not runs:
         raise BenchError(f"There is no finished run in {str(results)!r}. Begin with: fer-bench run --preset tiny")
     for record in runs: tasks.setdefault(task_key(record), []).append(record)
     for record in [load_run(run_id, results)] if run_id else runs:
-        if record.id not in done: done |= _print_comparison(tasks[task_key(record)], record)
+        if record.id not in done: done |= _print_comparison(tasks[task_key(record)], record, external)
 
 @app.command("difference")
 def difference_(
@@ -502,6 +513,60 @@ def export_(
     from fer_bench.runs.inference import export
     print(f"Exported to {export(run_id, folder, onnx, results_dir)}, and read back: the same answers")
 
+# %% ../nbs/cli.ipynb #1221f8e9
+TestSet = Annotated[str, typer.Option(help="data set; `fer-bench methods` lists all")]
+DataRoot = Annotated[str, typer.Option(help="folder or archive of the data set, or a built FaceSet")]
+LabelRule = Annotated[str, typer.Option(help="majority or argmax, for data sets with votes")]
+Threads = Annotated[int, typer.Option(help="CPU threads")]
+
+@app.command("judge")
+def judge_(
+    model: Annotated[str, typer.Argument(help="a card (YAML), a csv of probabilities, or a shipped card's name")],
+    dataset: TestSet,
+    data_root: DataRoot = "",
+    folder: Annotated[str, typer.Option(help="where the model's file lies, if not beside its card")] = "",
+    label_rule: LabelRule = "majority",
+    split: Annotated[str, typer.Option(help="choice of test faces, as of `run`")] = "official",
+    image_size: Annotated[int, typer.Option(help="side of the data set's faces, as of `run`; 0: 48")] = 0,
+    name: Annotated[str, typer.Option(help="of a bare csv: what tables call the model")] = "",
+    contamination: Annotated[str, typer.Option(help="of a bare csv: was the model trained on the data set's training "
+                                                    "pictures? 'training part', unknown or no")] = "",
+    trained_on: Annotated[str, typer.Option(help="of a bare csv: what the model was trained on")] = "",
+    threads: Threads = 1,
+    results_dir: Results = OWN_RESULTS,
+) -> None:
+    """Ask another's model on our test faces, and record its results in a table beside those of the runs.
+
+    A card says how the model is asked: file, runtime (onnx, tflite, torch), size, colour, range, layout, order of the
+    classes. A csv needs none: it has a column key and a column of probabilities for each class."""
+    from fer_bench.runs.judge import judge
+    sized = {"image_size": image_size} if image_size else {}
+    config = RunConfig(dataset=dataset, data_root=data_root, label_rule=label_rule, split=split, threads=threads,
+                       results_dir=results_dir, **sized)
+    record = judge(model, config, folder, name=name, contamination=contamination, trained_on=trained_on)
+    _print_external([record])
+    print(f"Recorded as {record.id}")
+
+@app.command("peers")
+def peers_(
+    dataset: TestSet = "ferplus",
+    data_root: DataRoot = "",
+    label_rule: LabelRule = "majority",
+    folder: Annotated[str, typer.Option(help="where the packages are kept")] = "build/peers",
+    page: Annotated[str, typer.Option(help="also write the table to this Markdown file")] = "",
+    threads: Threads = 1,
+    results_dir: Results = OWN_RESULTS,
+) -> None:
+    "Fetch the models that packages ship, by pip, and judge them on a data set."
+    from fer_bench.report.external import external_page
+    from fer_bench.runs.peers import peers
+    config = RunConfig(dataset=dataset, data_root=data_root, label_rule=label_rule, threads=threads,
+                       results_dir=results_dir)
+    records = peers(config, project_path(folder))
+    if not records: raise BenchError("No peer could be judged here; the lines above say why.")
+    if page: write_text(project_path(page), external_page(records))
+    _print_external(records)
+
 # %% ../nbs/cli.ipynb #d9f86f0e
 @app.command("doctor")
 def doctor_(
@@ -529,7 +594,8 @@ def pack_(
     from fer_bench.record import load_run, load_runs
     from fer_bench.store import pack
     folder = project_path(results_dir)
-    records = [load_run(name, folder) for name in run_id] or [r for r in load_runs(folder) if not r.shipped]
+    every = [*load_runs(folder), *load_runs(folder, external=True)]
+    records = [load_run(name, folder) for name in run_id] or [r for r in every if not r.shipped]
     print(f"{len(records)} records in {pack(records, project_path(archive), weights)}")
 
 @results.command("verify")

@@ -44,6 +44,7 @@ from fer_bench.core import (
     write_text,
 )
 from .evaluate.metrics import classification_metrics
+from .external import ExternalConfig, ExternalMetrics, external_id, is_external, over_shared
 from fer_bench.schema import (
     SEALED,
     Environment,
@@ -76,6 +77,10 @@ class Record:
         return checked(Status, read_json(path, SMALL), path) if path.exists() else Status(state="missing")
     @property
     def finished(self) -> bool: return self.status.state == "finished"
+    @property
+    def external(self) -> bool:
+        "Whether it is of another's model, and no run."
+        return is_external(self.config)
 
     def read(self, name: str) -> bytes:
         "The bytes of the file `name`; their hash is checked where the run is finished."
@@ -143,7 +148,8 @@ def _facts_of(run: str, data: dict[str, bytes], folder: Path) -> dict:
     if status.tuned and any(config.get(name) != value for name, value in status.tuned.picked.items()):
         raise BenchError("its status says that other values were picked for it than its config has")
     metrics = read_metrics(data["metrics.json"], config, folder)
-    names = _run_ids(from_json(data["config.json"]), metrics)
+    external = is_external(config)
+    names = [external_id(config, metrics)] if external else _run_ids(from_json(data["config.json"]), metrics)
     if run not in names or metrics.run_id != run:
         other = names[0] if run not in names else metrics.run_id
         raise BenchError(f"its config, data and split make it {other!r}; it was changed, or made by another version "
@@ -160,7 +166,10 @@ def _facts(model: type[Facts], data: bytes, path: Path) -> Facts:
 def read_config(data: bytes, folder) -> dict:
     "All fields and options in `data`, a config.json, those of later versions by their defaults."
     path = Path(folder)/"config.json"
-    try: config = recorded_config(from_json(data)).model_dump()
+    try: facts = from_json(data)
+    except ValueError as e: raise not_a_record(path, textwrap.shorten(str(e), 200)) from None
+    if is_external(facts): return checked(ExternalConfig, facts, path).model_dump()
+    try: config = recorded_config(facts).model_dump()
     except (BenchError, ValueError, TypeError, AttributeError) as e:
         raise not_a_record(path, textwrap.shorten(str(e), 200)) from None
     start = config["init"].removeprefix("run:")
@@ -171,15 +180,19 @@ def read_config(data: bytes, folder) -> dict:
 def read_metrics(data: bytes, config: dict, folder) -> Metrics:
     "The facts in `data`, the metrics.json of a run of `config`."
     path = Path(folder)/"metrics.json"
-    try: metrics = checked(Metrics, completed(from_json(data), config), path)
-    except BenchError: raise
+    try: facts = from_json(data)
     except ValueError as e: raise not_a_record(path, f"it cannot be read as JSON: {e}") from None
-    said = {"method": config["method"], "select": config["select"], "kind": kind_of(config)}
-    said |= {"drawn": True} if config["dataset"] == "drawn" else {}
+    if is_external(config): metrics, said = checked(ExternalMetrics, facts, path), {"method": config["card"]["name"]}
+    else: metrics, said = checked(Metrics, completed(facts, config), path), _said(config)
     for name, value in said.items():
         if metrics[name] != value:
             raise not_a_record(path, f"{name} is {metrics[name]!r}, and by its config it is {value!r}")
     return metrics
+
+def _said(config: dict) -> dict:
+    "The facts that a run's `config` decides."
+    said = {"method": config["method"], "select": config["select"], "kind": kind_of(config)}
+    return said | ({"drawn": True} if config["dataset"] == "drawn" else {})
 
 def read_history(data: bytes, folder) -> list[dict]:
     "The rows of `data`, a history.jsonl."
@@ -227,9 +240,13 @@ def _check_scores(metrics: Metrics, predictions: bytes, folder: Path) -> None:
     "Compute the metrics again from the logits; `BenchError` where they differ."
     _, labels, logits = read_predictions(predictions, metrics.classes, folder)
     place = {name: i for i, name in enumerate(metrics.classes)}
-    found = classification_metrics(logits, np.array([place[name] for name in labels], dtype=int), metrics.classes)
-    for name, value in found.items():
-        if not _close(metrics.test[name], value, 1e-3 if name == "ECE" else 1e-6):  # a face at the edge of a bin
+    asked = logits, np.array([place[name] for name in labels], dtype=int), metrics.classes
+    _compare(metrics.test, asked)
+    if isinstance(metrics, ExternalMetrics): _compare(metrics.over_shared, over_shared(*asked, metrics.known))
+
+def _compare(scores, asked: tuple) -> None:
+    for name, value in classification_metrics(*asked).items():
+        if not _close(scores[name], value, 1e-3 if name == "ECE" else 1e-6):  # a face at the edge of a bin
             raise BenchError(f"metrics.json does not match predictions.parquet: {name} is another")
 
 def _close(a, b, within: float) -> bool:
@@ -246,8 +263,8 @@ def _write(folder, name: str, model: type[Facts], facts: dict) -> None:
     write_json(path, facts)
 
 def write_metrics(folder, **facts) -> None:
-    "Write `metrics.json`; `facts`: the fields of `Metrics`."
-    _write(folder, "metrics.json", Metrics, facts)
+    "Write `metrics.json`; `facts`: the fields of `Metrics`, or of `ExternalMetrics`."
+    _write(folder, "metrics.json", ExternalMetrics if is_external(facts) else Metrics, facts)
 
 def write_environment(folder, **facts) -> None:
     "Write `environment.json`: `environment()` and `facts`, other fields of `Environment`."
@@ -277,7 +294,7 @@ def _places(results_dir) -> dict[Path, bool]:
     folder = Path(results_dir)
     return {folder: False} | ({folder.parent: True} if folder.name == Path(OWN_RESULTS).name else {})
 
-def read_runs(results_dir=OWN_RESULTS) -> tuple[list[Record], dict[str, str]]:
+def read_runs(results_dir=OWN_RESULTS, external: bool = False) -> tuple[list[Record], dict[str, str]]:
     "(the records of `load_runs`; run id → why the record in that folder cannot be used)."
     found, left_out = {}, {}
     for place, shipped in _places(results_dir).items():
@@ -289,14 +306,15 @@ def read_runs(results_dir=OWN_RESULTS) -> tuple[list[Record], dict[str, str]]:
                 record.check()
             except (BenchError, OSError) as e: left_out[record.id] = str(e)
             else: found[record.id] = record
-    return [found[name] for name in sorted(found)], left_out
+    return [found[name] for name in sorted(found) if found[name].external == external], left_out
 
-def load_runs(results_dir=OWN_RESULTS) -> list[Record]:
+def load_runs(results_dir=OWN_RESULTS, external: bool = False) -> list[Record]:
     """The finished records of `results_dir`, by run id; an empty list where there are none.
 
     Those of `results/own` are followed by the shipped ones in `results`, but for runs that were done again. A record
-    that `Record.check` refuses is left out, and a line on standard error says which and why."""
-    found, left_out = read_runs(results_dir)
+    that `Record.check` refuses is left out, and a line on standard error says which and why. `external`: the records of
+    other people's models in place of those of runs."""
+    found, left_out = read_runs(results_dir, external)
     for name, why in left_out.items(): print(f"Run {name!r} is left out: {why}", file=sys.stderr)
     return found
 
@@ -305,7 +323,9 @@ def load_run(name: str, results_dir=OWN_RESULTS) -> Record:
     records = [Record(runs_folder(place)/name, shipped) for place, shipped in _places(results_dir).items()]
     if Path(name).name == name and (found := next((r for r in records if r.finished), None)):
         found.check()
-        return found
+        if not found.external: return found
+        raise BenchError(f"{name!r} is the record of another's model, and no run: it has no training to go on from or "
+                         "to compare. `fer-bench compare` shows it.")
     known = [r.id for r in read_runs(results_dir)[0]] or ["none yet"]
     raise unknown(f"finished run in {str(results_dir)!r} called", name, known)
 

@@ -24,8 +24,9 @@ BLOCK = re.compile(r"(<!-- built: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 def chosen(**fields): return [r for r in RECORDS if all(r.config.get(k, 0) == v for k, v in fields.items())]
 
 def of_all_labels(dataset, method):
+    backbone = {"drawn": "small_resnet", "ferplus": "resnet10t"}[dataset]
     return next(r for r in chosen(dataset=dataset, labels_per_class=None, method=method, init="scratch", dedupe="none")
-                if r.config["seed"] == 0 and r.config["backbone"] == "resnet10t")
+                if r.config["seed"] == 0 and r.config["backbone"] == backbone)
 
 def percent(record, name):
     test = record.metrics.test
@@ -75,8 +76,18 @@ def all_labels():
     return (f"On drawn faces, all labels, {one.config['epochs'] * one.config['steps_per_epoch']} steps from scratch: "
             f"`supervised` {percent(one, 'WAR')} % WAR, `eac` {percent(two, 'WAR')}.\n")
 
+def base():
+    "The runs of `results/studies` on all labels, the longest first."
+    runs = chosen(dataset="ferplus", labels_per_class=None, method="supervised", targets="soft", dedupe="cross_split")
+    name = lambda c: c["backbone"] + (f", stem 3×3/{c['small_stem']}" if c["small_stem"] else "")
+    return markdown([{"backbone": name(r.config), "params (M)": f"{r.metrics.parameters / 1e6:.2f}",
+                      "faces seen": f"{r.metrics.images_seen:,}", "view": f"geometric {r.config['view_strength']}",
+                      "validation WAR": f"{100 * r.history['val_WAR'].iloc[-1]:.1f}",
+                      "WAR": percent(r, "WAR"), "UAR": percent(r, "UAR"), "seed": r.config["seed"]}
+                     for r in sorted(runs, key=lambda r: (-r.metrics.images_seen, -r.metrics.test.WAR))])
+
 def real_faces():
-    runs = [r for r in chosen(dataset="ferplus", labels_per_class=None, backbone="resnet18")]
+    runs = [r for r in chosen(dataset="ferplus", labels_per_class=None, backbone="resnet18", targets="hard")]
     says = {"none": ("supervised", "all"), "cross_split": ("supervised, `--dedupe cross_split`", "all but copies")}
     rows = [{"method": says[r.config["dedupe"]][0],
              "labels": f"{says[r.config['dedupe']][1]} ({r.metrics.n['labelled']:,})",
@@ -137,7 +148,8 @@ def speed():
 
 BLOCKS = {
     "README.md": {"all-labels": all_labels, "few-labels": few_labels, "few-shown": few_shown, "real-faces": real_faces,
-                  "probed-ferplus": lambda: probed("ferplus"), "probed-drawn": lambda: probed("drawn"), "speed": speed},
+                  "probed-ferplus": lambda: probed("ferplus"), "probed-drawn": lambda: probed("drawn"), "speed": speed,
+                  "base": base},
     "results/ferplus-50.md": {"few-labels": few_labels, "few-shown": few_shown},
     "results/pretraining.md": {
         "probed-ferplus": lambda: probed("ferplus"), "probed-drawn": lambda: probed("drawn"),

@@ -12,7 +12,7 @@ from figure_checks import faults, said
 from scipy import stats
 
 from fer_bench.catalogue import known_entry
-from fer_bench.config import NUMERICS, PROBE, RunConfig, recorded_config, run_id
+from fer_bench.config import NUMERICS, PROBE, RunConfig, own_values, recorded_config, run_id
 from fer_bench.core import BenchError, write_json
 from fer_bench.evaluate.dunnett import dunnett
 from fer_bench.evaluate.metrics import classification_metrics
@@ -44,6 +44,7 @@ def made(method="supervised", war=0.5, draw=0, seed=0, labels=50, images=9600, m
     test = classification_metrics(logits, truth, NAMES) | dict(UAR=max(0, war - 0.1), macro_F1=max(0, war - 0.2), n=100)
     test |= {f"{m}_ci": [max(0, test[m] - 0.05), min(1, test[m] + 0.05)] for m in ("WAR", "UAR", "macro_F1")}
     resolved = dict(RunConfig(method=method, dataset="faces", data_root="x", image_size=48, labels_per_class=labels))
+    resolved |= own_values(method) | {"backbone": "resnet10t"}  # whatever the preset fills in
     config = resolved | dict(dataset="faces", labels_per_class=labels, label_seed=draw, seed=seed) | config
     facts = dict(method=method, kind=known_entry(method).kind, dataset=config["dataset"], classes=NAMES,
                  split_hash=f"{draw:064x}",

@@ -20,25 +20,26 @@ PAPERMILL = [p for p in NOTEBOOKS if p.parent.name == "nbs" and p.stem in
 # Each layer may import itself and what stands here (DESIGN, the table of layers).
 BASE = {"core", "catalogue", "config", "schema"}
 TORCH = BASE | {"distributed"}
-ALL = TORCH | {"record", "data", "models", "methods", "train", "evaluate"}
+ALL = TORCH | {"record", "external", "data", "models", "methods", "train", "evaluate"}
 RUN = ALL | {"runs"}
 MAY_IMPORT = {
     "core": set(), "catalogue": {"core"}, "config": {"core", "catalogue"},
-    "schema": {"core", "catalogue"}, "record": BASE | {"evaluate.metrics"},
+    "schema": {"core", "catalogue"}, "external": BASE | {"data.labels"},
+    "record": BASE | {"evaluate.metrics", "external"},
     "distributed": {"core"},
     "data": TORCH, "models": TORCH, "methods": TORCH | {"models", "data.views", "evaluate.priors"},
     "train": TORCH | {"data"},
     "evaluate": TORCH | {"data", "models", "train"}, "runs": ALL | {"report.card"},
-    "store": BASE | {"record", "evaluate.metrics"},
-    "report": BASE | {"record", "evaluate.statistics", "evaluate.dunnett", "evaluate.ranks"},
+    "store": BASE | {"record", "external", "evaluate.metrics"},
+    "report": BASE | {"record", "external", "evaluate.statistics", "evaluate.dunnett", "evaluate.ranks"},
     "sweeps": RUN | {"store"},
     "show": RUN | {"report"}, "speed": RUN | {"report"}, "doctor": BASE,
     "cli": RUN | {"speed", "report", "show", "store", "sweeps", "doctor"},
     "__init__": RUN | {"speed", "report", "show", "store", "sweeps"},
 }
-NO_TORCH = ("core", "catalogue", "config", "schema", "record", "store", "report", "doctor", "cli", "__init__",
-            "evaluate.metrics", "evaluate.statistics",
-            "evaluate.dunnett", "evaluate.ranks", "evaluate.priors")
+NO_TORCH = ("core", "catalogue", "config", "schema", "external", "record", "store", "report", "doctor", "cli",
+            "__init__", "evaluate.metrics", "evaluate.statistics", "evaluate.dunnett", "evaluate.ranks",
+            "evaluate.priors")
 
 def read(path): return nbformat.read(path, as_version=4)
 

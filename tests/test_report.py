@@ -23,7 +23,7 @@ from fer_bench.report.figures import (
 )
 from fer_bench.report.scores import HEADINGS, only_warm_up
 from fer_bench.report.tables import comparable, compare, notes, to_markdown, to_terminal
-from fer_bench.schema import example_environment, example_metrics
+from fer_bench.schema import Status, example_environment, example_metrics
 
 CLASSES = ["fear", "happiness", "contempt"]
 POOL = {"members": ["rest", "people"], "faces": [9000, 80], "dropped": [0, 0], "hash": "b" * 64}
@@ -45,7 +45,7 @@ def record(run="a", epochs=3, config=None, environment=None, history=None, **met
     if len(facts["classes"]) != len(test["confusion"]): del test["confusion"], test["n"]
     test |= metrics.get("test", {})
     if "confusion" in test: test["n"] = int(np.sum(test["confusion"]))
-    return SimpleNamespace(id=run, history=frame.assign(**history or {}), config=config,
+    return SimpleNamespace(id=run, history=frame.assign(**history or {}), config=config, status=Status(state="missing"),
                            metrics=example_metrics(**facts | {"test": test}),
                            environment=example_environment(**{"commit": "0123456789ab"} | (environment or {})))
 

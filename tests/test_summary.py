@@ -31,7 +31,7 @@ from fer_bench.report.scores import HEADINGS
 from fer_bench.report.summary import gains, measured, summarise
 from fer_bench.report.tables import compare, fold_note, notes
 from fer_bench.report.tasks import budgets, chosen, tasks
-from fer_bench.schema import Metrics, Scores, example_environment, example_metrics
+from fer_bench.schema import Metrics, Scores, Status, example_environment, example_metrics
 
 
 def test_t_interval_by_hand():
@@ -66,7 +66,7 @@ def record(method="supervised", draw=0, WAR=0.4, seed=0, images=100, history=Non
                    labelled_seen=images, test=test)
     metrics |= {k: v for k, v in changes.items() if k not in config or k == "select"}
     return SimpleNamespace(id="a", config=config | {k: v for k, v in changes.items() if k in config},
-                           history=history,
+                           history=history, status=Status(state="missing"),
                            environment=example_environment(), metrics=example_metrics(**metrics))
 
 def test_summary_by_hand():

@@ -11,6 +11,7 @@ import pandas as pd
 from ..core import OWN_RESULTS, BenchError
 from ..record import read_runs
 from .exports import compact, literal
+from .external import HEADING, by_faces, external_notes, external_table, on_the_faces_of
 from .published import published, published_table
 from .names import data_name, shipped
 from .summary import measured
@@ -50,7 +51,14 @@ def leaderboard(results_dir=OWN_RESULTS, place: str = "runs") -> str:
     own = sum(not shipped(r) for r in records)
     more = f" and {len(records) - own} that came with the code" if own < len(records) else ""
     head = HEAD.format(runs=own, place=place, shipped=more)
-    return "\n".join([head, *_left_out(left_out), *(_task(*task) for task in ours), *map(_published, groups)])
+    external = read_runs(results_dir, external=True)[0]
+    tables = (_task(*task) + _external(on_the_faces_of(task[1], external)) for task in ours)
+    return "\n".join([head, *_left_out(left_out), *tables, *map(_published, groups)])
+
+def _external(records: list) -> str:
+    "Other people's models on the test faces of a task; empty where there are none."
+    tables = (compact(external_table(group), external_notes(group)) for group in by_faces(records))
+    return "".join(f"\n{HEADING}. {table}" for table in tables)
 
 def _left_out(why: dict[str, str]) -> list[str]:
     "The paragraph on the records that cannot be used, in a list; an empty list where all can."
