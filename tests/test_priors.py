@@ -269,8 +269,8 @@ def done(tmp_path_factory):
                                                           **fields)))
 
 @pytest.mark.parametrize("kind, how", [
-    (dict(), "labelled"), (dict(), "unlabelled"), (dict(), SHARES), (dict(ema=0.0), SHARES), (dict(method="eac"), SHARES),
-    (dict(method="fixmatch"), "unlabelled"), (dict(method="mean_teacher"), "labelled"),
+    (dict(), "labelled"), (dict(), "unlabelled"), (dict(), SHARES), (dict(ema=0.0), SHARES),
+    (dict(method="eac"), SHARES), (dict(method="fixmatch"), "unlabelled"), (dict(method="mean_teacher"), "labelled"),
     (dict(method="simclr", probe="sgd"), "unlabelled"), (dict(method="linear_probe"), SHARES)], ids=str)
 def test_after_training_the_logits_are_the_plain_ones_and_the_shift(done, kind, how):
     "One network in record, weights and scores; and the adjusted scores are the same, whichever adjustment it has."
