@@ -11,7 +11,7 @@ import pandas as pd
 from ..core import BenchError
 from ..external import test_hash
 from .exports import compact
-from .tables import MEASURES
+from .scores import HEADINGS, MEASURES, percent_text
 
 # %% ../../nbs/report/external.ipynb #b91ac72c
 HEADING = "Models of others on the same test faces"
@@ -29,16 +29,14 @@ def external_table(records) -> pd.DataFrame:
 def _row(record) -> dict:
     m, card = record.metrics, record.config["card"]
     of = f"{len(m.known)} of {len(m.classes)}"
-    own = {f"{heading} own classes": _percent(m.over_shared, name) for name, heading in MEASURES.items()}
+    own = {f"{HEADINGS[name]} own classes": _percent(m.over_shared, name) for name in MEASURES}
     return {"method": m.method, "labels": "external", "trained on": card["trained_on"],
             "saw these pictures": m.contamination, "classes": of,
             "params (M)": "" if m.parameters is None else round(m.parameters / 1e6, 2),
-            **{heading: _percent(m.test, name) for name, heading in MEASURES.items()}, **own,
+            **{HEADINGS[name]: _percent(m.test, name) for name in MEASURES}, **own,
             "faces": m.n["test"], "data": "drawn" if m.drawn else m.dataset, "licence": card["licence"]}
 
-def _percent(scores, name: str) -> str:
-    low, high = scores[f"{name}_ci"]
-    return f"{100 * scores[name]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+def _percent(scores, name: str) -> str: return percent_text(scores[name], *scores[f"{name}_ci"])
 
 def external_notes(records) -> list[str]:
     "The sentences that must stand under a table of external `records`."
