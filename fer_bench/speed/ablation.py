@@ -148,7 +148,9 @@ def kornia_views(size: int) -> dict:
     blur = K.RandomGaussianBlur((kernel, kernel), (0.1 * size / 224, 2 * size / 224), p=1.0)
     ssl_crop = K.RandomResizedCrop((size, size), (0.2, 1.0))
     erasing = K.RandomErasing((0.01, 0.25), (1.0, 1.0), value=0.5, p=1.0)
+    turned = K.RandomAffine(30.0, (0.2, 0.2), (0.8, 1.2), 11.5, padding_mode="border", p=1.0)
     chains = {"weak": [*moved, K.ColorJiggle(0.2, 0.2, p=1.0)],
+              "geometric": [turned, K.RandomHorizontalFlip(), K.ColorJiggle(0.2, 0.3, p=1.0)],
               "ssl": [ssl_crop, K.RandomHorizontalFlip(), jitter, K.RandomGrayscale(p=0.2), blur],
               "strong": [*moved, K.auto.RandAugment(2, 10), erasing]}
     return {name: torch.nn.Sequential(_ToFloat(), *chain) for name, chain in chains.items()}
