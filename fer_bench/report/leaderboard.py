@@ -58,7 +58,7 @@ def leaderboard(results_dir=OWN_RESULTS, place: str = "runs") -> str:
 def _external(records: list) -> str:
     "Other people's models on the test faces of a task; empty where there are none."
     tables = (compact(external_table(group), external_notes(group)) for group in by_faces(records))
-    return "".join(f"\n{HEADING}. {table}" for table in tables)
+    return "".join(f"\n### {HEADING}\n\n{table}" for table in tables)
 
 def _left_out(why: dict[str, str]) -> list[str]:
     "The paragraph on the records that cannot be used, in a list; an empty list where all can."
