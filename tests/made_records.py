@@ -38,4 +38,4 @@ def made_record(results, metrics: dict = {}, split_hash: str = "5" * 64, faces: 
 
 def untimed(history):
     "A record's `history` without its times, to compare two runs."
-    return history.drop(columns=["seconds", "cpu_seconds"])
+    return history.drop(columns=["seconds", "cpu_seconds"], errors="ignore")  # a probe has no CPU seconds
