@@ -188,7 +188,7 @@ def test_over_all_classes_a_choice_outside_the_set_is_an_error(tiny, tmp_path, m
     rafdb, affectnet = (fake(name, tmp_path, faces_per_class=4) for name in ("raf-db", "affectnet"))
     record = run(tiny(dataset="affectnet-8", data_root=str(affectnet)))
     faces, known = load_data(tiny(dataset="raf-db", data_root=str(rafdb))), record.metrics.classes
-    def right_but_for_contempt(network, feed, rows, size):
+    def right_but_for_contempt(network, feed, rows, size, views):
         names = faces.index["label"].iloc[rows]
         return np.array([[2.0 * (c == name) + 3.0 * (c == "contempt") for c in known] for name in names])
     monkeypatch.setattr("fer_bench.runs.networks.predict", right_but_for_contempt)
