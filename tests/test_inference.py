@@ -132,7 +132,7 @@ def test_another_size_and_shape_goes_as_a_faceset_is_built(model, face):
 def test_it_computes_where_and_in_what_the_model_is(model, face):
     low = load_model.__globals__["create_classifier"]("test_resnet", 8, 32)[0]
     low.load_state_dict(model.state_dict())
-    low.classes, low.faces, low.image_size = model.classes, model.faces, model.image_size
+    for name in ("classes", "faces", "image_size", "test_views"): setattr(low, name, getattr(model, name))
     low = low.bfloat16().train()
     np.testing.assert_allclose(shares(low, face), shares(model, face), atol=0.02)
     assert low.training, "the mode comes back"

@@ -188,7 +188,7 @@ def test_budget_draws_the_baseline_in_black_and_takes_a_published_budget_by_its_
 
 def test_runs_of_one_line_differ_in_labels_and_seeds_alone():
     fig = figure_budget([made(), made(labels=100, lr=0.1), made(labels=200)])
-    assert list(handles(fig)) == ["supervised (lr 0.05)", "supervised (lr 0.1)"]
+    assert list(handles(fig)) == ["supervised (lr 0.03)", "supervised (lr 0.1)"]
 
 
 def test_the_note_says_that_a_self_supervised_number_is_of_a_probe():

@@ -11,12 +11,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from ..config import usual_values
+from ..config import UNLABELLED, usual_values
 from ..core import BenchError
 from ..evaluate.statistics import t_interval, wilson
 from .figures import COLOURS, COLUMN, PAGE, Picture, styled
-from .names import (data_title, pretraining_seed, repeat, repeat_unit, run_names, setting_names,
-                                    settings)
+from .names import (data_title, preset_values, pretraining_seed, repeat, repeat_unit, run_names,
+                                    setting_names, settings)
 from .panels import add_notes, check_runs, legend_above, line_styles
 
 # %% ../../nbs/report/papers.ipynb #e294b3d7
@@ -102,7 +102,8 @@ def _differing(runs) -> list[str]:
     rows = [settings(r) for r in runs]
     differ = lambda rows: {n for row in rows for n in row if len({repr(other.get(n, "usual")) for other in rows}) > 1}
     if len({r.config["method"] for r in runs}) == 1: return sorted(differ(rows))
-    usual = [usual_values(r.config["method"]).items() for r in runs]
+    pools = [{n: v for n, v in preset_values(r).items() if n in UNLABELLED} for r in runs]  # some have a pool, some not
+    usual = [(usual_values(r.config["method"]) | pool).items() for r, pool in zip(runs, pools, strict=True)]
     mark = lambda row, own: {n: "usual" if (n, v) in own else v for n, v in row.items()}
     marked = list(map(mark, rows, usual))
     return sorted(differ(rows) & differ(marked))
