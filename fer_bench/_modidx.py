@@ -477,6 +477,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fer_bench.data.labels.field_name': ('data/labels.html#field_name', 'fer_bench/data/labels.py'),
                                        'fer_bench.data.labels.label_map': ('data/labels.html#label_map', 'fer_bench/data/labels.py'),
                                        'fer_bench.data.labels.majority': ('data/labels.html#majority', 'fer_bench/data/labels.py'),
+                                       'fer_bench.data.labels.meaning': ('data/labels.html#meaning', 'fer_bench/data/labels.py'),
                                        'fer_bench.data.labels.nearest_name': ('data/labels.html#nearest_name', 'fer_bench/data/labels.py'),
                                        'fer_bench.data.labels.need_few': ('data/labels.html#need_few', 'fer_bench/data/labels.py'),
                                        'fer_bench.data.labels.odd_names': ('data/labels.html#odd_names', 'fer_bench/data/labels.py'),

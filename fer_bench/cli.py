@@ -375,7 +375,8 @@ def compare_(
     from fer_bench.record import load_run, load_runs
     from fer_bench.report.tables import task_key
     results, done, tasks = project_path(results_dir), set(), {}
-    runs, external = load_runs(results), load_runs(results, external=True)
+    found = load_runs(results, external=None)
+    runs, external = ([r for r in found if r.external == of_others] for of_others in (False, True))
     if external and not runs: return _print_external(external)
     if not runs:
         raise BenchError(f"There is no finished run in {str(results)!r}. Begin with: fer-bench run --preset tiny")
@@ -594,7 +595,7 @@ def pack_(
     from fer_bench.record import load_run, load_runs
     from fer_bench.store import pack
     folder = project_path(results_dir)
-    every = [*load_runs(folder), *load_runs(folder, external=True)]
+    every = load_runs(folder, external=None)
     records = [load_run(name, folder) for name in run_id] or [r for r in every if not r.shipped]
     print(f"{len(records)} records in {pack(records, project_path(archive), weights)}")
 

@@ -183,13 +183,13 @@ class RunConfig(BaseModel):
     view: Literal["plain", "weak", "strong", "erased", "geometric", "ssl"] | None = Field(
         None, description="augmentation of labelled faces, in pretraining of all faces; None: that of the method")
     view_strength: float = Field(
-        1.0, gt=0, le=2, description="strength of the view geometric; 1: to 30°, a fifth of the face in shift and zoom")
+        1.0, gt=0, le=2, description="strength of the view geometric; 1: rotation to 30°, shift and zoom to a fifth")
     mixup: float = Field(0.0, ge=0, le=100, description="alpha of mixup of the labelled faces; 0: none")
     cutmix: float = Field(
         0.0, ge=0, le=100, description="alpha of cutmix of the labelled faces; 0: none; with mixup: one of both a step")
     logit_adjustment: str = Field(
         "none",
-        description="class prior: none, loss, or after training labelled, unlabelled or shares (.7,.2,.1)")
+        description="adjust the logits: none; in the loss; after training: labelled, unlabelled or .7,.2,.1")
     seed: int = Field(
         0, ge=0, lt=2**32, description="seed of the initial weights, the order of the faces and the augmentation")
     # the evaluation

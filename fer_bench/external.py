@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 from scipy.optimize import linear_sum_assignment
 
 from .core import BenchError, json_hash, read_file, sha256
-from .data.labels import field_name
+from .data.labels import meaning
 from .schema import Classes, Count, FaceFacts, Facts, Hash, Scores, Seconds, Side, Text
 
 # %% ../nbs/external.ipynb #bc95f6a5
@@ -75,7 +75,7 @@ def need_different(classes) -> None:
     "`BenchError` where two of the `classes` are equal, or names of one expression."
     seen = {}
     for name in classes:
-        if (twin := seen.setdefault(field_name(name) or name, name)) != name or list(classes).count(name) > 1:
+        if (twin := seen.setdefault(meaning(name), name)) != name or list(classes).count(name) > 1:
             raise BenchError(f"the classes {twin!r} and {name!r} mean the same.")
 
 def read_card(path) -> tuple[Card, str]:
@@ -105,8 +105,8 @@ def matched(known, classes) -> tuple[list[int], list[int], list[str]]:
     """(columns of the model, the same columns among `classes`, names that the test set has not).
 
     `known`: the model's K' classes, `classes`: those of the test set. `BenchError` if they share fewer than two."""
-    place = {field_name(name) or name: i for i, name in enumerate(classes)}
-    to = [place.get(field_name(name) or name) for name in known]
+    place = {meaning(name): i for i, name in enumerate(classes)}
+    to = [place.get(meaning(name)) for name in known]
     ours = [i for i, k in enumerate(to) if k is not None]
     if len(ours) < 2:
         raise BenchError(f"The model's classes ({', '.join(known)}) and those of the test set ({', '.join(classes)}) "
@@ -159,8 +159,8 @@ def order_sentence(confusion, known, classes) -> str:
 
     `known`: all classes of the model, in its order; `confusion` (K, K): over `classes`, those that the set has too."""
     if not (found := better_order(confusion, classes)): return ""
-    meant = dict(zip((field_name(c) or c for c in classes), found["classes"], strict=True))
-    names = [meant.get(field_name(name) or name, name) for name in known]
+    meant = dict(zip(map(meaning, classes), found["classes"], strict=True))
+    names = [meant.get(meaning(name), name) for name in known]
     return (f"Its classes are probably in another order: as {', '.join(names)}, and not {', '.join(known)}, its UAR "
             f"would be {100 * found['UAR_then']:.1f}, not {100 * found['UAR']:.1f}. Ask its authors. The results here "
             "are for the order of the card.")

@@ -294,7 +294,7 @@ def _places(results_dir) -> dict[Path, bool]:
     folder = Path(results_dir)
     return {folder: False} | ({folder.parent: True} if folder.name == Path(OWN_RESULTS).name else {})
 
-def read_runs(results_dir=OWN_RESULTS, external: bool = False) -> tuple[list[Record], dict[str, str]]:
+def read_runs(results_dir=OWN_RESULTS, external: bool | None = False) -> tuple[list[Record], dict[str, str]]:
     "(the records of `load_runs`; run id → why the record in that folder cannot be used)."
     found, left_out = {}, {}
     for place, shipped in _places(results_dir).items():
@@ -306,14 +306,14 @@ def read_runs(results_dir=OWN_RESULTS, external: bool = False) -> tuple[list[Rec
                 record.check()
             except (BenchError, OSError) as e: left_out[record.id] = str(e)
             else: found[record.id] = record
-    return [found[name] for name in sorted(found) if found[name].external == external], left_out
+    return [found[name] for name in sorted(found) if external in (None, found[name].external)], left_out
 
-def load_runs(results_dir=OWN_RESULTS, external: bool = False) -> list[Record]:
+def load_runs(results_dir=OWN_RESULTS, external: bool | None = False) -> list[Record]:
     """The finished records of `results_dir`, by run id; an empty list where there are none.
 
     Those of `results/own` are followed by the shipped ones in `results`, but for runs that were done again. A record
     that `Record.check` refuses is left out, and a line on standard error says which and why. `external`: the records of
-    other people's models in place of those of runs."""
+    other people's models in place of those of runs; None: both."""
     found, left_out = read_runs(results_dir, external)
     for name, why in left_out.items(): print(f"Run {name!r} is left out: {why}", file=sys.stderr)
     return found

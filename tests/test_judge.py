@@ -270,6 +270,7 @@ def judged(asked, config, tmp_path):
 def test_an_external_record_is_never_a_run(judged, config):
     results = config["results_dir"]
     assert load_runs(results) == [] and [r.id for r in load_runs(results, external=True)] == [judged.id]
+    assert [r.id for r in load_runs(results, external=None)] == [judged.id]
     with pytest.raises(BenchError, match="no run"): load_run(judged.id, results)
     with pytest.raises(BenchError, match="no run"): init_of(RunConfig(**config, init=f"run:{judged.id}"))
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FERPLUS8', 'BASIC7', 'RAFDB7', 'FER2013_7', 'AFFECTNET8', 'ABAW8', 'CK7', 'JAFFE7', 'SYNONYMS', 'MOST', 'NO_LABEL',
-           'DROPPED', 'VOTED', 'LABEL_RULES', 'plain_name', 'field_name', 'one_spelling', 'odd_names', 'need_few',
-           'nearest_name', 'label_map', 'without_singles', 'vote_shares', 'majority', 'argmax']
+           'DROPPED', 'VOTED', 'LABEL_RULES', 'plain_name', 'field_name', 'meaning', 'one_spelling', 'odd_names',
+           'need_few', 'nearest_name', 'label_map', 'without_singles', 'vote_shares', 'majority', 'argmax']
 
 # %% ../../nbs/data/labels.ipynb #ece961a5
 import difflib
@@ -48,6 +48,10 @@ def field_name(name: str) -> str | None:
     word such as "faces" after it."""
     return _FIELD.get(re.sub(r"^\d+[ .]*|( (face|faces|images|expression|emotion))$", "", plain_name(name)))
 
+def meaning(name: str) -> str:
+    "What a class means: the field's name of the expression, or `name` itself where it is unknown."
+    return field_name(name) or name
+
 NO_LABEL = {"", "nan", "none", "na", "n/a", "null", "nil", "<na>", "-", "?"}  # what tables write where there is nothing
 
 def one_spelling(labels) -> dict[str, str]:
@@ -89,9 +93,9 @@ def label_map(source_classes, target_classes, drop=DROPPED) -> dict[str, str | N
     `source_classes`: names of the faces' classes; `target_classes`: names of the model's; synonyms in any case count
     (`field_name`). `drop`: classes that may be dropped if the model lacks them. `BenchError` if another class has no
     counterpart, two classes would be merged, or nothing is left. Source: ours."""
-    source, target = list(source_classes), {field_name(name) or name: name for name in target_classes}
-    out = {name: target.get(field_name(name) or name) for name in source}
-    lost = [name for name in source if out[name] is None and (field_name(name) or name) not in drop]
+    source, target = list(source_classes), {meaning(name): name for name in target_classes}
+    out = {name: target.get(meaning(name)) for name in source}
+    lost = [name for name in source if out[name] is None and meaning(name) not in drop]
     kept = [name for name in out.values() if name is not None]
     if lost or not kept:
         raise _no_map(source, target_classes, f"{', '.join(map(repr, lost or source))} has no counterpart")

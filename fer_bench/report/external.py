@@ -49,7 +49,8 @@ def external_notes(records) -> list[str]:
 def on_the_faces_of(records, external) -> list:
     "Those of the `external` records that were asked on the test faces of one of `records`, runs."
     if not external: return []
-    asked = {test_hash(r.predictions["key"], r.predictions["label"]) for r in records}
+    splits = {(r.metrics.data_hash, r.metrics.split_hash): r.predictions for r in records}
+    asked = {test_hash(faces["key"], faces["label"]) for faces in splits.values()}
     return [r for r in external if r.metrics.test_hash in asked]
 
 def by_faces(external) -> list[list]:

@@ -40,7 +40,8 @@ def leaderboard(results_dir=OWN_RESULTS, place: str = "runs") -> str:
     data sets.
 
     `place`: what the page calls the folder of the records. `BenchError` for no records. Source: ours."""
-    records, left_out = read_runs(results_dir)
+    found, left_out = read_runs(results_dir, external=None)
+    records, external = ([r for r in found if r.external == of_others] for of_others in (False, True))
     if not records:
         why = "".join(f" {name!r} is left out: {reason}" for name, reason in left_out.items())
         raise BenchError(f"There is no finished run in {str(results_dir)!r}.{why} Begin with: fer-bench run --preset "
@@ -51,7 +52,6 @@ def leaderboard(results_dir=OWN_RESULTS, place: str = "runs") -> str:
     own = sum(not shipped(r) for r in records)
     more = f" and {len(records) - own} that came with the code" if own < len(records) else ""
     head = HEAD.format(runs=own, place=place, shipped=more)
-    external = read_runs(results_dir, external=True)[0]
     tables = (_task(*task) + _external(on_the_faces_of(task[1], external)) for task in ours)
     return "\n".join([head, *_left_out(left_out), *tables, *map(_published, groups)])
 

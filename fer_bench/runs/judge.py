@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import softmax
 from torchvision.transforms.functional import rgb_to_grayscale
 
 from ..catalogue import import_own
@@ -179,9 +180,7 @@ def need_output(card: Card, raw, n: int) -> np.ndarray:
     if sums != (card.output == "probabilities"):
         raise BenchError(f"Card {card.name!r} says that its outputs are {card.output}, but they "
                          f"{'are' if sums else 'are not all'} between 0 and 1 with sum 1. Correct `output`.")
-    if sums: return raw
-    shares = np.exp(raw - raw.max(1, keepdims=True))
-    return shares / shares.sum(1, keepdims=True)
+    return raw if sums else softmax(raw, axis=1)
 
 # %% ../../nbs/runs/judge.ipynb #6f69c9eb
 CARDS = files("fer_bench.runs").joinpath("cards")

@@ -147,8 +147,8 @@ def _train(method, batch_at, config, folder, accelerator, after_epoch) -> list[d
         _check_finite(row, config)
         if "score" in row and (best is None or row["score"] > best["score"]):
             best = {"score": row["score"], "epoch": epoch + 1, "weights": _copy(method.evaluated.state_dict())}
-        row["seconds"], row["cpu_seconds"] = (round(now() - since, 3) for now, since in (
-            (time.perf_counter, start), (time.process_time, worked)))
+        row["seconds"] = round(time.perf_counter() - start, 3)
+        row["cpu_seconds"] = round(time.process_time() - worked, 3)
         history.append(row)
         bar.set_postfix(_postfix(row, config))
         accelerator.log({k: v for k, v in row.items() if not isinstance(v, list)}, step=epoch + 1)
