@@ -1990,6 +1990,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fer_bench.models.small.separable': ('models/small.html#separable', 'fer_bench/models/small.py'),
                                         'fer_bench.models.small.small_resnet': ( 'models/small.html#small_resnet',
                                                                                  'fer_bench/models/small.py'),
+                                        'fer_bench.models.small.small_resnet_s1': ( 'models/small.html#small_resnet_s1',
+                                                                                    'fer_bench/models/small.py'),
                                         'fer_bench.models.small.small_sepconv': ( 'models/small.html#small_sepconv',
                                                                                   'fer_bench/models/small.py')},
             'fer_bench.models.weights': { 'fer_bench.models.weights.ArrayUnpickler': ( 'models/weights.html#arrayunpickler',

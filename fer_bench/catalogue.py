@@ -312,6 +312,7 @@ def _face_encoder(size: str) -> BackboneEntry:
 
 BACKBONES = {f"facemae_{size}": _face_encoder(size) for size in ("tiny", "small", "base")} | {
     "small_resnet": BackboneEntry("models.small:small_resnet", "residual network for faces of 32 to 64 px"),
+    "small_resnet_s1": BackboneEntry("models.small:small_resnet_s1", "the same with a first stage of full size"),
     "small_sepconv": BackboneEntry("models.small:small_sepconv", "separable network for faces of 32 to 64 px"),
 }
 

@@ -21,7 +21,8 @@ def logits_of(record): return np.stack(record.predictions["logits"])
 
 # backbones
 
-@pytest.mark.parametrize("name, weights", [("small_resnet", 776_864), ("small_sepconv", 166_587)])
+@pytest.mark.parametrize("name, weights", [("small_resnet", 776_864), ("small_resnet_s1", 785_744),
+                                           ("small_sepconv", 166_587)])
 def test_small_backbones(name, weights):
     "Fewer than a million weights, a map of 6 × 6 at 48 px and 4 × 4 at 32, whose mean is the feature; any batch size."
     net = create_classifier(name, 8, 48, min_map=6)[0].eval()
