@@ -175,7 +175,7 @@ class MethodEntry(Entry):
     `options`: its parameters beside the fields of `RunConfig`.
     `defaults`: its own defaults of fields and options, where they differ from the usual ones.
     `presets`: preset → values. `recipe`: the published values, which the preset `paper` adds.
-    `former`: what `defaults` said at NUMERICS 1, where that was something else; for records of that time.
+    `former`: what records without a field had there, where `defaults` or `recipe` say something else now.
     `flags`: names of `FLAGS`. `own`: whether it is a user's own method."""
     make: str | Callable
     kind: str
@@ -205,11 +205,11 @@ MAE_PRESETS = {name: values | {"backbone": f"facemae_{values['facemae']}"}
                for name, values in PRETRAIN_PRESETS.items()}
 LARS = dict(optimizer="lars", warmup_epochs=10)
 
-def semi_supervised(about: str, paper: str, recipe=(), flags=("thresholds",), **defaults) -> MethodEntry:
+def semi_supervised(about: str, paper: str, recipe=(), flags=("thresholds",), former=(), **defaults) -> MethodEntry:
     "An entry of the semi-supervised family; `defaults` are added to those of the family."
     return MethodEntry("methods.semisupervised:semisupervised", "semi-supervised", about, paper, PseudoLabelOptions,
-                       SEMI | defaults, SEMI_PRESETS, dict(recipe),
-                       flags=frozenset({"unlabelled", "pseudo_labels", *flags}))
+                       SEMI | defaults, SEMI_PRESETS, dict(recipe), dict(former),
+                       frozenset({"unlabelled", "pseudo_labels", *flags}))
 
 def self_supervised(make: str, about: str, paper: str, options, flags=(), presets=PRETRAIN_PRESETS, recipe=(),
                     former=(), **defaults) -> MethodEntry:
@@ -266,7 +266,8 @@ METHODS = {
         "threshold from the confidence on labelled faces, contrastive loss below it",
         "Ada-CM, CVPR 2022, arXiv 2203.12341",
         dict(backbone="resnet18", optimizer="adam", lr=5e-4, weight_decay=0.0, batch_size=16, mu=1, epochs=20,
-             steps_per_epoch=800, warmup_epochs=0),
+             steps_per_epoch=800, warmup_epochs=0, schedule="constant", unit_features=True, dropout=0.5),
+        former=dict(schedule="cosine", unit_features=False, dropout=0.0),
         policy="labelled", pseudo="two_weak", below="contrast", lambda_x=0.5, lambda_c=0.1),
     "dtm": semi_supervised(
         "dynamic threshold by training progress and class; unlabelled faces from face recognition sets",
