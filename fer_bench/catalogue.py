@@ -236,6 +236,22 @@ METHODS = {
     "freematch": semi_supervised(
         "FixMatch with a threshold from running means, and a fairness loss", "FreeMatch, arXiv 2205.07246",
         policy="freematch", below="fairness", lambda_c=0.05),
+    "mean_teacher": semi_supervised(
+        "consistency with the EMA of the network on all unlabelled faces", "Mean Teacher, arXiv 1703.01780",
+        flags=(), policy="none", pseudo="ema", lambda_u=50.0),
+    "ada_cm": semi_supervised(
+        "threshold from the confidence on labelled faces, contrastive loss below it",
+        "Ada-CM, CVPR 2022, arXiv 2203.12341",
+        dict(backbone="resnet18", optimizer="adam", lr=5e-4, weight_decay=0.0, batch_size=16, mu=1, epochs=20,
+             steps_per_epoch=800, warmup_epochs=0, schedule="constant", unit_features=True, dropout=0.5),
+        former=dict(schedule="cosine", unit_features=False, dropout=0.0),
+        policy="labelled", pseudo="two_weak", below="contrast", lambda_x=0.5, lambda_c=0.1),
+    "dtm": semi_supervised(
+        "dynamic threshold by training progress and class; unlabelled faces from face recognition sets",
+        "DTM, CVPR Workshops 2023, arXiv 2303.08617",
+        dict(image_size=112, backbone="resnet18", batch_size=64, epochs=20, steps_per_epoch=800, warmup_epochs=1,
+             unlabelled="pool"),
+        policy="labelled"),
     "softmatch": semi_supervised(
         "FixMatch with a weight for each face in place of a threshold, and uniform alignment",
         "SoftMatch, arXiv 2301.10921",
@@ -259,22 +275,6 @@ METHODS = {
         "FixMatch with pseudo-labels from the EMA of the network",
         "FixMatch, arXiv 2001.07685, with the teacher of Mean Teacher, arXiv 1703.01780",
         pseudo="ema"),
-    "mean_teacher": semi_supervised(
-        "consistency with the EMA of the network on all unlabelled faces", "Mean Teacher, arXiv 1703.01780",
-        flags=(), policy="none", pseudo="ema", lambda_u=50.0),
-    "ada_cm": semi_supervised(
-        "threshold from the confidence on labelled faces, contrastive loss below it",
-        "Ada-CM, CVPR 2022, arXiv 2203.12341",
-        dict(backbone="resnet18", optimizer="adam", lr=5e-4, weight_decay=0.0, batch_size=16, mu=1, epochs=20,
-             steps_per_epoch=800, warmup_epochs=0, schedule="constant", unit_features=True, dropout=0.5),
-        former=dict(schedule="cosine", unit_features=False, dropout=0.0),
-        policy="labelled", pseudo="two_weak", below="contrast", lambda_x=0.5, lambda_c=0.1),
-    "dtm": semi_supervised(
-        "dynamic threshold by training progress and class; unlabelled faces from face recognition sets",
-        "DTM, CVPR Workshops 2023, arXiv 2303.08617",
-        dict(image_size=112, backbone="resnet18", batch_size=64, epochs=20, steps_per_epoch=800, warmup_epochs=1,
-             unlabelled="pool"),
-        policy="labelled"),
     "simfle": self_supervised(
         "simfle:simfle", "BYOL, and a masked autoencoder whose masks follow groups of the backbone's channels",
         "SimFLE, arXiv 2303.07648", SimFLEOptions, ("reconstructs", "semantic_masks")),
