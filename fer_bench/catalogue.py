@@ -361,10 +361,12 @@ DATASETS = {
 class BackboneEntry(Entry):
     """What the catalogue knows about a backbone.
 
-    `make`: a function, or its location ("module:name"). `about`: one line. `call(make, image_size)` → module."""
+    `make`: a function, or its location ("module:name"). `about`: one line. `call(make, image_size)` → module.
+    `untrained`: what features are called that no training made."""
     make: str | Callable
     about: str
     call: Callable = lambda function, image_size: function(image_size)
+    untrained: str = "random weights"
 
 def _face_encoder(size: str) -> BackboneEntry:
     return BackboneEntry("models.facemae:create_face_encoder", f"encoder of FaceMAE, size {size}",
@@ -372,7 +374,10 @@ def _face_encoder(size: str) -> BackboneEntry:
 
 BACKBONES = {f"facemae_{size}": _face_encoder(size) for size in ("tiny", "small", "base")} | {
     "small_resnet": BackboneEntry("models.small:small_resnet", "residual network for faces of 32 to 64 px"),
+    "small_resnet_s1": BackboneEntry("models.small:small_resnet_s1", "the same with a first stage of full size"),
     "small_sepconv": BackboneEntry("models.small:small_sepconv", "separable network for faces of 32 to 64 px"),
+    "pixels": BackboneEntry("models.small:pixels", "no network: the 576 grey pixels of a face of 24 px",
+                            untrained="raw pixels"),
 }
 
 # %% ../nbs/catalogue.ipynb #e8dcde56

@@ -82,6 +82,7 @@ def base():
     name = lambda c: c["backbone"] + (f", stem 3×3/{c['small_stem']}" if c["small_stem"] else "")
     return markdown([{"backbone": name(r.config), "params (M)": f"{r.metrics.parameters / 1e6:.2f}",
                       "faces seen": f"{r.metrics.images_seen:,}", "view": f"geometric {r.config['view_strength']}",
+                      "prior": "as trained" if r.config["logit_adjustment"] == "none" else "shares to the power 3/4",
                       "validation WAR": f"{100 * r.history['val_WAR'].iloc[-1]:.1f}",
                       "WAR": percent(r, "WAR"), "UAR": percent(r, "UAR"), "seed": r.config["seed"]}
                      for r in sorted(runs, key=lambda r: (-r.metrics.images_seen, -r.metrics.test.WAR))])

@@ -14,6 +14,7 @@ from fer_bench.data.views import VIEWS
 from fer_bench.evaluate.predict import of_views, predict
 from fer_bench.methods.base import Method
 from fer_bench.models.backbones import create_classifier, create_cnn
+from fer_bench.report.names import called
 from fer_bench.train.batches import mix, view_names
 
 
@@ -21,7 +22,8 @@ def logits_of(record): return np.stack(record.predictions["logits"])
 
 # backbones
 
-@pytest.mark.parametrize("name, weights", [("small_resnet", 776_864), ("small_sepconv", 166_587)])
+@pytest.mark.parametrize("name, weights", [("small_resnet", 776_864), ("small_resnet_s1", 785_744),
+                                           ("small_sepconv", 166_587)])
 def test_small_backbones(name, weights):
     "Fewer than a million weights, a map of 6 × 6 at 48 px and 4 × 4 at 32, whose mean is the feature; any batch size."
     net = create_classifier(name, 8, 48, min_map=6)[0].eval()
@@ -33,6 +35,17 @@ def test_small_backbones(name, weights):
         torch.testing.assert_close(features, maps.mean((2, 3)))
     last = net.backbone.feature_info[-1]
     assert last["num_chs"] == net.backbone.num_features and 48 // last["reduction"] == 6
+
+def test_pixels_are_the_grey_face_made_small(tiny):
+    "576 numbers of a face, without a weight; a probe on them is a run like any other."
+    net = create_classifier("pixels", 8, 48)[0]
+    faces = torch.rand(3, 3, 48, 48)
+    expected = (faces.mean(1).view(3, 24, 2, 24, 2).mean((2, 4)) - 0.5) / 0.25
+    assert not [*net.backbone.parameters()] and net.encode(faces).shape == (3, 576)
+    assert (net.encode(faces).view(3, 24, 24) - expected).abs().mean() < 0.15  # the filter reaches a little farther
+    record = run(tiny(method="linear_probe", backbone="pixels", min_map=0, labels_per_class=2))
+    assert record.metrics.parameters == 577 * len(record.metrics.classes)
+    assert called(record) == "linear probe of raw pixels"
 
 @pytest.mark.parametrize("stride, cells", [(1, 6), (2, 3)])
 def test_the_small_stem(stride, cells):

@@ -85,6 +85,26 @@ def test_numbered_tensors_are_paired_in_their_order(theirs, ours):
     with torch.no_grad(): torch.testing.assert_close(net.forward_features(face)[..., :2, :2],
                                                      source.features(face)[..., :2, :2], rtol=1e-3, atol=1e-4)
 
+def renamed(state: dict) -> dict:
+    "Other names for all tensors, in the same order, and a classifier at the end."
+    theirs = {n: "_".join(part for part in n.split(".")[:-1] if not part.isdigit()) for n in state}
+    theirs = {f"_{theirs[n]}.{i}.{n.rpartition('.')[2]}": v for i, (n, v) in enumerate(state.items())}
+    return theirs | {"_fc.weight": torch.rand(8, 4), "_fc.bias": torch.rand(8)}
+
+def test_tensors_of_other_names_are_paired_in_their_order():
+    net = create_cnn("tf_efficientnet_lite0", 64, 1)
+    state = state_of(net)
+    facts = load_weights(net, renamed(state), "w.pt")
+    assert arrived(state, net) and (facts["missing"], facts["unused"]) == ([], ["_fc.bias", "_fc.weight"])
+
+@pytest.mark.parametrize("spoil", [
+    lambda s: dict(sorted(s.items())), lambda s: s | {"_more.weight": torch.rand(4)},
+    lambda s: {n: v for n, v in s.items() if n != [*s][7]}, lambda s: s | {[*s][0]: torch.rand(5, 5)}],
+    ids=["sorted", "one more", "one less", "another shape"])
+def test_other_names_in_another_order_are_refused(spoil):
+    net = network()
+    with pytest.raises(BenchError): load_weights(net, spoil(renamed(state_of(net))), "w.pt")
+
 # styles of names
 
 def children(state: dict) -> dict:

@@ -184,17 +184,28 @@ def _fit(backbone, own: dict, prefix: str, found: dict) -> Fit:
 def _numbered(found: dict, own: dict) -> dict:
     "`found` with the names of the backbone's children, where its own are the numbers of an `nn.Sequential`."
     numbers, children = ({name.partition(".")[0]: None for name in names} for names in (found, own))
-    if not all(n.isdigit() for n in numbers): return found
+    if not all(n.isdigit() for n in numbers): return found if found.keys() & own.keys() else _by_order(found, own)
     if len(numbers) != len(children): return _by_order(found, own)
     names = dict(zip(sorted(numbers, key=int), children, strict=True))
     return {names[top] + dot + rest: v for (top, dot, rest), v in ((n.partition("."), v) for n, v in found.items())}
 
 def _by_order(found: dict, own: dict) -> dict:
-    "`found` under the names of `own`, where both have the same kinds of tensors and shapes, one after the other."
-    steps = lambda name: [int(part) for part in name.split(".") if part.isdigit()]
+    """`found` under the names of `own`, where both have the same kinds of tensors and shapes, one after the other.
+
+    Weight and bias of a classifier may follow; they keep their names."""
     what = lambda tensors: [(name.rpartition(".")[2], v.shape) for name, v in tensors.items()]
-    in_order = [*found] == sorted(found, key=steps)  # safetensors sorts by name: 10 before 2
-    return dict(zip(own, found.values(), strict=True)) if in_order and what(found) == what(own) else found
+    body, rest = what(found)[:len(own)], [kind for kind, _ in what(found)[len(own):]]
+    if body != what(own) or rest not in ([], ["weight", "bias"]) or not _counts_up(found): return found
+    return dict(zip([*own, *[*found][len(own):]], found.values(), strict=True))
+
+def _counts_up(names) -> bool:
+    "Whether the numbers in `names` never fall, as they do where names are sorted as text: 10 before 2."
+    last = {}
+    for parts in (name.split(".") for name in names):
+        for k, number in ((k, int(part)) for k, part in enumerate(parts) if part.isdigit()):
+            if number < last.get(head := tuple(parts[:k]), 0): return False
+            last[head] = number
+    return True
 
 def _filtered(backbone, found: dict) -> dict:
     "`found` after the `checkpoint_filter_fn` of the backbone's module, where there is one that takes it."

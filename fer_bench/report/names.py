@@ -13,7 +13,7 @@ __all__ = ['FOLDS', 'REPEATS', 'LAST_BITS', 'BUDGET', 'FACTS', 'data_name', 'cod
 import re
 from pathlib import Path
 
-from ..catalogue import DATASETS, METHODS, known_entry
+from ..catalogue import BACKBONES, DATASETS, METHODS, known_entry
 from fer_bench.config import (
     NO_NUMBER,
     USUAL,
@@ -94,9 +94,10 @@ def method_of_id(run_id: str) -> str:
     return rest.rsplit("-", 2)[0]
 
 def origin(record) -> str:
-    "What the weights of `record` started from: random weights, timm's weights, the method of another run, or a file."
+    "What the weights of `record` started from: random weights, timm's weights, the method of another run, a file."
     init = record.config.get("init", "scratch")
-    named = {"scratch": "random weights", "timm": "timm's weights"}
+    entry = BACKBONES.get(record.config["backbone"])
+    named = {"scratch": entry.untrained if entry else "random weights", "timm": "timm's weights"}
     if not init.startswith("run:"): return named.get(init, Path(init).stem)
     name, folder = init.removeprefix("run:"), getattr(record, "folder", None)
     other = folder.parent/name/"config.json" if folder else None
