@@ -39,23 +39,37 @@ class EACOptions(Options):
 
 # %% ../nbs/catalogue.ipynb #15f952aa
 class PseudoLabelOptions(Options):
-    policy: Literal["none", "fixed", "labelled", "flexmatch", "freematch"] = Field(
-        "fixed", description="rule for the threshold of the pseudo-labels")
+    policy: Literal["none", "fixed", "labelled", "flexmatch", "freematch", "softmatch", "relative"] = Field(
+        "fixed", description="rule for the threshold of the pseudo-labels, or for a weight (softmatch)")
     pseudo: Literal["same", "weak", "two_weak", "ema"] = Field(
         "weak", description="source of the pseudo-label: the view that is trained on it (same), a weak view, the mean "
                             "of two weak views, or the EMA network")
-    below: Literal["unused", "contrast", "fairness"] = Field(
-        "unused", description="additional loss: none, a contrastive loss on the faces below the threshold, or "
-                              "FreeMatch's fairness loss")
+    align: Literal["none", "uniform", "labelled", "debias"] = Field(
+        "none", description="correct predictions that lean towards some classes: to even shares, for the weights alone "
+                            "(uniform), to the shares of the labels, or DebiasPL's way")
+    debias: float = Field(0.5, ge=0, le=10, description="align debias: strength of the correction")
+    margin: float = Field(0.0, ge=0, le=10, description="with align: strength of a larger margin for rarer classes")
+    sharpen: float = Field(0.0, ge=0, le=10, description="temperature of soft pseudo-labels; 0: the class alone")
+    anneal: Literal["none", "linear", "log", "exp"] = Field(
+        "none", description="labelled faces known better than a limit are left out; how the limit rises to 1")
+    below: Literal["unused", "contrast", "fairness", "negative"] = Field(
+        "unused", description="additional loss: none, a contrastive loss on the faces below the threshold, "
+                              "FreeMatch's fairness loss, or what these faces are not (MutexMatch)")
     lambda_x: float = Field(1.0, ge=0, description="weight of the labelled loss")
     lambda_u: float = Field(1.0, ge=0, description="weight of the unlabelled loss")
     lambda_c: float = Field(0.0, ge=0, description="weight of the loss that `below` adds")
-    threshold: float = Field(0.95, gt=0, le=1, description="confidence required by the policies fixed and flexmatch")
+    threshold: float = Field(
+        0.95, gt=0, le=1, description="confidence required by the policies fixed and flexmatch; policy relative: share "
+                                      "of the mean confidence on labelled faces")
     beta: float = Field(0.97, gt=0, le=1, description="policy labelled: limit of the threshold at confidence 1")
     gamma: float = Field(2.718281828459045, gt=1, description="policy labelled: how fast the threshold rises")
     floor: float = Field(0.8, gt=0, le=1, description="policy labelled: minimum threshold")
     t_unit: Literal["progress", "epochs"] = Field(
         "progress", description="policy labelled: t in twentieths of the training, or in epochs")
+    by: Literal["both", "stage", "class"] = Field(
+        "both", description="policy labelled: what the threshold follows, stage of training, class, or both")
+    warm_up: Literal["steps", "passes"] = Field(
+        "steps", description="running means, and flexmatch's count of faces: made for steps, or for passes of the pool")
     unlabelled_bn: Literal["joint", "apart"] = Field(
         "joint", description="batch norm: labelled and unlabelled faces in one forward pass, or in two")
 
@@ -67,7 +81,29 @@ class PseudoLabelOptions(Options):
         if self.below == "fairness" and self.policy != "freematch":
             raise ValueError("below = 'fairness' needs the running means of policy='freematch', not "
                              f"{self.policy!r}.")
+        if self.below == "negative" and (self.pseudo != "weak" or self.policy == "none"):
+            raise ValueError("below = 'negative' is for faces below a threshold, and compares a strong view with one "
+                             "weak view by the same network. So it needs pseudo='weak' and a policy, not pseudo="
+                             f"{self.pseudo!r} with policy={self.policy!r}.")
+        self._check_targets()
         return self
+
+    def _check_targets(self) -> None:
+        "Refuse choices that another choice leaves without effect."
+        consistency = self.pseudo == "ema" and self.policy == "none"
+        for name in ("align", "sharpen"):
+            if consistency and getattr(self, name) not in ("none", 0):
+                raise ValueError(f"{name} = {getattr(self, name)!r} changes a pseudo-label, and policy='none' with "
+                                 "pseudo='ema' has none, but a squared error. Choose a policy, or another pseudo.")
+        if self.margin and self.align == "none":
+            raise ValueError(f"margin = {self.margin} follows the running mean of the predictions, which is kept for "
+                             "an alignment. Set align, such as align='debias', or leave it out.")
+        if self.by != "both" and self.policy != "labelled":
+            raise ValueError(f"by = {self.by!r} is for policy='labelled', not for {self.policy!r}. Leave it out.")
+        counting = ("flexmatch", "freematch", "softmatch")
+        if self.warm_up == "passes" and self.policy not in counting and self.align == "none":
+            raise ValueError("warm_up = 'passes' is for what counts steps or faces: the policies "
+                             f"{', '.join(counting)}, and align. Leave it out, or choose one of them.")
 
 # %% ../nbs/catalogue.ipynb #6f010ffc
 class Projection(Options):
@@ -139,7 +175,7 @@ class MethodEntry(Entry):
     `options`: its parameters beside the fields of `RunConfig`.
     `defaults`: its own defaults of fields and options, where they differ from the usual ones.
     `presets`: preset → values. `recipe`: the published values, which the preset `paper` adds.
-    `former`: what `defaults` said at NUMERICS 1, where that was something else; for records of that time.
+    `former`: what records without a field had there, where `defaults` or `recipe` say something else now.
     `flags`: names of `FLAGS`. `own`: whether it is a user's own method."""
     make: str | Callable
     kind: str
@@ -169,11 +205,11 @@ MAE_PRESETS = {name: values | {"backbone": f"facemae_{values['facemae']}"}
                for name, values in PRETRAIN_PRESETS.items()}
 LARS = dict(optimizer="lars", warmup_epochs=10)
 
-def semi_supervised(about: str, paper: str, recipe=(), flags=("thresholds",), **defaults) -> MethodEntry:
+def semi_supervised(about: str, paper: str, recipe=(), flags=("thresholds",), former=(), **defaults) -> MethodEntry:
     "An entry of the semi-supervised family; `defaults` are added to those of the family."
     return MethodEntry("methods.semisupervised:semisupervised", "semi-supervised", about, paper, PseudoLabelOptions,
-                       SEMI | defaults, SEMI_PRESETS, dict(recipe),
-                       flags=frozenset({"unlabelled", "pseudo_labels", *flags}))
+                       SEMI | defaults, SEMI_PRESETS, dict(recipe), dict(former),
+                       frozenset({"unlabelled", "pseudo_labels", *flags}))
 
 def self_supervised(make: str, about: str, paper: str, options, flags=(), presets=PRETRAIN_PRESETS, recipe=(),
                     former=(), **defaults) -> MethodEntry:
@@ -207,7 +243,8 @@ METHODS = {
         "threshold from the confidence on labelled faces, contrastive loss below it",
         "Ada-CM, CVPR 2022, arXiv 2203.12341",
         dict(backbone="resnet18", optimizer="adam", lr=5e-4, weight_decay=0.0, batch_size=16, mu=1, epochs=20,
-             steps_per_epoch=800, warmup_epochs=0),
+             steps_per_epoch=800, warmup_epochs=0, schedule="constant", unit_features=True, dropout=0.5),
+        former=dict(schedule="cosine", unit_features=False, dropout=0.0),
         policy="labelled", pseudo="two_weak", below="contrast", lambda_x=0.5, lambda_c=0.1),
     "dtm": semi_supervised(
         "dynamic threshold by training progress and class; unlabelled faces from face recognition sets",
@@ -215,6 +252,29 @@ METHODS = {
         dict(image_size=112, backbone="resnet18", batch_size=64, epochs=20, steps_per_epoch=800, warmup_epochs=1,
              unlabelled="pool"),
         policy="labelled"),
+    "softmatch": semi_supervised(
+        "FixMatch with a weight for each face in place of a threshold, and uniform alignment",
+        "SoftMatch, arXiv 2301.10921",
+        policy="softmatch", align="uniform"),
+    "adamatch": semi_supervised(
+        "FixMatch with a threshold relative to the confidence on labelled faces, and distribution alignment",
+        "AdaMatch, arXiv 2106.04732",
+        policy="relative", align="labelled", threshold=0.9),
+    "debiaspl": semi_supervised(
+        "FixMatch with predictions freed of their bias, and a larger margin for rarer classes",
+        "DebiasPL, CVPR 2022, arXiv 2201.01490",
+        align="debias", margin=0.5),
+    "uda": semi_supervised(
+        "soft, sharpened pseudo-labels with confidence .8, learned on a strong view", "UDA, arXiv 1904.12848",
+        sharpen=0.4, threshold=0.8),
+    "mutexmatch": semi_supervised(
+        "FixMatch, and a second head that says what the faces below the threshold are not",
+        "MutexMatch, arXiv 2203.14316",
+        below="negative", lambda_c=1.0),
+    "ema_teacher": semi_supervised(
+        "FixMatch with pseudo-labels from the EMA of the network",
+        "FixMatch, arXiv 2001.07685, with the teacher of Mean Teacher, arXiv 1703.01780",
+        pseudo="ema"),
     "simfle": self_supervised(
         "simfle:simfle", "BYOL, and a masked autoencoder whose masks follow groups of the backbone's channels",
         "SimFLE, arXiv 2303.07648", SimFLEOptions, ("reconstructs", "semantic_masks")),

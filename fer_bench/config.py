@@ -95,10 +95,10 @@ GROUPS = {  # the shared fields by topic, in the order of the help and of the no
     "Data and labels": ("drawn_faces", "image_size", "label_rule", "targets", "labels_per_class", "budget", "cap",
                         "split", "dedupe", "label_seed"),
     "Unlabelled faces": UNLABELLED,
-    "Network": ("backbone", "small_stem", "min_map", "init", "init_partial", "normalise"),
+    "Network": ("backbone", "small_stem", "min_map", "init", "init_partial", "normalise", "unit_features", "dropout"),
     "Training": ("epochs", "steps_per_epoch", "batch_size", "lr", "optimizer", "beta2", "weight_decay", "warmup_epochs",
-                 "clip_grad", "ema", "label_smoothing", "balance", "view", "view_strength", "mixup", "cutmix",
-                 "logit_adjustment", "seed"),
+                 "schedule", "clip_grad", "ema", "label_smoothing", "balance", "view", "view_strength", "mixup",
+                 "cutmix", "logit_adjustment", "seed"),
     "Evaluation": ("probe", "select", "test_views"),
     "Machine and output": ("precision", "threads", "deterministic", "compile", "device", "processes", "track",
                            "results_dir", "cache_dir"),
@@ -157,6 +157,10 @@ class RunConfig(BaseModel):
     normalise: str = Field(
         "",
         description="mean and std of pixels: imagenet, half, arcface, vggface2, simfle, or six numbers; empty: timm's")
+    unit_features: bool = Field(
+        False, description="scale the features of each face to length 1 before the classifier")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the features that are hidden from the classifier in a training step")
     # the training
     epochs: int = Field(gt=0, le=1_000_000, description="number of epochs of steps_per_epoch steps each")
     steps_per_epoch: int = Field(gt=0, le=10_000_000, description="training steps per epoch")
@@ -171,6 +175,8 @@ class RunConfig(BaseModel):
         None, ge=0, le=1000,
         description="weight decay, not applied to norms and biases; None: 5e-4, in pretraining 1e-4")
     warmup_epochs: int = Field(ge=0, description="epochs of linear warm-up before the cosine schedule")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="learning rate after the warm-up: half a cosine towards 0, or constant")
     clip_grad: float | None = Field(
         None, ge=0, description="maximum norm of the gradient; 0: no clipping; None: 5, in pretraining 0")
     ema: float | None = Field(
@@ -313,6 +319,12 @@ class RunConfig(BaseModel):
             if getattr(self, name) and entry.kind in ("self-supervised", "probe"):
                 raise ValueError(f"{name} = {getattr(self, name)} mixes labelled faces, but method {self.method!r} is "
                                  "not trained on any. Leave it out.")
+        for name in ("unit_features", "dropout"):
+            if getattr(self, name) and entry.kind in ("self-supervised", "probe"):
+                raise ValueError(f"{name} = {getattr(self, name)} changes what a classifier learns from, but method "
+                                 f"{self.method!r} trains none: its probe takes features as they are. Leave it out.")
+        if self.schedule != "cosine" and entry.kind == "probe":
+            raise ValueError(f"schedule = {self.schedule!r}, but method {self.method!r} has no training. Leave it out.")
         if self.view and entry.kind == "probe":
             raise ValueError(f"view = {self.view!r}, but method {self.method!r} trains on features of whole faces. "
                              "Leave it out.")
@@ -419,7 +431,7 @@ def baseline(config: RunConfig, method: str = "supervised", images: str = "label
     user gave stay if the new method uses them."""
     entry, old = method_entry(method), usual_values(config.method) | filled(config.method, config.preset)
     keep = {"balance", "min_map", *PRESETS["quick"]} - {"lr"}
-    anew = {*USUAL, "lr", "probe", *UNLABELLED, *entry.options.model_fields} - keep
+    anew = {*USUAL, "lr", "schedule", "probe", *UNLABELLED, *entry.options.model_fields} - keep
     idle = {n for n in (*UNLABELLED, "probe") if not _uses(entry, n)}
     used = (RunConfig.model_fields.keys() | entry.options.model_fields.keys()) - idle
     fields = {n: v for n, v in config.model_dump().items() if n in used}

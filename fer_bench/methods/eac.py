@@ -63,8 +63,9 @@ def _check_maps(net, config) -> None:
     except (RuntimeError, AttributeError): fits = False
     net.train(training)
     if not fits:
-        raise BenchError(f"EAC compares class-activation maps, which backbone {config.backbone!r} does not have. Take "
-                         "a CNN that ends in global average pooling, such as 'resnet18'.")
+        raise BenchError(f"EAC compares class-activation maps, whose mean is the logit. Backbone {config.backbone!r} "
+                         f"has none such with unit_features={config.unit_features}. Take a CNN that ends in global "
+                         "average pooling, such as 'resnet18', and leave unit_features out.")
 
 def eac(net, config, counts, n_unlabelled: int = 0) -> EAC:
     "`EAC` with the settings of `config` (a `RunConfig`); `counts` (K,): labelled faces of each class."

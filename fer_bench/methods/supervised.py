@@ -28,16 +28,16 @@ def loss_log_prior(config, counts):
     if config.logit_adjustment != "loss": return None
     return torch.from_numpy(np.log(class_shares(counts))).float()
 
-def cross_entropy(logits, targets, smoothing: float = 0.0, weights=None, log_prior=None):
+def cross_entropy(logits, targets, smoothing: float = 0.0, weights=None, log_prior=None, reduction: str = "mean"):
     """Mean over the batch of −Σ_k q_k w_k log p_k, where q is the smoothed target: `logits` (B, K) → scalar.
 
     `targets`: class numbers (B,), or shares (B, K) that sum to 1; `smoothing` in [0, 1); `weights` (K,) or None. A
     weighted loss is divided by B, and not by the sum of the weights as torch does for class numbers, so that hard and
     soft targets have the same scale. p is the softmax of the logits, or of logits + `log_prior` (K,): the loss of logit
-    adjustment, Menon et al. 2021 (arXiv 2007.07314), equation 10 with τ = 1."""
+    adjustment, Menon et al. 2021 (arXiv 2007.07314), equation 10 with τ = 1. `reduction`: mean, or none for (B,)."""
     if log_prior is not None: logits = logits + log_prior
     if targets.ndim == 1: targets = F.one_hot(targets, logits.shape[1]).to(logits.dtype)
-    return F.cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing)
+    return F.cross_entropy(logits, targets, weight=weights, reduction=reduction, label_smoothing=smoothing)
 
 # %% ../../nbs/methods/supervised.ipynb #5d40a192
 class Supervised(Method):

@@ -17,7 +17,7 @@ from ..core import BenchError
 from ..evaluate.statistics import need_one_layer
 from .figures import COLUMN, PAGE, Picture, class_style, epoch_axis, styled
 from .panels import (add_notes, by_class, check_runs, decade_axis, filled_columns, grid_shape,
-                                     keep_panels, legend_above, line_styles, percent)
+                                     keep_panels, legend_above, line_styles, percent, percent_in_use)
 from .names import run_names
 from .selfsupervised import COLLAPSED_BELOW
 from .semisupervised import why_no_figure
@@ -30,9 +30,9 @@ def figure_thresholds(runs) -> Figure:
     """Thresholds by epoch above, percent of the pool in use and percent right of that below, a column a run.
 
     `runs`: finished runs of the same data set and classes; those that learned from no unlabelled faces are left out.
-    Read are `thresholds`, `pool_seen`, `pool_used`, `pseudo_known` and `pseudo_right` of their histories. A method
-    without thresholds says so. `BenchError` where no run learned from unlabelled faces, for other classes or data,
-    and for two runs of one name. Source: ours."""
+    Read are `thresholds`, `pool_seen`, `pool_used`, `use`, `pseudo_known` and `pseudo_right` of their histories. A
+    method without thresholds says so. `BenchError` where no run learned from unlabelled faces, for other classes or
+    data, and for two runs of one name. Source: ours."""
     runs = [r for r in check_runs(runs) if not why_no_figure(r, "pool_share")]
     if not runs:
         raise BenchError("None of these runs learned from unlabelled faces, so there are no thresholds to draw.")
@@ -73,9 +73,8 @@ def _threshold_panel(ax, run, handles: dict) -> None:
 def _share_panel(ax, run, handles: dict) -> None:
     "Percent of the pool in use and, where true labels are known, percent right of that; adds its lines to `handles`."
     history, (in_use, right) = run.history, SHARES
-    used = percent(history["pool_used"], history["pool_seen"], "pool_used")
     style = dict(markevery=-(-len(history) // 8), ms=3.5, clip_on=False)
-    handles[in_use], = ax.plot(history["epoch"], used, color="black", marker=".", **style)
+    handles[in_use], = ax.plot(history["epoch"], percent_in_use(run), color="black", marker=".", **style)
     if not why_no_figure(run, "pseudo_label_accuracy"):
         counts = [by_class(run, c).sum(1) for c in ("pseudo_right", "pseudo_known")]  # (E,) each
         style |= dict(color="0.5", ls="--", marker="s")

@@ -68,7 +68,7 @@ def note_drawn(fig: Figure) -> None:
     fig.supxlabel(textwrap.fill(DRAWN, int(17 * fig.get_figwidth())), fontsize=7)
 
 # %% ../../nbs/report/figures.ipynb #683c4c94
-NOT_LOSS = {"epoch", "step", "lr", "seconds", "cpu_seconds", "train_seconds", "score", "pool_seen", "pool_used",
+NOT_LOSS = {"epoch", "step", "lr", "seconds", "cpu_seconds", "train_seconds", "score", "pool_seen", "pool_used", "use",
             "warm_up", "g", "feature_std", "val_reconstruction"}  # columns of a history that are no part of a loss
 EVALUATED = {"val_WAR": "validation", "test_WAR": "test"}
 

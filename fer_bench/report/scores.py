@@ -38,7 +38,13 @@ def percent_text(value: float, low: float, high: float, sign: str = "") -> str:
 def pool_in_use(record) -> float:
     """Share of the unlabelled faces of the last epoch whose pseudo-label was used; nan where the record does not say.
 
-    `BenchError` where it is no share."""
+    Where faces have weights between 0 and 1, it is their mean (`use` in the history). `BenchError` where it is no
+    share."""
+    weights = _numbers(record, "use")
+    if len(weights) and not 0 <= weights[-1] <= 1:
+        raise BenchError(f"The history of {record.id!r} says that the mean weight of an unlabelled face was "
+                         f"{weights[-1]:g}, which is not in [0, 1]. Was the record changed by hand? Run it again.")
+    if len(weights): return float(weights[-1])
     used, seen = (_numbers(record, column) for column in ("pool_used", "pool_seen"))
     if not len(used) or not len(seen) or seen[-1] == 0: return math.nan
     if not 0 <= used[-1] <= seen[-1]:

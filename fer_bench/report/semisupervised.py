@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from ..core import BenchError
 from .figures import COLOURS, MARKERS, class_style, epoch_axis, run_title, styled
-from .panels import by_class, filled_columns, legend_beside, percent, titled_panel
+from .panels import (by_class, filled_columns, legend_beside, percent, percent_in_use,
+                                     titled_panel)
 
 # %% ../../nbs/report/semisupervised.ipynb #4cebd0c9
 NEEDS = {"threshold_curves": ("thresholds",), "pool_share": ("pool_seen", "pool_used"),
@@ -64,11 +65,12 @@ def threshold_curves(record) -> Figure:
 def pool_share(record) -> Figure:
     """Percent of the seen unlabelled faces that were used, by epoch, and percent of those whose pseudo-label is right.
 
-    `record`: a finished run; read are `pool_seen`, `pool_used` and, where there are some, `pseudo_known` and
-    `pseudo_right` of its history. `BenchError` where the run had no pool."""
+    `record`: a finished run; read are `pool_seen`, `pool_used` and, where there are some, `use`, `pseudo_known` and
+    `pseudo_right` of its history. A face with a weight counts by it in the first line, and as one face in the second.
+    `BenchError` where the run had no pool."""
     _check(record, "pool_share")
     history, lines = record.history, {}
-    lines["unlabelled faces in use"] = percent(history["pool_used"], history["pool_seen"], "pool_used")
+    lines["unlabelled faces in use"] = percent_in_use(record)
     if not why_no_figure(record, "pseudo_label_accuracy"):
         known, right = (by_class(record, c).sum(1) for c in ("pseudo_known", "pseudo_right"))  # (E,)
         lines["right, of those"] = percent(right, known, "pseudo_right")

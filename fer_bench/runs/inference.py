@@ -80,6 +80,7 @@ class ModelFacts(Facts):
     min_map: int = Field(ge=0, le=LARGEST, description="as in `RunConfig`")
     test_views: Literal["plain", "flip"] = Field("plain", description="as in `RunConfig`, for `predict` and ONNX")
     normalise: Text = Field("", description="as in `RunConfig`")
+    unit_features: bool = Field(False, description="as in `RunConfig`")
     sha256: Hash | None = Field(None, description="of the exported weights")
 
     @model_validator(mode="after")
@@ -92,7 +93,8 @@ def _facts(record) -> dict:
     config = recorded_config(record.config)
     return {"run_id": record.id, "classes": list(record.metrics.classes), "image_size": config.image_size,
             "faces": _faces(record), "min_map": config.min_map or 0,
-            **{name: getattr(config, name) for name in ("backbone", "small_stem", "test_views", "normalise")}}
+            **{name: getattr(config, name) for name in ("backbone", "small_stem", "test_views", "normalise",
+                                                        "unit_features")}}
 
 def _record(run, results_dir) -> Record:
     if not isinstance(run, (str, os.PathLike)): return run
@@ -290,7 +292,8 @@ def _exported(folder: Path) -> nn.Module:
         if sha256((folder/MODEL).read_bytes()) != facts.sha256: raise ValueError(f"{MODEL} is not what was exported")
         if is_own_backbone(facts.backbone): need_imported(f"The model {str(folder)!r}", facts.backbone)
         net, _ = create_classifier(facts.backbone, len(facts.classes), facts.image_size, min_map=facts.min_map,
-                                   normalise=facts.normalise, small_stem=facts.small_stem)
+                                   normalise=facts.normalise, small_stem=facts.small_stem,
+                                   unit_features=facts.unit_features)
         net.load_state_dict(load_file(folder/MODEL))
         need_finite(net, folder/MODEL)
         return _with_facts(net, facts)

@@ -67,7 +67,8 @@ def _hash_once(path: str, size: int, changed: int) -> str:
 def create_network(config, n_classes: int, init: str = "scratch") -> tuple[Classifier, dict]:
     "→ (the `Classifier` of `config`, which weights were loaded, also printed); `init` as in `create_classifier`."
     net, loaded = create_classifier(config.backbone, n_classes, config.image_size, init, config.min_map,
-                                    config.normalise, config.init_partial, config.small_stem)
+                                    config.normalise, config.init_partial, config.small_stem,
+                                    config.unit_features, config.dropout)
     if init != "scratch" and is_main(): print("Start weights:", Loaded(**loaded).sentence(config.init))
     return net, loaded
 

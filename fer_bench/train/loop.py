@@ -63,9 +63,12 @@ def _tracker(name: str) -> str:
     return name
 
 # %% ../../nbs/train/loop.ipynb #c741ba10
-def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
-    "Learning rate at `step` (from 0) of `total`: linear to `peak` over `warmup` steps, then half a cosine towards 0."
+def learning_rate(step: int, total: int, warmup: int, peak: float, schedule: str = "cosine") -> float:
+    """Learning rate at `step` (from 0) of `total`: linear to `peak` over `warmup` steps, then as `schedule` says.
+
+    cosine: half a cosine towards 0; constant: `peak`."""
     if step < warmup: return peak * (step + 1) / warmup
+    if schedule == "constant": return peak
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 # %% ../../nbs/train/loop.ipynb #e6e83efa
@@ -135,7 +138,7 @@ def _train(method, batch_at, config, folder, accelerator, after_epoch) -> list[d
         method.train()
         for step in range(epoch * config.steps_per_epoch, (epoch + 1) * config.steps_per_epoch):
             seed_step(config.seed, step)
-            lr = learning_rate(step, total, warmup, config.lr)
+            lr = learning_rate(step, total, warmup, config.lr, config.schedule)
             for group in optimizer.param_groups: group["lr"] = lr
             losses = train_step(model, method, optimizer, accelerator, batch_at(step), config, step)
             for name, value in losses.items(): sums[name] = sums.get(name, 0) + value.detach()
