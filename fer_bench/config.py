@@ -130,7 +130,8 @@ class RunConfig(BaseModel):
         "", description="folder or archive of the data set, or a built FaceSet; empty for drawn faces")
     preset: str = Field("quick", description="size of the experiment: tiny, quick, standard, paper")
     # the data
-    drawn_faces: int = Field(gt=0, le=10_000_000, description="number of faces to draw (drawn data sets only), of films about")
+    drawn_faces: int = Field(
+        gt=0, le=10_000_000, description="number of faces to draw (drawn data sets only), of films about")
     image_size: int = Field(ge=8, le=1024, description="side of the square faces that the network sees, in pixels")
     label_rule: Literal["majority", "argmax"] = Field("majority", description="how votes become one label")
     targets: Literal["hard", "soft"] = Field(
@@ -216,7 +217,7 @@ class RunConfig(BaseModel):
         "plain", description="prediction from the face, or the mean of the face's and its mirror image's (flip)")
     smoothing: Literal["none", "mean", "median", "gaussian", "val"] = Field(
         "none",
-        description="also smooth the answers over the frames of a film: none, mean, median, gaussian; val: the best")
+        description="smooth the answers over frames of a film: none, mean, median, gaussian, or val (the best)")
     # where and on what
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16")

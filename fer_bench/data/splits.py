@@ -33,7 +33,7 @@ ROLES = ("labelled", "unlabelled", "val", "test")
 
 # %% ../../nbs/data/splits.ipynb #ede73eb2
 def groups_of(index: pd.DataFrame) -> np.ndarray:
-    """(N,) number of each face's group: faces of the same known `subject` or `film`, or with the same pixels, share one.
+    """(N,) number of each face's group: faces of one known `subject` or `film`, or with the same pixels, share one.
 
     So do faces that are linked through others: a picture that is filed under two subjects joins them. Source: ours."""
     from scipy.sparse import coo_array  # here, since scipy takes long to import

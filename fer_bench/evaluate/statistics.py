@@ -64,7 +64,8 @@ def _over_films(predictions: list, labels, films, k: int, rates_of, n_resamples:
     observed = rates_of(*(c.sum(0).reshape(k, k) for c in cells))
     drawn = rates_of(*((times @ c).reshape(-1, k, k) for c in cells))
     ends = {name: np.quantile(drawn[name], tails(confidence)) if count > 1 else (-1.0, 1.0) for name in observed}
-    return {name: (float(x), float(min(x, ends[name][0])), float(max(x, ends[name][1]))) for name, x in observed.items()}
+    return {name: (float(x), float(min(x, ends[name][0])), float(max(x, ends[name][1])))
+            for name, x in observed.items()}
 
 def check_bootstrap(n_resamples: int, confidence: float) -> None:
     "`BenchError` for `n_resamples` below 1, or a `confidence` outside (0, 1)."
@@ -81,8 +82,8 @@ def paired_bootstrap(logits, others, labels, n_resamples: int = 2000, seed: int 
     """{"WAR", "UAR", "macro_F1": (difference, low, high)}, fractions: first model minus second, on the same faces.
 
     `logits`, `others` (N, K) finite floats of the two models, `labels` (N,) integers in [0, K); the rest as
-    `bootstrap_intervals`; one film gives (difference, -1, 1). `BenchError` as `classification_metrics`, and for logits of different shapes. Source: as
-    `bootstrap_intervals`, of pairs."""
+    `bootstrap_intervals`; one film gives (difference, -1, 1). `BenchError` as `classification_metrics`, and for logits
+    of different shapes. Source: as `bootstrap_intervals`, of pairs."""
     logits, labels = check_predictions(logits, labels)
     others, _ = check_predictions(others, labels)
     if logits.shape != others.shape:
@@ -91,8 +92,8 @@ def paired_bootstrap(logits, others, labels, n_resamples: int = 2000, seed: int 
     k = logits.shape[1]
     check_bootstrap(n_resamples, confidence)
     if films is not None:
-        gain = lambda first, second: {name: rates(first)[name] - rates(second)[name] for name in rates(first)}
-        return _over_films([logits.argmax(1), others.argmax(1)], labels, films, k, gain, n_resamples, seed, confidence)
+        answers = [logits.argmax(1), others.argmax(1)]
+        return _over_films(answers, labels, films, k, _differences, n_resamples, seed, confidence)
     pairs = logits.argmax(1) * k + others.argmax(1)                                          # (N,) in [0, K·K)
     cells = np.bincount(labels * k * k + pairs, minlength=k**3) / len(labels)
     drawn = np.random.default_rng(seed).multinomial(len(labels), cells, size=n_resamples).reshape(-1, k, k, k)
@@ -102,7 +103,11 @@ def paired_bootstrap(logits, others, labels, n_resamples: int = 2000, seed: int 
 
 def _gains(counts: np.ndarray) -> dict:
     "`rates` of the first model minus those of the second; `counts` (..., K, K, K): true class, first and second."
-    first, second = rates(counts.sum(-1)), rates(counts.sum(-2))
+    return _differences(counts.sum(-1), counts.sum(-2))
+
+def _differences(first: np.ndarray, second: np.ndarray) -> dict:
+    "`rates` of the `first` confusion counts (..., K, K) minus those of the `second`."
+    first, second = rates(first), rates(second)
     return {name: first[name] - second[name] for name in first}
 
 # %% ../../nbs/evaluate/statistics.ipynb #dbee699a

@@ -84,4 +84,5 @@ def adjusted_scores(logits, labels, classes, prior: dict, films=None) -> dict | 
 
     `prior`: what `settle_prior` returned, whose target the logits already have, if there is one."""
     if prior["estimated"] is None: return None
-    return evaluate_logits(adjust(logits, prior["target"] or prior["trained"], prior["estimated"]), labels, classes, films)
+    adjusted = adjust(logits, prior["target"] or prior["trained"], prior["estimated"])
+    return evaluate_logits(adjusted, labels, classes, films)

@@ -51,6 +51,7 @@ from fer_bench.record import (
 )
 from .evaluation import evaluate_logits
 from .experiment import FACE_FACTS
+from .films import test_films
 from .task import load_data, split_data
 from ..schema import DEPENDS, checked
 
@@ -282,15 +283,17 @@ def _write(folder, card, card_hash, faceset, rows, shares, known, config, facts:
     logits = as_logits(shares, known, classes)
     _, there, dropped = matched(known, classes)
     ours = [c for i, c in enumerate(classes) if i in there]
-    own = evaluate_logits(*(asked := over_shared(logits, labels, classes, ours)))
+    films = test_films(faceset, rows)
+    shared = None if films is None else films[np.isin(labels, there)]
+    own = evaluate_logits(*(asked := over_shared(logits, labels, classes, ours)), shared)
     audit = [*_remarks(known, dropped, facts), order_sentence(own["confusion"], known, asked[2])]
     write_json(folder/"config.json", _config(config, card))
     write_metrics(folder, **facts, classes=classes, known=ours, dropped=dropped, card_sha256=card_hash,
                   audit=[sentence for sentence in audit if sentence],
-                  test=evaluate_logits(logits, labels, classes), over_shared=own)
+                  test=evaluate_logits(logits, labels, classes, films), over_shared=own)
     write_environment(folder, device="cpu", threads=config.threads)
     write_history(folder, [])
-    write_predictions(folder, index["key"], index["label"], logits)
+    write_predictions(folder, index["key"], index["label"], logits, index)
     write_status(folder, "finished")
 
 def _remarks(known, dropped, facts) -> list[str]:

@@ -57,7 +57,7 @@ def _shuffled(config, faceset, rows, *seed: int):
     return (BlockOrder if faceset.images.nbytes > LARGE else Order)(rows, *seed)
 
 # %% ../../nbs/train/batches.ipynb #9771a3bf
-ORDER, VIEW, FRAMES, POOL_ORDER, POOL_VIEW = 1, 2, 3, 100, 101  # follow (seed, step) in the seed of each kind of random draw
+ORDER, VIEW, FRAMES, POOL_ORDER, POOL_VIEW = 1, 2, 3, 100, 101  # follow (seed, step) in the seed of each kind of draw
 
 def view_names(method, config, role: str) -> list[str]:
     """Names of the views that `method` gets of the `role` faces, labelled or unlabelled.

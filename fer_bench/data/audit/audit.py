@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from ...core import BenchError, read_json, write_json
-from .checks import (Finding, check_classes, check_copies, check_counts, check_films, check_near_copies,
-                                         check_pixels, check_rejected, check_subjects, compare_labels)
+from .checks import (Finding, check_classes, check_copies, check_counts, check_films,
+                                         check_near_copies, check_pixels, check_rejected, check_subjects,
+                                         compare_labels)
 from ..faceset import FaceSet
 
 # %% ../../../nbs/data/audit/audit.ipynb #7ed8ac41
