@@ -314,7 +314,10 @@ class RunConfig(BaseModel):
         if self.unlabelled and not self.mu:
             raise ValueError(f"unlabelled = {self.unlabelled!r} needs mu, the number of unlabelled faces per labelled "
                              "face in a step.")
-        if self.unlabelled in ("pool", "both") and not self.pool_root and not needs_no_files(self.pool_dataset):
+        if self.pool_dataset != "drawn" and needs_no_files(self.pool_dataset):
+            raise ValueError(f"pool_dataset = {self.pool_dataset!r} has the people of the data set. Take drawn, which "
+                             "draws others, or a FaceSet of your own by pool_root.")
+        if self.unlabelled in ("pool", "both") and not self.pool_root and self.pool_dataset != "drawn":
             raise ValueError(f"unlabelled = {self.unlabelled!r} needs pool_root, the folder, archive or FaceSet of the "
                              "unlabelled faces.")
         if self.unlabelled == "rest" and self.pool_root:

@@ -231,9 +231,8 @@ def read_films(data: bytes, folder) -> dict[str, list]:
     For `data` that `read_predictions` accepts."""
     def refuse(why: str): raise not_a_record(Path(folder)/"predictions.parquet", why)
     try:
-        file = parquet.ParquetFile(pa.BufferReader(data), read_dictionary=["film"])
-        if not {"film", "frame"} & set(file.schema_arrow.names): return {}
-        table = file.read(columns=["film", "frame"])
+        if not {"film", "frame"} & set(parquet.read_schema(pa.BufferReader(data)).names): return {}
+        table = parquet.ParquetFile(pa.BufferReader(data), read_dictionary=["film"]).read(columns=["film", "frame"])
         films, frames = table["film"], table["frame"].cast(pa.int64())
         if not films.null_count == frames.null_count == pc.or_(films.is_null(), frames.is_null()).to_numpy().sum():
             refuse("a film without the number of a frame, or a number without a film")

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['KINDS', 'RADII', 'FLOOR', 'CHUNK', 'smooth', 'smoothed_logits', 'choose_smoothing', 'title']
 
-# %% ../../nbs/evaluate/smoothing.ipynb #0f475d06
+# %% ../../nbs/evaluate/smoothing.ipynb #075d6912
 import numpy as np
 
 from ..core import BenchError
 from .metrics import check_predictions, confusion_counts, rates
 
-# %% ../../nbs/evaluate/smoothing.ipynb #22d392cb
+# %% ../../nbs/evaluate/smoothing.ipynb #95bd4728
 KINDS = ("mean", "median", "gaussian")
 RADII = (1, 2, 4, 8, 16)  # frames, among which validation chooses
 FLOOR = 1e-12  # least probability of a smoothed answer
@@ -73,7 +73,7 @@ def smoothed_logits(logits, films, frames, kind: str, radius: int) -> np.ndarray
     shares = np.exp(logits - logits.max(1, keepdims=True))
     return np.log(np.maximum(smooth(shares / shares.sum(1, keepdims=True), films, frames, kind, radius), FLOOR))
 
-# %% ../../nbs/evaluate/smoothing.ipynb #d6313b76
+# %% ../../nbs/evaluate/smoothing.ipynb #887a1b81
 def choose_smoothing(logits, labels, films, frames, kind: str = "val") -> tuple[str, int, dict[str, float]]:
     """(kind, radius, what was tried → macro-F1) with the highest macro-F1 on validation faces; (none, 0) is tried too.
 
