@@ -99,19 +99,21 @@ def pairwise(records) -> pd.DataFrame:
 
     `records`: finished runs, at least two; or name → run, as `one_each` gives, to call them so instead of by their
     ids. Columns: `model`, `other`, `difference` (WAR of the first minus that of the other, a fraction), `only_model`,
-    `only_other` (faces that only the one has right), `p`, and `p_holm`, corrected for all pairs. It speaks of these
+    `only_other` (faces that only the one has right), `p`, and `p_holm`, corrected for all pairs; both are nan for
+    frames of films, which are no independent faces (`difference` has an interval over films). It speaks of these
     networks, not of their methods. `BenchError` for less than two runs, and for other test faces, labels or classes.
     Source: ours."""
     named = records if isinstance(records, dict) else {r.id: r for r in records}
     if len(named) < 2: raise BenchError(f"A pair needs two runs; here {'is one' if named else 'is none'}. Give two.")
     logits, labels = same_faces(*named.values())
     right = {name: values.argmax(1) == labels for name, values in zip(named, logits, strict=True)}
-    rows = []
+    rows, films = [], any("test_films" in r.metrics for r in named.values())
     for a, b in combinations(right, 2):
         first, second, p = mcnemar(right[a], right[b])
+        if films: p = np.nan
         rows.append((a, b, (first - second) / len(labels), first, second, p))
     table = pd.DataFrame(rows, columns=["model", "other", "difference", "only_model", "only_other", "p"])
-    return table.assign(p_holm=holm(table["p"]))
+    return table.assign(p_holm=np.nan if films else holm(table["p"]))
 
 # %% ../../nbs/report/comparison.ipynb #4c39b9bc
 def paragraph(records, baseline: str = "supervised") -> str:
