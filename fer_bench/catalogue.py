@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'FLAGS', 'SEMI', 'SEMI_PRESETS', 'PRETRAIN', 'PRETRAIN_PRESE
            'SimSiamOptions', 'load_object', 'Entry', 'MethodEntry', 'semi_supervised', 'self_supervised',
            'DatasetEntry', 'dataset', 'BackboneEntry', 'import_own', 'need_imported', 'own_entry', 'method_entry',
            'AnyOptions', 'known_entry', 'methods_of', 'find_method', 'register_method', 'registered', 'dataset_entry',
-           'make_source', 'make_method']
+           'needs_no_files', 'make_source', 'make_method']
 
 # %% ../nbs/catalogue.ipynb #0c20426a
 import importlib
@@ -311,7 +311,8 @@ class DatasetEntry(Entry):
     """What the catalogue knows about a data set.
 
     `make`: its `Source` class, or the location of that class ("module:name"). `about`: one line that describes it.
-    `flags`: native_size, unlabelled. `call(make, root, config)` → `Source`. `own`: whether it is a user's own."""
+    `flags`: native_size, unlabelled, no_files (it needs no `data_root`), macro_f1 (the field judges by it, so tables
+    show it first). `call(make, root, config)` → `Source`. `own`: whether it is a user's own."""
     make: str | Callable
     about: str
     flags: frozenset = frozenset()
@@ -324,7 +325,10 @@ def dataset(make: str, about: str, *flags: str, **how) -> DatasetEntry:
 
 DATASETS = {
     "drawn": dataset("drawn.faces:DrawnSource", "faces drawn by the library; needs no files", "native_size",
-                     call=lambda source, root, c: source(c.drawn_faces, c.image_size)),
+                     "no_files", call=lambda source, root, c: source(c.drawn_faces, c.image_size)),
+    "drawn-films": dataset("drawn.films:FilmSource", "films of faces drawn by the library; needs no files",
+                           "native_size", "no_files", "macro_f1",
+                           call=lambda source, root, c: source(c.drawn_faces, c.image_size)),
     "folder": dataset("sources.folders:FolderSource", "a folder tree train|val|test/<class>/* or <class>/*",
                       call=lambda source, root, c: source(root, field_names=True)),
     "csv": dataset("sources.folders:CsvSource", "a csv file with the columns path,label[,split,subject]"),
@@ -342,9 +346,12 @@ DATASETS = {
                            call=lambda source, root, c: source(root, 8)),
     "sfew": dataset("sources.sets:SfewSource", "SFEW 2.0, aligned, 7 classes"),
     "expw": dataset("sources.sets:ExpwSource", "ExpW, faces cut out by their boxes, 7 classes"),
-    "abaw5-expr": dataset("sources.abaw:AbawSource", "Aff-Wild2 as in ABAW5 EXPR, 8 classes with other", "native_size"),
-    "abaw2-expr": dataset("sources.abaw:Abaw2Source", "Aff-Wild2 as in ABAW2 EXPR, 7 classes", "native_size"),
-    "abaw-mtl": dataset("sources.abaw:AbawMtlSource", "Aff-Wild2 as in ABAW MTL, 8 classes with other", "native_size"),
+    "abaw5-expr": dataset("sources.abaw:AbawSource", "Aff-Wild2 as in ABAW5 EXPR, 8 classes with other", "native_size",
+                          "macro_f1"),
+    "abaw2-expr": dataset("sources.abaw:Abaw2Source", "Aff-Wild2 as in ABAW2 EXPR, 7 classes", "native_size",
+                          "macro_f1"),
+    "abaw-mtl": dataset("sources.abaw:AbawMtlSource", "Aff-Wild2 as in ABAW MTL, 8 classes with other", "native_size",
+                        "macro_f1"),
     "ck+": dataset("sources.studio:CkSource", "CK+, 48 px, raw sequences or csv, 7 classes"),
     "jaffe": dataset("sources.studio:JaffeSource", "JAFFE, 7 classes, ten subjects"),
     "kdef": dataset("sources.studio:KdefSource", "KDEF from the front, 7 classes, 70 subjects"),
@@ -499,6 +506,10 @@ def dataset_entry(name: str, from_record: bool = False) -> DatasetEntry:
     if not callable(source):
         raise BenchError(f"Data set {name!r} is a {type(source).__name__}. Give a class derived from fer_bench.Source.")
     return DatasetEntry(source, next(iter((source.__doc__ or "").splitlines()), ""), own=True)
+
+def needs_no_files(name: str) -> bool:
+    "Whether the data set `name` is made by the library itself, and so has no `data_root`. Imports nothing."
+    return name in DATASETS and "no_files" in DATASETS[name].flags
 
 def make_source(config):
     "The source that `config.dataset` names. `BenchError` for an unknown name or missing files."

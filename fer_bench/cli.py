@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'data', 'results', 'Results', 'Cache', 'FinishedRun', 'TrainedRun', 'FaceSetFolder', 'STOPPED', 'Baseline',
            'GOES_ON', 'TUNE', 'ROWS', 'TestSet', 'DataRoot', 'LabelRule', 'Threads', 'main', 'run', 'tune', 'sweep_',
-           'bench_', 'redo_', 'compare_', 'difference_', 'look_', 'evaluate', 'methods', 'predict_', 'export_',
-           'judge_', 'peers_', 'doctor_', 'pack_', 'verify_results', 'merge_', 'leaderboard_', 'build', 'verify',
-           'audit_', 'benchmark', 'list_']
+           'bench_', 'redo_', 'compare_', 'difference_', 'look_', 'evaluate', 'methods', 'predict_', 'frames_',
+           'export_', 'judge_', 'peers_', 'doctor_', 'pack_', 'verify_results', 'merge_', 'leaderboard_', 'build',
+           'verify', 'audit_', 'benchmark', 'list_']
 
 # %% ../nbs/cli.ipynb #d38723b8
 import contextlib
@@ -502,6 +502,21 @@ def predict_(
     with atomic_file(project_path(output)) as part: table.to_csv(part)
     print(f"{len(table)} pictures in {project_path(output)}")
 
+@app.command("frames")
+def frames_(
+    run_id: FinishedRun,
+    out: Annotated[str, typer.Option(help="folder for the files: a new or empty one")],
+    films: Annotated[str, typer.Option(help="other films, pictures <film>/<number>.jpg, for the run's network; empty: "
+                                            "the run's test films, from its record")] = "",
+    results_dir: Results = OWN_RESULTS,
+) -> None:
+    """Write a text file for each film: class names, then a line with one number for every frame, as challenges take it.
+
+    Smoothed over time if the run is (--smoothing). Frames without a face get the answer of the nearest one. `judge`
+    takes the folder."""
+    from fer_bench.runs.frame_files import frame_files
+    print(f"{len(frame_files(run_id, out, films, results_dir))} films in {project_path(out)}")
+
 @app.command("export")
 def export_(
     run_id: TrainedRun,
@@ -522,7 +537,8 @@ Threads = Annotated[int, typer.Option(help="CPU threads")]
 
 @app.command("judge")
 def judge_(
-    model: Annotated[str, typer.Argument(help="a card (YAML), a csv of probabilities, or a shipped card's name")],
+    model: Annotated[str, typer.Argument(help="a card (YAML), a csv of probabilities, a folder of prediction files, "
+                                             "or a shipped card's name")],
     dataset: TestSet,
     data_root: DataRoot = "",
     folder: Annotated[str, typer.Option(help="where the model's file lies, if not beside its card")] = "",
@@ -539,7 +555,8 @@ def judge_(
     """Ask another's model on our test faces, and record its results in a table beside those of the runs.
 
     A card says how the model is asked: file, runtime (onnx, tflite, torch), size, colour, range, layout, order of the
-    classes. A csv needs none: it has a column key and a column of probabilities for each class."""
+    classes. A csv needs none: it has a column key and a column of probabilities for each class. Nor does a folder with
+    a text file for each film, as `frames` writes them."""
     from fer_bench.runs.judge import judge
     sized = {"image_size": image_size} if image_size else {}
     config = RunConfig(dataset=dataset, data_root=data_root, label_rule=label_rule, split=split, threads=threads,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'USUAL', 'NORMALISE', 'BGR', 'ADJUSTMENTS', 'NUMERICS', 'PROBE', 'NO_NUMBER', 'BY_HASH', 'UNLABELLED',
-           'GROUPS', 'own_values', 'filled', 'normalisation', 'given_prior', 'RunConfig', 'no_parameter',
+           'GROUPS', 'own_values', 'filled', 'normalisation', 'given_prior', 'frame_rule', 'RunConfig', 'no_parameter',
            'usual_values', 'option_defaults', 'former_values', 'run_id', 'recorded_config', 'baseline',
            'assigned_names', 'notebook_parameters']
 
@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from .catalogue import METHODS, MethodEntry, known_entry, method_entry
+from .catalogue import METHODS, MethodEntry, known_entry, method_entry, needs_no_files
 from .core import OWN_RESULTS, BenchError, json_hash, project_path, unknown
 
 # %% ../nbs/config.ipynb #2e220288
@@ -85,6 +85,18 @@ def given_prior(text: str) -> tuple[float, ...]:
                          "between, one for each class in their order, that sum to 1, such as 0.7,0.2,0.1.")
     return tuple(share / sum(shares) for share in shares)
 
+def frame_rule(text: str) -> tuple[str, int]:
+    """(all, every or random; N, which is 1 for all) of `text`, a `frames`: all, every:N, or random:N.
+
+    `BenchError` for anything else; N is at least 2 for every, at least 1 for random."""
+    kind, _, n = text.partition(":")
+    if text == "all": return "all", 1
+    least = {"every": 2, "random": 1}.get(kind)
+    if least is None or not re.fullmatch("[1-9][0-9]{0,5}", n) or int(n) < least:
+        raise BenchError(f"frames = {text!r}: give all; every:N, each N-th frame of a film, such as every:5; or "
+                         "random:N, N random frames of each film in an epoch, such as random:20.")
+    return kind, int(n)
+
 NUMERICS, PROBE = 2, 3  # raised when the same config gives new numbers; PROBE: for runs that end in a probe
 NO_NUMBER = {"data_root", "results_dir", "cache_dir", "device", "processes", "track"}  # fields that change no number
 BY_HASH = {"split", "pool_dataset", "pool_root"}  # the run id holds the hashes of the split and of the pool instead
@@ -97,9 +109,9 @@ GROUPS = {  # the shared fields by topic, in the order of the help and of the no
     "Unlabelled faces": UNLABELLED,
     "Network": ("backbone", "small_stem", "min_map", "init", "init_partial", "normalise", "unit_features", "dropout"),
     "Training": ("epochs", "steps_per_epoch", "batch_size", "lr", "optimizer", "beta2", "weight_decay", "warmup_epochs",
-                 "schedule", "clip_grad", "ema", "label_smoothing", "balance", "view", "view_strength", "mixup",
-                 "cutmix", "logit_adjustment", "seed"),
-    "Evaluation": ("probe", "select", "test_views"),
+                 "schedule", "clip_grad", "ema", "label_smoothing", "balance", "frames", "view", "view_strength",
+                 "mixup", "cutmix", "logit_adjustment", "seed"),
+    "Evaluation": ("probe", "select", "test_views", "smoothing"),
     "Machine and output": ("precision", "threads", "deterministic", "compile", "device", "processes", "track",
                            "results_dir", "cache_dir"),
 }
@@ -118,7 +130,8 @@ class RunConfig(BaseModel):
         "", description="folder or archive of the data set, or a built FaceSet; empty for drawn faces")
     preset: str = Field("quick", description="size of the experiment: tiny, quick, standard, paper")
     # the data
-    drawn_faces: int = Field(gt=0, le=10_000_000, description="number of faces to draw (data set `drawn` only)")
+    drawn_faces: int = Field(
+        gt=0, le=10_000_000, description="number of faces to draw (drawn data sets only), of films about")
     image_size: int = Field(ge=8, le=1024, description="side of the square faces that the network sees, in pixels")
     label_rule: Literal["majority", "argmax"] = Field("majority", description="how votes become one label")
     targets: Literal["hard", "soft"] = Field(
@@ -186,6 +199,8 @@ class RunConfig(BaseModel):
     balance: Literal["none", "sampler", "weights"] | None = Field(
         None,
         description="class balance: none, sampler, or weights in the loss; None: sampler if semi-supervised, else none")
+    frames: str = Field(
+        "all", description="labelled frames of films in an epoch: all, every:N (each N-th), or random:N of each film")
     view: Literal["plain", "weak", "strong", "erased", "geometric", "ssl"] | None = Field(
         None, description="augmentation of labelled faces, in pretraining of all faces; None: that of the method")
     view_strength: float = Field(
@@ -206,6 +221,9 @@ class RunConfig(BaseModel):
         "last", description="reported epoch: last, val (best on validation faces) or oracle (best on test faces)")
     test_views: Literal["plain", "flip"] = Field(
         "plain", description="prediction from the face, or the mean of the face's and its mirror image's (flip)")
+    smoothing: Literal["none", "mean", "median", "gaussian", "val"] = Field(
+        "none",
+        description="smooth the answers over frames of a film: none, mean, median, gaussian, or val (the best)")
     # where and on what
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16")
@@ -277,12 +295,15 @@ class RunConfig(BaseModel):
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size ({self.batch_size}) cannot be shared by {self.processes} processes equally. "
                              f"Choose a multiple of {self.processes}.")
-        if self.dataset != "drawn" and not self.data_root:
+        if not self.data_root and not needs_no_files(self.dataset):
             raise ValueError(f"Data set {self.dataset!r} needs data_root, its folder or file.")
         if self.budget and self.labels_per_class:
             raise ValueError(f"Give labels_per_class ({self.labels_per_class}) or budget ({self.budget!r}), not both.")
         if self.normalise: normalisation(self.normalise)
         given_prior(self.logit_adjustment)
+        if frame_rule(self.frames)[0] != "all" and (budget := self.budget or self.labels_per_class):
+            raise ValueError(f"frames = {self.frames!r} and a budget of labels ({budget}) both choose labelled frames. "
+                             "Leave one of them out (a method with unlabelled='pool' needs no budget).")
         if self.init_partial and self.init in ("scratch", "timm"):
             raise ValueError(f"init_partial is for weights files, but init = {self.init!r}. Leave it out, or give one.")
         if self.view_strength != 1 and self.view != "geometric":
@@ -299,6 +320,9 @@ class RunConfig(BaseModel):
         if self.unlabelled and not self.mu:
             raise ValueError(f"unlabelled = {self.unlabelled!r} needs mu, the number of unlabelled faces per labelled "
                              "face in a step.")
+        if self.pool_dataset != "drawn" and needs_no_files(self.pool_dataset):
+            raise ValueError(f"pool_dataset = {self.pool_dataset!r} has the people of the data set. Take drawn, which "
+                             "draws others, or a FaceSet of your own by pool_root.")
         if self.unlabelled in ("pool", "both") and not self.pool_root and self.pool_dataset != "drawn":
             raise ValueError(f"unlabelled = {self.unlabelled!r} needs pool_root, the folder, archive or FaceSet of the "
                              "unlabelled faces.")
@@ -315,6 +339,9 @@ class RunConfig(BaseModel):
             if not _uses(entry, name) and getattr(self, name) != self.defaults()[name]:
                 users = [n for n, e in METHODS.items() if _uses(e, name)]
                 raise ValueError(_not_for(name, self.method, users))
+        if self.frames != "all" and entry.kind in ("self-supervised", "probe"):
+            raise ValueError(f"frames = {self.frames!r} chooses labelled frames, but method {self.method!r} is not "
+                             "trained on any. Leave it out.")
         for name in ("mixup", "cutmix"):
             if getattr(self, name) and entry.kind in ("self-supervised", "probe"):
                 raise ValueError(f"{name} = {getattr(self, name)} mixes labelled faces, but method {self.method!r} is "

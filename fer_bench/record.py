@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'SMALL', 'MOST', 'RUN', 'SPLIT', 'KEPT_BYTES', 'PACKAGES', 'Record', 'Unfinished', 'check_record',
-           'read_config', 'read_metrics', 'read_history', 'read_predictions', 'write_metrics', 'write_environment',
-           'write_history', 'write_status', 'write_predictions', 'runs_folder', 'read_runs', 'load_runs', 'load_run',
-           'kept_arrays', 'processor', 'environment']
+           'read_config', 'read_metrics', 'read_history', 'read_predictions', 'read_films', 'write_metrics',
+           'write_environment', 'write_history', 'write_status', 'write_predictions', 'runs_folder', 'read_runs',
+           'load_runs', 'load_run', 'kept_arrays', 'processor', 'environment']
 
 # %% ../nbs/record.ipynb #f9a1b081
 import io
@@ -43,7 +43,9 @@ from fer_bench.core import (
     write_json,
     write_text,
 )
+from .data.frames import films_in
 from .evaluate.metrics import classification_metrics
+from .evaluate.smoothing import smoothed_logits
 from .external import ExternalConfig, ExternalMetrics, external_id, is_external, over_shared
 from fer_bench.schema import (
     SEALED,
@@ -65,7 +67,7 @@ class Record:
 
     Attributes: `id`; `shipped`, whether it came with the code; `config`, a dict; `status`, `metrics` and `environment`
     (`Status`, `Metrics`, `Environment`); `history` (DataFrame, a row an epoch); `predictions` (DataFrame of key, label,
-    logits). Source: ours."""
+    logits, and film and frame where the faces are frames of films). Source: ours."""
     def __init__(self, folder, shipped: bool = False): self.folder, self.shipped = Path(folder), shipped
     def __repr__(self): return f"Record({self.id}, {self.status.state})"
 
@@ -108,8 +110,9 @@ class Record:
     def history(self) -> pd.DataFrame: return pd.DataFrame(read_history(self.read("history.jsonl"), self.folder))
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        keys, labels, logits = read_predictions(self.read("predictions.parquet"), self.metrics.classes, self.folder)
-        return pd.DataFrame({"key": keys, "label": labels, "logits": list(logits)})
+        data = self.read("predictions.parquet")
+        keys, labels, logits = read_predictions(data, self.metrics.classes, self.folder)
+        return pd.DataFrame({"key": keys, "label": labels, "logits": list(logits), **read_films(data, self.folder)})
     @property
     def loss_parts(self) -> list[str] | None:
         "Columns of `history` that are parts of the loss, and not only watched; None where the record does not say."
@@ -222,9 +225,27 @@ def read_predictions(data: bytes, classes: list[str], folder) -> tuple[list[str]
     if not np.isfinite(values).all(): refuse("logits are NaN or infinite")
     return keys, labels, values
 
-def _texts(column: pa.ChunkedArray, refuse) -> list[str]:
-    "The texts of `column`, which was read as a dictionary so that a text that is repeated is in memory once."
-    if column.null_count or not pa.types.is_dictionary(column.type): refuse("key and label must be texts")
+def read_films(data: bytes, folder) -> dict[str, list]:
+    """{"film": (N,) names or None, "frame": (N,) numbers or None} of `data`, a predictions.parquet; {} without films.
+
+    For `data` that `read_predictions` accepts."""
+    def refuse(why: str): raise not_a_record(Path(folder)/"predictions.parquet", why)
+    try:
+        if not {"film", "frame"} & set(parquet.read_schema(pa.BufferReader(data)).names): return {}
+        table = parquet.ParquetFile(pa.BufferReader(data), read_dictionary=["film"]).read(columns=["film", "frame"])
+        films, frames = table["film"], table["frame"].cast(pa.int64())
+        if not films.null_count == frames.null_count == pc.or_(films.is_null(), frames.is_null()).to_numpy().sum():
+            refuse("a film without the number of a frame, or a number without a film")
+        known = _texts(films, refuse, some=True)
+    except (pa.ArrowException, OSError, KeyError, TypeError) as e: refuse(f"it cannot be read: {e}")
+    return {"film": known, "frame": frames.to_pylist()}
+
+def _texts(column: pa.ChunkedArray, refuse, some: bool = False) -> list[str]:
+    """The texts of `column`, which was read as a dictionary so that a text that is repeated is in memory once.
+
+    `some`: whether some may be None."""
+    if (column.null_count and not some) or not pa.types.is_dictionary(column.type):
+        refuse("key, label and film must be texts")
     size = sum(pc.sum(pc.take(pc.binary_length(c.dictionary), c.indices)).as_py() or 0 for c in column.chunks)
     if size > 4 * MOST: refuse("its texts are larger than those of any test split")
     return column.cast(pa.large_string()).to_numpy().tolist()
@@ -242,7 +263,15 @@ def _check_scores(metrics: Metrics, predictions: bytes, folder: Path) -> None:
     place = {name: i for i, name in enumerate(metrics.classes)}
     asked = logits, np.array([place[name] for name in labels], dtype=int), metrics.classes
     _compare(metrics.test, asked)
+    if smoothed := metrics.get("smoothed"): _compare(smoothed, _smoothed(smoothed, predictions, asked, folder))
     if isinstance(metrics, ExternalMetrics): _compare(metrics.over_shared, over_shared(*asked, metrics.known))
+
+def _smoothed(scores, predictions: bytes, asked: tuple, folder: Path) -> tuple:
+    "`asked`, (logits, labels, classes), smoothed over time as `scores` say."
+    logits, labels, classes = asked
+    known = films_in(pd.DataFrame(read_films(predictions, folder), index=range(len(labels))))
+    if known is None: raise BenchError("metrics.json has smoothed results, and predictions.parquet no films")
+    return smoothed_logits(logits, *known, scores.kind, scores.radius), labels, classes
 
 def _compare(scores, asked: tuple) -> None:
     for name, value in classification_metrics(*asked).items():
@@ -279,9 +308,13 @@ def write_status(folder, state: str, **facts) -> None:
     if state == "finished": facts["files"] = {n: sha256((Path(folder)/n).read_bytes()) for n in SEALED}
     _write(folder, "status.json", Status, {"state": state, **facts})
 
-def write_predictions(folder, keys, labels, logits) -> None:
-    "Write `predictions.parquet`: `keys` and `labels` (N,) text, `logits` (N, K) float32."
+def write_predictions(folder, keys, labels, logits, films: pd.DataFrame | None = None) -> None:
+    """Write `predictions.parquet`: `keys` and `labels` (N,) text, `logits` (N, K) float32.
+
+    `films`: rows (N,) of the index of a FaceSet; its columns film and frame, if it has them, are written too."""
     table = pd.DataFrame({"key": keys, "label": labels, "logits": list(logits)})
+    if films is not None and "film" in films:
+        table = table.assign(film=films["film"].to_numpy(object), frame=films["frame"].astype("Int64").to_numpy(object))
     with atomic_file(Path(folder)/"predictions.parquet") as part: table.to_parquet(part, index=False)
 
 # %% ../nbs/record.ipynb #1ba88cbb

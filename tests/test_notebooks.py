@@ -25,13 +25,14 @@ RUN = ALL | {"runs"}
 MAY_IMPORT = {
     "core": set(), "catalogue": {"core"}, "config": {"core", "catalogue"},
     "schema": {"core", "catalogue"}, "external": BASE | {"data.labels"},
-    "record": BASE | {"evaluate.metrics", "external"},
+    "record": BASE | {"evaluate.metrics", "evaluate.smoothing", "data.frames", "external"},
     "distributed": {"core"},
     "data": TORCH, "models": TORCH, "methods": TORCH | {"models", "data.views", "evaluate.priors"},
     "train": TORCH | {"data"},
     "evaluate": TORCH | {"data", "models", "train"}, "runs": ALL | {"report.card"},
     "store": BASE | {"record", "external", "evaluate.metrics"},
-    "report": BASE | {"record", "external", "evaluate.statistics", "evaluate.dunnett", "evaluate.ranks"},
+    "report": BASE | {"record", "external", "evaluate.statistics", "evaluate.dunnett", "evaluate.ranks",
+                      "data.frames"},
     "sweeps": RUN | {"store"},
     "show": RUN | {"report"}, "speed": RUN | {"report"}, "doctor": BASE,
     "cli": RUN | {"speed", "report", "show", "store", "sweeps", "doctor"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {
 }
 NO_TORCH = ("core", "catalogue", "config", "schema", "external", "record", "store", "report", "doctor", "cli",
             "__init__", "evaluate.metrics", "evaluate.statistics", "evaluate.dunnett", "evaluate.ranks",
-            "evaluate.priors")
+            "evaluate.priors", "evaluate.smoothing", "data.frames")
 
 def read(path): return nbformat.read(path, as_version=4)
 

@@ -113,7 +113,7 @@ def test_archives_make_the_same_faceset(name, pack, tmp_path):
 
 
 FIRST_LAYOUT = {"affectnet-7": "affectnet", "affectnet-8": "affectnet", "ck+": "ck48"}  # others are called as their set
-NO_FILES = {"drawn", "folder", "csv", "parquet", "faceset"}
+NO_FILES = {"drawn", "drawn-films", "folder", "csv", "parquet", "faceset"}
 
 
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - NO_FILES))
@@ -160,6 +160,8 @@ def test_subjects(tmp_path):
     assert set(CkSource(fake("ck48", tmp_path, 2)).rows().subject) == {"S010", "S011"}
     rows = AbawSource(fake("abaw5-expr", tmp_path, 1)).rows()
     assert rows.groupby("subject").split.nunique().max() == 1 and rows.subject.nunique() == 4
+    assert (rows.film == rows.subject).all()
+    assert [int(key[-9:-4]) for key in rows.key] == rows.frame.tolist()
 
 
 @pytest.mark.parametrize("name", POOLS)

@@ -33,13 +33,13 @@ ROLES = ("labelled", "unlabelled", "val", "test")
 
 # %% ../../nbs/data/splits.ipynb #ede73eb2
 def groups_of(index: pd.DataFrame) -> np.ndarray:
-    """(N,) number of each face's group: faces with the same known `subject` or the same pixels share a group.
+    """(N,) number of each face's group: faces of one known `subject` or `film`, or with the same pixels, share one.
 
     So do faces that are linked through others: a picture that is filed under two subjects joins them. Source: ours."""
     from scipy.sparse import coo_array  # here, since scipy takes long to import
     from scipy.sparse.csgraph import connected_components
-    faces, values, total = [], [], len(index)  # an edge from each face to its subject and to its picture
-    for column in ("subject", "sha256"):
+    faces, values, total = [], [], len(index)  # an edge from each face to its subject, its film and its picture
+    for column in [c for c in ("subject", "film", "sha256") if c in index]:
         code, found = pd.factorize(index[column])  # −1: unknown
         faces.append(np.flatnonzero(code >= 0))
         values.append(total + code[code >= 0])
@@ -227,10 +227,20 @@ def save_manifest(index: pd.DataFrame, split: Split, path) -> None:
     "Write the manifest of `split` as csv, atomically."
     write_text(path, manifest(index, split).to_csv(index=False, lineterminator="\n"))
 
+def _need_whole_films(index: pd.DataFrame, roles, path) -> None:
+    if "film" not in index: return
+    part = pd.Series(roles, index.index).replace(dict.fromkeys(("labelled", "unlabelled"), "training"))
+    torn = (parts := part.groupby(index["film"]).unique())[parts.map(len) > 1]
+    if len(torn):
+        raise BenchError(f"The manifest {str(path)!r} has frames of the film {torn.index[0]!r} in "
+                         f"{' and '.join(sorted(torn.iloc[0]))}, and of {len(torn) - 1} more films likewise. Frames of "
+                         "one film are nearly copies: keep each film in one part.")
+
 def load_manifest(index: pd.DataFrame, path) -> Split:
     """The split that the csv `path` describes, for the faces of `index`.
 
-    `BenchError` if it cannot be read, names a face twice or a missing one, or one whose file or label differs."""
+    `BenchError` if it cannot be read, names a face twice or a missing one, or one whose file or label differs, and if
+    frames of one film stand in two of training, validation and test."""
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as e: raise BenchError(f"The manifest {str(path)!r} cannot be read: {e}.") from None
     if missing := {"key", "file_sha256", "label", "role"} - set(table):
@@ -247,5 +257,6 @@ def load_manifest(index: pd.DataFrame, path) -> Split:
     if differs.any():
         raise BenchError(f"The manifest {str(path)!r} is of another copy of the data: {table.key[differs].iloc[0]!r} "
                          f"and {differs.sum() - 1} more faces differ in file or label.")
+    _need_whole_films(here, table["role"].to_numpy(), path)
     roles = {role: np.sort(rows[(table["role"] == role).to_numpy()]) for role in ROLES}
     return _hashed(index, roles, {}, {"val": "manifest", "test": "manifest"})

@@ -67,12 +67,13 @@ def em_prior(probabilities, trained, tolerance: float = 1e-7, most: int = 10_000
     return class_shares(prior)
 
 # %% ../../nbs/evaluate/priors.ipynb #957dadcf
-def training_prior(targets, labels, balance: str = "none", logit_adjustment: str = "none") -> np.ndarray:
+def training_prior(targets, labels, balance: str = "none", logit_adjustment: str = "none", often=None) -> np.ndarray:
     """The prior (K,) of the softmax of a network that was trained on labelled faces, with the floor of `class_shares`.
 
     `targets` (N, K): shares that sum to 1 for each face; `labels` (N,): its class. `balance` and `logit_adjustment` as
-    in `RunConfig`. Source: ours."""
-    counts = class_shares(np.bincount(labels, minlength=targets.shape[1]))
-    drawn = 1 / counts[labels] if balance == "sampler" else np.ones(len(labels))  # how often, up to a factor
+    in `RunConfig`. `often` (N,): how often each face is taken, up to a factor; None: all alike. Source: ours."""
+    often = np.ones(len(labels)) if often is None else often
+    counts = class_shares(np.bincount(labels, often, minlength=targets.shape[1]))
+    drawn = often / counts[labels] if balance == "sampler" else often
     shares = drawn @ targets                                                      # (K,)
     return class_shares(shares / counts if balance == "weights" or logit_adjustment == "loss" else shares)

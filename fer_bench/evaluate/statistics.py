@@ -33,18 +33,39 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 # %% ../../nbs/evaluate/statistics.ipynb #212f1bfa
-def bootstrap_intervals(logits, labels, n_resamples: int = 1000, seed: int = 0, confidence: float = 0.95) -> dict:
+def bootstrap_intervals(logits, labels, n_resamples: int = 1000, seed: int = 0, confidence: float = 0.95,
+                        films=None) -> dict:
     """{"UAR": (low, high), "macro_F1": (low, high)}, fractions: percentile bootstrap over the test faces.
 
     `logits` (N, K) finite floats, `labels` (N,) integers in [0, K), `n_resamples` ≥ 1, `seed` ≥ 0, `confidence` in
-    (0, 1). The same seed gives the same interval. `BenchError` as `classification_metrics`. Source: Efron and
-    Tibshirani 1993, section 13.3; the multinomial form is ours."""
+    (0, 1). The same seed gives the same interval. With `films` (N,), the number of each face's film, whole films are
+    drawn, and "WAR" is there too; one film gives the interval (0, 1). `BenchError` as `classification_metrics`.
+    Source: Efron and Tibshirani 1993, section 13.3; the multinomial form is ours."""
     check_bootstrap(n_resamples, confidence)
     logits, labels = check_predictions(logits, labels)
     n, k = logits.shape
+    if films is not None:
+        found = _over_films([logits.argmax(1)], labels, films, k, rates, n_resamples, seed, confidence)
+        return {name: (max(low, 0.0), min(high, 1.0)) for name, (_, low, high) in found.items()}
     cells = confusion_counts(logits.argmax(1), labels, k).ravel() / n                        # (K·K,)
     drawn = np.random.default_rng(seed).multinomial(n, cells, size=n_resamples).reshape(-1, k, k)
     return {name: tuple(np.quantile(rates(drawn)[name], tails(confidence)).tolist()) for name in ("UAR", "macro_F1")}
+
+def _over_films(predictions: list, labels, films, k: int, rates_of, n_resamples: int, seed: int,
+                confidence: float) -> dict:
+    """Rate → (observed, low, high): percentile bootstrap over `films` of the rates `rates_of(*confusions)`.
+
+    `predictions`: one or two arrays (N,). The interval holds the observed rate; of a single film it is (-1, 1)."""
+    _, films = np.unique(np.asarray(films), return_inverse=True)
+    count = films.max() + 1
+    cells = [np.bincount((films * k + labels) * k + p, minlength=count * k * k).reshape(count, k * k).astype(float)
+             for p in predictions]                                                           # each (F, K·K)
+    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n_resamples)  # (R, F)
+    observed = rates_of(*(c.sum(0).reshape(k, k) for c in cells))
+    drawn = rates_of(*((times @ c).reshape(-1, k, k) for c in cells))
+    ends = {name: np.quantile(drawn[name], tails(confidence)) if count > 1 else (-1.0, 1.0) for name in observed}
+    return {name: (float(x), float(min(x, ends[name][0])), float(max(x, ends[name][1])))
+            for name, x in observed.items()}
 
 def check_bootstrap(n_resamples: int, confidence: float) -> None:
     "`BenchError` for `n_resamples` below 1, or a `confidence` outside (0, 1)."
@@ -56,21 +77,25 @@ def tails(confidence: float) -> tuple[float, float]:
     return (1 - confidence) / 2, (1 + confidence) / 2
 
 # %% ../../nbs/evaluate/statistics.ipynb #d05c7909
-def paired_bootstrap(logits, others, labels, n_resamples: int = 2000, seed: int = 0, confidence: float = 0.95) -> dict:
+def paired_bootstrap(logits, others, labels, n_resamples: int = 2000, seed: int = 0, confidence: float = 0.95,
+                     films=None) -> dict:
     """{"WAR", "UAR", "macro_F1": (difference, low, high)}, fractions: first model minus second, on the same faces.
 
     `logits`, `others` (N, K) finite floats of the two models, `labels` (N,) integers in [0, K); the rest as
-    `bootstrap_intervals`. `BenchError` as `classification_metrics`, and for logits of different shapes. Source: as
-    `bootstrap_intervals`, of pairs."""
+    `bootstrap_intervals`; one film gives (difference, -1, 1). `BenchError` as `classification_metrics`, and for logits
+    of different shapes. Source: as `bootstrap_intervals`, of pairs."""
     logits, labels = check_predictions(logits, labels)
     others, _ = check_predictions(others, labels)
     if logits.shape != others.shape:
         raise BenchError(f"Logits of shapes {logits.shape} and {others.shape} do not match: give two models on the "
                          "same faces and classes.")
     k = logits.shape[1]
+    check_bootstrap(n_resamples, confidence)
+    if films is not None:
+        answers = [logits.argmax(1), others.argmax(1)]
+        return _over_films(answers, labels, films, k, _differences, n_resamples, seed, confidence)
     pairs = logits.argmax(1) * k + others.argmax(1)                                          # (N,) in [0, K·K)
     cells = np.bincount(labels * k * k + pairs, minlength=k**3) / len(labels)
-    check_bootstrap(n_resamples, confidence)
     drawn = np.random.default_rng(seed).multinomial(len(labels), cells, size=n_resamples).reshape(-1, k, k, k)
     observed, resampled = (_gains(counts) for counts in (cells.reshape(1, k, k, k) * len(labels), drawn))
     return {name: (float(observed[name][0]), *np.quantile(resampled[name], tails(confidence)).tolist())
@@ -78,7 +103,11 @@ def paired_bootstrap(logits, others, labels, n_resamples: int = 2000, seed: int 
 
 def _gains(counts: np.ndarray) -> dict:
     "`rates` of the first model minus those of the second; `counts` (..., K, K, K): true class, first and second."
-    first, second = rates(counts.sum(-1)), rates(counts.sum(-2))
+    return _differences(counts.sum(-1), counts.sum(-2))
+
+def _differences(first: np.ndarray, second: np.ndarray) -> dict:
+    "`rates` of the `first` confusion counts (..., K, K) minus those of the `second`."
+    first, second = rates(first), rates(second)
     return {name: first[name] - second[name] for name in first}
 
 # %% ../../nbs/evaluate/statistics.ipynb #dbee699a

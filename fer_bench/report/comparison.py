@@ -20,7 +20,7 @@ from ..evaluate.statistics import draws_needed, hedges_g, holm, mcnemar, t_test
 from .figures import COLOURS, PAGE, Picture, styled
 from .names import FOLDS, repeat, repeat_unit
 from .panels import add_notes
-from .scores import HEADINGS, measures, warm_up_note
+from .scores import HEADINGS, main_measures, measures, warm_up_note
 from .summary import gains, grouped, measured, same_faces
 from fer_bench.report.tables import (
     audit_note,
@@ -99,30 +99,32 @@ def pairwise(records) -> pd.DataFrame:
 
     `records`: finished runs, at least two; or name → run, as `one_each` gives, to call them so instead of by their
     ids. Columns: `model`, `other`, `difference` (WAR of the first minus that of the other, a fraction), `only_model`,
-    `only_other` (faces that only the one has right), `p`, and `p_holm`, corrected for all pairs. It speaks of these
+    `only_other` (faces that only the one has right), `p`, and `p_holm`, corrected for all pairs; both are nan for
+    frames of films, which are no independent faces (`difference` has an interval over films). It speaks of these
     networks, not of their methods. `BenchError` for less than two runs, and for other test faces, labels or classes.
     Source: ours."""
     named = records if isinstance(records, dict) else {r.id: r for r in records}
     if len(named) < 2: raise BenchError(f"A pair needs two runs; here {'is one' if named else 'is none'}. Give two.")
     logits, labels = same_faces(*named.values())
     right = {name: values.argmax(1) == labels for name, values in zip(named, logits, strict=True)}
-    rows = []
+    rows, films = [], any("test_films" in r.metrics for r in named.values())
     for a, b in combinations(right, 2):
         first, second, p = mcnemar(right[a], right[b])
+        if films: p = np.nan
         rows.append((a, b, (first - second) / len(labels), first, second, p))
     table = pd.DataFrame(rows, columns=["model", "other", "difference", "only_model", "only_other", "p"])
-    return table.assign(p_holm=holm(table["p"]))
+    return table.assign(p_holm=np.nan if films else holm(table["p"]))
 
 # %% ../../nbs/report/comparison.ipynb #4c39b9bc
 def paragraph(records, baseline: str = "supervised") -> str:
     """What the runs of one task show and do not show, as a few sentences of Markdown, paragraphs apart by an empty
     line.
 
-    `records`: finished runs of one task; `baseline` as `measured`. Differences are of UAR and WAR, in points, by
+    `records`: finished runs of one task; `baseline` as `measured`. Differences are of `main_measures`, in points, by
     `gain_tests`. `BenchError` as `measured`. Source: ours."""
     records = list(records)
     table, tests = measured(records, baseline), gain_tests(records, baseline)
-    tests = tests[tests["measure"] != "macro_F1"]
+    tests = tests[tests["measure"].isin(main_measures(records))]
     unit = repeat_unit(records[0]).removesuffix("s")
     parts = [[_what(records, table)], _verdicts(tests, baseline, unit), _limits(records, table, tests, unit)]
     return "\n\n".join(" ".join(filter(None, part)) for part in parts)
@@ -205,7 +207,7 @@ def _planning(rows: list[dict], unit: str) -> str:
 
 def _limits(records, table: pd.DataFrame, tests: pd.DataFrame, unit: str) -> list[str]:
     "What the intervals do not cover, and what must be said of these runs."
-    repeated = table["interval"].ne("faces").any()
+    repeated = (~table["interval"].isin(["faces", "films"])).any()
     carved = any(r.metrics.origin.get("test") == "carved" for r in records)
     shared = "" if carved or unit in ("fold", "subject") else ", which all runs share,"
     intervals = (f"Other test faces{shared} and other recipes are not in the intervals." if repeated else

@@ -26,13 +26,14 @@ HEAD = """# Leaderboard
 Made from the {runs} finished runs in `{place}`{shipped} by `fer-bench results leaderboard`, not by hand. Every task has
 a table of its own: other classes, data, budgets of labels, image sizes, drawn faces and oracle selection never share
 one. Rates are percent with 95 % intervals; *95 % over* says over what: draws of labels, seeds, folds, subjects, or the
-test faces of a single network, which say nothing of another draw.
+test faces (or films) of a single network, which say nothing of another draw.
 
 A gain is the difference in points to the row named under *gain over* (of two rows of that name, the one that saw fewer
 images), with Student's interval over the draws, seeds, folds or subjects that both have; without an interval there is
 only one. **Bold**: that interval lies above zero; it is not corrected for the number of rows. Rows stand in the order
 of the first rate, which is no evidence that one is better than the next: UAR where labels were drawn class by class,
-else WAR. *Pool in use*: the share of the unlabelled faces whose pseudo-label was used in the last epoch.
+macro-F1 where the field judges by it, else WAR. *Pool in use*: the share of the unlabelled faces whose pseudo-label was
+used in the last epoch.
 """
 
 def leaderboard(results_dir=OWN_RESULTS, place: str = "runs") -> str:

@@ -13,7 +13,7 @@ __all__ = ['FOLDS', 'REPEATS', 'LAST_BITS', 'BUDGET', 'FACTS', 'data_name', 'cod
 import re
 from pathlib import Path
 
-from ..catalogue import BACKBONES, DATASETS, METHODS, known_entry
+from ..catalogue import BACKBONES, DATASETS, METHODS, known_entry, needs_no_files
 from fer_bench.config import (
     NO_NUMBER,
     USUAL,
@@ -28,8 +28,9 @@ from ..core import BenchError, read_json
 
 # %% ../../nbs/report/names.ipynb #4eb5f607
 def data_name(record) -> str:
-    "The data set of `record`, as its FaceSet is called; drawn for drawn faces."
-    return "drawn" if record.metrics.drawn else record.metrics.dataset
+    "The data set of `record`, as its FaceSet is called; drawn for drawn faces under another name."
+    name = record.metrics.dataset
+    return "drawn" if record.metrics.drawn and not needs_no_files(name) else name
 
 def code_state(record) -> str:
     "The commit that made `record`, seven digits; it ends in + where the code had changes that no commit holds."
@@ -48,7 +49,8 @@ def made_on(record) -> str:
 
 def data_title(record) -> str:
     "As `data_name`, for a title."
-    return "drawn faces" if record.metrics.drawn else record.metrics.dataset
+    name = data_name(record)
+    return "drawn faces" if record.metrics.drawn and name == "drawn" else name
 
 def label_budget(record) -> str:
     "The labels that `record` had: a number a class, all, a published budget, or the manifest of its split."

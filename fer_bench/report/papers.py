@@ -113,9 +113,9 @@ def figure_ablations(runs, of: str | None = None) -> Figure:
     """WAR in percent of runs that differ in one setting, a row a value of it, with a 95 % interval.
 
     `runs`: finished runs of the same data set and classes. `of`: the name of the setting, None to find it. The
-    interval is Wilson's over the test faces where a value has one repeat, and `t_interval` over repeats where it has
-    more. `BenchError` where the runs differ in no setting, in several, or not in `of`, and for two runs of one name.
-    Source: ours."""
+    interval is Wilson's over the test faces where a value has one repeat (of films, the bootstrap over films), and
+    `t_interval` over repeats where it has more. `BenchError` where the runs differ in no setting, in several, or not in
+    `of`, and for two runs of one name. Source: ours."""
     runs = check_runs(runs)
     differing = _differing(runs)
     if len(differing) != 1 or of not in (None, *differing):
@@ -146,5 +146,7 @@ def _ablated(runs) -> tuple:
     "(mean, low, high) in percent, and what the interval is."
     repeats, n = _repeats(runs, "WAR"), runs[0].metrics.test.n
     if len(repeats) > 1: return *t_interval(repeats), f"Student's over {len(repeats)} {repeat_unit(runs[0])}"
+    if "test_films" in runs[0].metrics and len(runs) == 1:
+        return repeats[0], *(100 * end for end in runs[0].metrics.test.WAR_ci), "bootstrap over test films"
     low, high = wilson(round(repeats[0] / 100 * n), n)
     return repeats[0], 100 * low, 100 * high, "Wilson's over the test faces"

@@ -34,7 +34,7 @@ def _setting(row: dict, rates: dict) -> dict:
     for name, heading in rates.items():
         results |= {heading: _value(row, name), f"{heading} gain": gain_text(row, f"{name}_gain")}
         if len(results) == 2: results[f"{heading} gain, Dunnett"] = dunnett_text(row, name)
-    over = "faces" if row["interval"] == "faces" else f"{row['repeats']} {row['interval']}"
+    over = row["interval"] if row["interval"] in ("faces", "films") else f"{row['repeats']} {row['interval']}"
     return {**{c: row[c] for c in ("method", "kind", "backbone", "start", "labels")},
             "images seen": f"{row['images_seen']:,}", "pool in use": pool_text(row),
             "params (M)": f"{row['parameters'] / 1e6:.2f}",
@@ -73,4 +73,7 @@ def column_notes(measured: pd.DataFrame) -> list[str]:
     if "WAR_adjusted" in measured:
         found.append("WAR adjusted: the logits are adjusted from the class prior of the training to that estimated "
                      "from the unlabelled faces, without a test label; –: the record has no such result.")
+    if "macro_F1_smoothed" in measured:
+        found.append("macro-F1 smoothed: the probabilities are averaged over neighbouring frames of a film, as many as "
+                     "were best on validation films; –: the record has no such result.")
     return found

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..catalogue import methods_of
 from ..core import BenchError
+from ..data.frames import films_in
 from ..evaluate.dunnett import dunnett
 from ..evaluate.statistics import paired_bootstrap, t_interval
 from fer_bench.report.names import (
@@ -33,7 +34,7 @@ from fer_bench.report.names import (
     usual_settings,
     with_settings,
 )
-from .scores import HEADINGS, MEASURES, measures, pool_in_use, score
+from .scores import HEADINGS, MEASURES, main_measures, measures, pool_in_use, score
 from .rows import dunnett_text, gain_text, pool_text, with_shipped
 from .tables import code_note, processor_note
 from .tasks import check_task
@@ -123,7 +124,7 @@ def _facts(name: str, group: list) -> dict:
             "seeds": len(all_of(lambda r: r.config["seed"])), "runs": len(group), "repeats": repeats,
             "select": m.select, "audit": len({s for r in group for s in r.metrics.audit}),
             "shipped": sum(map(shipped, group)), "commits": ", ".join(sorted(all_of(code_state))),
-            "interval": "faces" if repeats == 1 else repeat_unit(first)}
+            "interval": ("films" if "test_films" in m else "faces") if repeats == 1 else repeat_unit(first)}
 
 def _units(group: list) -> pd.DataFrame:
     "Repeat → rates, averaged over its runs; nan where one of them lacks it."
@@ -186,7 +187,7 @@ def summarise(records, baseline: str = "supervised") -> pd.DataFrame:
     if not any(called(r) == baseline for r in records):
         there = ", ".join(sorted(set(table["method"])))
         raise BenchError(f"No run of {baseline!r} is among the records; there are: {there}.")
-    rates = {m: heading for m, heading in measures(records).items() if m != "macro_F1"}
+    rates = main_measures(records)
     gained = {m: heading for m, heading in rates.items() if table[m].notna().any()}
     return pd.DataFrame([_line(row, rates, gained) for row in table.to_dict("records")])
 
@@ -225,10 +226,11 @@ def difference(record, other) -> pd.DataFrame:
     in points.
 
     `record`, `other`: finished runs that were tested on the same faces. The interval is `paired_bootstrap`'s, over
-    faces: it holds for these two networks, not for their methods. `BenchError` for other test faces, labels or
-    classes. Source: ours."""
+    faces, or films where they are known: it holds for these two networks, not for their methods. `BenchError` for other
+    test faces, labels or classes. Source: ours."""
     logits, labels = same_faces(record, other)
-    found = paired_bootstrap(*logits, labels)
+    known = films_in(record.predictions.set_index("key").sort_index())
+    found = paired_bootstrap(*logits, labels, films=None if known is None else known[0])
     values = lambda r: [f"{100 * r.metrics.test[n]:.1f}" for n in found]
     return pd.DataFrame({"": found.keys(), record.id: values(record), other.id: values(other),
                          "difference": [_signed(*(100 * v for v in found[n])) for n in found]})

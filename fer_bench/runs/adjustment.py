@@ -11,6 +11,7 @@ import torch
 from scipy.special import softmax
 
 from ..config import given_prior
+from ..data.frames import frame_counts
 from ..core import BenchError
 from ..distributed import broadcast
 from ..evaluate.predict import predict
@@ -57,7 +58,8 @@ def settle_prior(config, method, feed, faceset, split) -> dict:
     counts = np.bincount(labels, minlength=len(faceset.meta["classes"]))
     soft = config.targets == "soft" and not config.probe  # a probe learns labels
     targets = soft_targets(faceset)[split.labelled] if soft else np.eye(len(counts))[labels]
-    trained, estimated = training_prior(targets, labels, config.balance, config.logit_adjustment), None
+    often = None if config.frames == "all" else frame_counts(config.frames, faceset.index, split.labelled)
+    trained, estimated = training_prior(targets, labels, config.balance, config.logit_adjustment, often), None
     if len(rows := unlabelled_rows(faceset, split)):
         logits = predict(method, feed, some_of(rows), config.image_size, views=config.test_views)
         estimated = broadcast(em_prior(softmax(logits.astype(np.float64), axis=1), trained))
@@ -77,9 +79,10 @@ def shift_bias(head: torch.nn.Linear, shift: np.ndarray) -> None:
     "Add `shift` (K,) to the bias of `head`, and so to all of its logits."
     head.bias += torch.from_numpy(shift).to(head.bias)
 
-def adjusted_scores(logits, labels, classes, prior: dict) -> dict | None:
+def adjusted_scores(logits, labels, classes, prior: dict, films=None) -> dict | None:
     """`evaluate_logits` of test `logits` (N, K), adjusted to the estimated prior; None if there is none.
 
     `prior`: what `settle_prior` returned, whose target the logits already have, if there is one."""
     if prior["estimated"] is None: return None
-    return evaluate_logits(adjust(logits, prior["target"] or prior["trained"], prior["estimated"]), labels, classes)
+    adjusted = adjust(logits, prior["target"] or prior["trained"], prior["estimated"])
+    return evaluate_logits(adjusted, labels, classes, films)

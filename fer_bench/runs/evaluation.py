@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..catalogue import method_entry
+from ..data.frames import frame_counts
 from ..data.landmarks import landmarks_of, regions_of
 from ..data.splits import fold_of, groups_of
 from ..data.views import make_view
@@ -25,11 +26,13 @@ from ..evaluate.statistics import bootstrap_intervals, wilson
 from .task import pool_truth
 
 # %% ../../nbs/runs/evaluation.ipynb #e47ad890
-def evaluate_logits(logits: np.ndarray, labels: np.ndarray, classes) -> dict:
-    "`classification_metrics` of logits (N, K) and labels (N,), plus WAR_ci, UAR_ci and macro_F1_ci as [low, high]."
+def evaluate_logits(logits: np.ndarray, labels: np.ndarray, classes, films=None) -> dict:
+    """`classification_metrics` of logits (N, K) and labels (N,), plus WAR_ci, UAR_ci and macro_F1_ci as [low, high].
+
+    `films` (N,): number of the film of each face; then the intervals are over films, which the faces are not."""
     scores = classification_metrics(logits, labels, classes)
     hits = int((logits.argmax(1) == labels).sum())
-    intervals = {"WAR": wilson(hits, len(labels)), **bootstrap_intervals(logits, labels)}
+    intervals = {"WAR": wilson(hits, len(labels)), **bootstrap_intervals(logits, labels, films=films)}
     return scores | {f"{name}_ci": [float(v) for v in interval] for name, interval in intervals.items()}
 
 # %% ../../nbs/runs/evaluation.ipynb #616f8abe
@@ -38,7 +41,8 @@ def watch(config, method, feed, faceset, split, pool):
     logits = lambda rows: predict(method, feed, rows, config.image_size, views=config.test_views)
     war = lambda rows: float((logits(rows).argmax(1) == faceset.labels[rows]).mean())
     to_device = lambda values: torch.from_numpy(values).to(feed.device)
-    labelled = lambda: (to_device(logits(split.labelled)), to_device(faceset.labels[split.labelled]))
+    taken = split.labelled[frame_counts(config.frames, faceset.index, split.labelled) > 0]
+    labelled = lambda: (to_device(logits(taken)), to_device(faceset.labels[taken]))
     truth = pool_truth(pool, faceset) if "pseudo_labels" in method_entry(config.method).flags else None
     if config.probe: war = partial(_knn_war, config, method, feed, faceset, split)  # there is no classifier yet
 

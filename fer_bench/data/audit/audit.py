@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from ...core import BenchError, read_json, write_json
-from .checks import (Finding, check_classes, check_copies, check_counts, check_near_copies,
-                                         check_pixels, check_rejected, check_subjects, compare_labels)
+from .checks import (Finding, check_classes, check_copies, check_counts, check_films,
+                                         check_near_copies, check_pixels, check_rejected, check_subjects,
+                                         compare_labels)
 from ..faceset import FaceSet
 
 # %% ../../../nbs/data/audit/audit.ipynb #7ed8ac41
@@ -62,7 +63,7 @@ def audit(faceset: FaceSet, published: dict | None = None, labels: pd.DataFrame 
     findings = [check_counts(index, published or facts.get("published")), check_rejected(meta.get("rejected") or [])]
     findings += check_copies(index)
     if near: findings += check_near_copies(faceset, mirrored)
-    findings += [check_subjects(index), check_classes(index, faceset.classes)]
+    findings += [check_subjects(index), *check_films(index), check_classes(index, faceset.classes)]
     if labels is not None: findings.append(compare_labels(index, labels, facts.get("label_rule", "majority")))
     findings += check_pixels(faceset.images)
     return Audit(meta["name"], meta["content_hash"], index["key"].to_numpy(), findings)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'IMBALANCE', 'RARE', 'DETAIL', 'UNLIKE', 'CHROMA', 'COLD', 'SMALLEST', 'Finding', 'check_counts',
-           'check_rejected', 'check_subjects', 'check_classes', 'check_copies', 'check_split', 'check_near_copies',
-           'check_pixels', 'compare_labels']
+           'check_rejected', 'check_subjects', 'check_films', 'check_classes', 'check_copies', 'check_split',
+           'check_near_copies', 'check_pixels', 'compare_labels']
 
 # %% ../../../nbs/data/audit/checks.ipynb #b21a92a3
 from dataclasses import dataclass, field
@@ -61,16 +61,23 @@ def check_rejected(rejected: list) -> Finding:
 
 def check_subjects(index: pd.DataFrame) -> Finding:
     "Is anyone in two splits? A network recognises people, so the result would be too optimistic."
-    known = index.dropna(subset=["subject", "split"])
+    return _in_two_splits(index, "subject")
+
+def check_films(index: pd.DataFrame) -> list[Finding]:
+    "Is a film in two splits? Its frames are nearly copies. No finding for data without films."
+    return [_in_two_splits(index, "film")] if "film" in index else []
+
+def _in_two_splits(index: pd.DataFrame, what: str) -> Finding:
+    known, check = index.dropna(subset=[what, "split"]), f"{what}s"
     if not len(known):
-        return Finding("subjects", "ok", "No subjects are known, so it cannot be checked whether one is in two splits.")
-    twice = known.groupby("subject")["split"].nunique()
+        return Finding(check, "ok", f"No {what}s are known, so it cannot be checked whether one is in two splits.")
+    twice = known.groupby(what)["split"].nunique()
     twice = twice.index[twice > 1]
     if not len(twice):
-        return Finding("subjects", "ok", f"None of {known['subject'].nunique():,} subjects is in two splits.")
-    rows = np.flatnonzero(index["subject"].isin(twice) & index["split"].notna())
-    return Finding("subjects", "failure", f"Subjects in two splits: {len(twice):,} ({_few(twice, 3)}), with "
-                   f"{len(rows):,} of the faces. Make splits by subject.", len(twice), rows)
+        return Finding(check, "ok", f"None of {known[what].nunique():,} {what}s is in two splits.")
+    rows = np.flatnonzero(index[what].isin(twice) & index["split"].notna())
+    return Finding(check, "failure", f"{what.capitalize()}s in two splits: {len(twice):,} ({_few(twice, 3)}), with "
+                   f"{len(rows):,} of the faces. Make splits by {what}.", len(twice), rows)
 
 # %% ../../../nbs/data/audit/checks.ipynb #9e0db27c
 IMBALANCE = 10  # ratio of largest to smallest class that is worth a note
@@ -102,12 +109,12 @@ def check_copies(index: pd.DataFrame) -> list[Finding]:
             _conflicts(index, pairs)]
 
 def check_split(index: pd.DataFrame, split) -> list[Finding]:
-    "Subjects and copies between the parts of a run's `split` (a `Split`), instead of between the official ones."
+    "Subjects, films and copies between the parts of a run's `split` (a `Split`), instead of the official ones."
     part = np.full(len(index), None, object)
     for name, rows in (("train", split.labelled), ("train", split.unlabelled), ("val", split.val),
                        ("test", split.test)): part[rows] = name
     own = index.assign(split=part)
-    return [check_subjects(own), *check_copies(own)]
+    return [check_subjects(own), *check_films(own), *check_copies(own)]
 
 def _or_ok(check: str, level: str, rows: np.ndarray, fine: str, wrong: str) -> Finding:
     return Finding(check, level, wrong, len(rows), rows) if len(rows) else Finding(check, "ok", fine)
