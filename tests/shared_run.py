@@ -36,7 +36,8 @@ def apart(x: torch.Tensor) -> float:
 
 def some_steps(method: str) -> dict:
     config, accelerator, net, batch_at = setup(method)
-    if getattr(net, "policy", None) is not None: net.policy.float()  # thresholds are made of float32 probabilities
+    for part in (getattr(net, name, None) for name in ("policy", "alignment")):
+        if part is not None: part.float()  # they are made of float32 probabilities
     model, optimizer = prepare(net.train(), config, accelerator)
     batch_of = lambda step: {k: double(v) for k, v in batch_at(step).items()} | {"progress": step / 20}
     losses = []

@@ -147,6 +147,16 @@ def test_annealing_without_a_face_left_learns_nothing_and_at_the_end_everything(
     assert loss == 0 and (logits.grad == 0).all()
     assert annealed_cross_entropy(logits, targets, 1.0).item() == pytest.approx(cross_entropy(logits, targets).item())
 
+def test_annealing_in_two_processes_is_the_mean_over_all_faces_left(monkeypatch):
+    torch.manual_seed(0)
+    logits, targets = torch.randn(12, 4), torch.randint(4, (12,))
+    kept = logits.softmax(1)[range(12), targets] <= 0.3
+    assert 0 < kept[:6].sum() != kept[6:].sum() > 0, "the parts are to differ"
+    whole = annealed_cross_entropy(logits, targets, 0.3)
+    monkeypatch.setattr("fer_bench.methods.targets.all_reduce_mean", lambda x: kept.float().mean())
+    parts = [annealed_cross_entropy(logits[part], targets[part], 0.3) for part in (slice(6), slice(6, 12))]
+    assert torch.isclose(sum(parts) / 2, whole, atol=1e-6)
+
 @settings(max_examples=60, deadline=None)
 @given(SEEDS, CLASSES, FACES)
 def test_what_a_face_is_not_against_a_plain_version(seed, k, n):
