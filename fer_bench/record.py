@@ -313,7 +313,7 @@ def write_predictions(folder, keys, labels, logits, films: pd.DataFrame | None =
 
     `films`: rows (N,) of the index of a FaceSet; its columns film and frame, if it has them, are written too."""
     table = pd.DataFrame({"key": keys, "label": labels, "logits": list(logits)})
-    if films is not None and "film" in films:
+    if films is not None and "film" in films and films["film"].notna().any():
         table = table.assign(film=films["film"].to_numpy(object), frame=films["frame"].astype("Int64").to_numpy(object))
     with atomic_file(Path(folder)/"predictions.parquet") as part: table.to_parquet(part, index=False)
 

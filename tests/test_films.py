@@ -22,6 +22,7 @@ from fer_bench.data.splits import carve, fold_of, load_manifest, make_split, man
 from fer_bench.evaluate.metrics import classification_metrics, rates
 from fer_bench.evaluate.smoothing import KINDS, choose_smoothing, smooth, smoothed_logits
 from fer_bench.evaluate.statistics import bootstrap_intervals, paired_bootstrap, tails
+from fer_bench.record import read_films, write_predictions
 from fer_bench.runs.frame_files import frame_answers, frame_files, read_frame_files, write_frame_files
 from fer_bench.runs.judge import judge
 from fer_bench.runs.task import prepare_data
@@ -348,6 +349,17 @@ def test_a_smoothed_number_that_was_changed_is_found(smoothed, tmp_path):
     told["files"]["metrics.json"] = sha256(path.read_bytes())
     status.write_text(json.dumps(told))
     with pytest.raises(BenchError, match="does not match predictions.parquet"): Record(tmp_path/smoothed.id).check()
+
+def test_predictions_of_some_faces_without_a_film(tmp_path):
+    write = lambda films, frames: write_predictions(tmp_path, list("xyz"), list("pqp"), np.zeros((3, 2), "float32"),
+                                                    pd.DataFrame({"film": films, "frame": frames}))
+    data = lambda: (tmp_path/"predictions.parquet").read_bytes()
+    write(["a", None, "b"], [1, np.nan, 3])
+    assert read_films(data(), tmp_path) == {"film": ["a", None, "b"], "frame": [1, None, 3]}
+    write([None] * 3, [None] * 3)
+    assert read_films(data(), tmp_path) == {}
+    write(["a", "b", "b"], [1, np.nan, 3])
+    with pytest.raises(BenchError, match="a film without the number"): read_films(data(), tmp_path)
 
 def test_macro_f1_comes_first_where_the_field_judges_by_it(smoothed):
     from types import SimpleNamespace as Named

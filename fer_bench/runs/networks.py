@@ -20,6 +20,7 @@ from ..catalogue import import_own, make_method, need_imported
 from ..config import recorded_config
 from ..core import BenchError, atomic_file, json_hash, sha256
 from ..data.feed import Feed
+from ..data.frames import films_in
 from ..data.labels import label_map
 from ..distributed import is_main
 from ..evaluate.predict import predict
@@ -146,7 +147,9 @@ def evaluate_on(record: Record, faceset) -> dict:
     network, columns = Method(load_classifier(record)), [known.index(c) for c in shared]
     logits = predict(network, Feed(faceset.images), rows[kept], record.config["image_size"],
                      views=record.config.get("test_views", "plain"))
-    over = lambda logits, classes: evaluate_logits(logits, np.array([classes.index(c) for c in names[kept]]), classes)
+    films = films_in(index, rows[kept])
+    over = lambda logits, classes: evaluate_logits(logits, np.array([classes.index(c) for c in names[kept]]), classes,
+                                                   None if films is None else films[0])
     return over(logits[:, columns], shared) | {"over_all": over(logits, known), "classes": shared,
                                                "left_out": int((~kept).sum())}
 
