@@ -357,8 +357,9 @@ class RunConfig(BaseModel):
         places = [os.path.normpath(project_path(root)) if root else root for root in roots]
         for root, place in zip(roots, places, strict=True):
             if places.count(place) > 1:
-                raise ValueError(f"data_root names {root or 'the drawn faces'!r} twice, and the same faces are no second "
-                                 "data set. Name each once.")
+                what = repr(root) if root else "the drawn faces"
+                raise ValueError(f"data_root names {what} twice, and the same faces are no second data set. Name each "
+                                 "once.")
         if several: given_shares(self.set_shares, len(names))
         elif self.label_map:
             raise ValueError(f"label_map = {self.label_map!r} brings several data sets to the classes of the first, "

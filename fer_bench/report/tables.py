@@ -46,9 +46,9 @@ def compare(records) -> pd.DataFrame:
 
     `records`: finished runs with the same classes. Rates, as of `measures`, are percent with their 95 % intervals; of
     several data sets UAR and WAR stand there for each of them, too; `labels` a class, or "all"; `unlabelled`: faces,
-    and the share in use in the last epoch; `commit` ends in "+" where the code had changes that no commit holds. Where numerics differ, the method of an older row says so. `record` tells
-    shipped runs from own ones, if any is shipped. `notes` belongs under it. `BenchError` for no records, and for
-    records with different classes. Source: ours."""
+    and the share in use in the last epoch; `commit` ends in "+" where the code had changes that no commit holds. Where
+    numerics differ, the method of an older row says so. `record` tells shipped runs from own ones, if any is shipped.
+    `notes` belongs under it. `BenchError` for no records, and for records with different classes. Source: ours."""
     records = check_classes(records)
     rates = measures(records) | set_measures(records)
     table = pd.DataFrame([_row(r, mark, rates) for r, mark in zip(records, older(records), strict=True)])
@@ -155,7 +155,8 @@ def _joined(metrics) -> str:
     for name, one in metrics.sets.items():
         moved = [f"{c} as {to}" if to else f"without {c}" for c, to in one.classes.items() if to != c]
         was = [f"{one.n['labelled']:,} labelled and {one.n['test']:,} test faces, {one.size[0]}x{one.size[1]}",
-               one.colour, *moved, f"{one.repeated:,} training pictures of an earlier set left out" if one.repeated else ""]
+               one.colour, *moved,
+               f"{one.repeated:,} training pictures of an earlier set left out" if one.repeated else ""]
         said.append(f"{name} ({', '.join(filter(None, was))})")
     size = f", all at {metrics.faces.size[0]}x{metrics.faces.size[1]}, {metrics.faces.colour}" if metrics.faces else ""
     return (f"Trained on several data sets together: {'; '.join(said)}{size}. Rates without the name of a set are over "

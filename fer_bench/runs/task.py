@@ -37,6 +37,10 @@ def _load_joint(config) -> FaceSet:
 
 def _built_joint(config) -> FaceSet:
     "The joint FaceSet that was built before, and whose folder is given in place of the roots of its sets."
+    if not (config.path("data_root")/"meta.json").exists():
+        raise BenchError(f"dataset names {len(config.dataset)} ({config.data_name}), and data_root 1, "
+                         f"{config.data_root!r}. Give a root for each data set, in their order, or the built FaceSet "
+                         "of all of them.")
     faceset = open_faceset(config.path("data_root"))
     names, facts = sets_of(faceset)[0], faceset.meta["facts"]
     if len(names) != len(config.dataset) or facts["label_map"] != config.label_map:
@@ -68,8 +72,8 @@ def check_sets(config, faceset, split) -> None:
     names, _ = sets_of(faceset)
     if config.set_shares != "proportional":
         if not names:
-            raise BenchError(f"set_shares = {config.set_shares!r} is for several data sets, and {faceset.meta['name']!r} "
-                             "is one. Leave it out.")
+            raise BenchError(f"set_shares = {config.set_shares!r} is for several data sets, and "
+                             f"{faceset.meta['name']!r} is one. Leave it out.")
         given_shares(config.set_shares, len(names))
         if without := lacking(split, faceset, "labelled"):
             raise BenchError(f"set_shares = {config.set_shares!r}, but no labelled face is from {', '.join(without)}. "
