@@ -103,7 +103,8 @@ class JointSource(Source):
     are dropped), repeated (training pictures that an earlier set has). `BenchError` as `class_maps`, and for one member
     alone. Source: ours."""
     def __init__(self, members, label_map: str = ""):
-        self.members, self.names = list(members), set_names(members)
+        self.members = list(members)
+        self.names = set_names(self.members)
         if len(self.members) < 2: raise BenchError("A joint set needs two sets or more. Give one set by itself.")
         self.maps = class_maps(self.names, [faces.classes for faces in self.members], label_map)
         self.places, self.marked = {}, _same_points(self.members)  # key → (member, its row, hash of the file)
@@ -117,7 +118,11 @@ class JointSource(Source):
     def rows(self) -> pd.DataFrame:
         if not self._rows:
             seen = {}  # hash of a labelled training picture → its key
-            for i in range(len(self.members)): self._rows += self._member_rows(i, seen)
+            for i, name in enumerate(self.names):
+                self._rows += (mine := list(self._member_rows(i, seen)))
+                if not any(label for _, label, *_ in mine):
+                    raise BenchError(f"No face of {name} has a label: {self.facts['sets'][i]['repeated']} are training "
+                                     "pictures of an earlier set, and label_map may drop others. Leave the set out.")
         return super().rows()
 
     def _member_rows(self, i: int, before: dict):

@@ -154,8 +154,7 @@ def _joined(metrics) -> str:
     said = []
     for name, one in metrics.sets.items():
         moved = [f"{c} as {to}" if to else f"without {c}" for c, to in one.classes.items() if to != c]
-        was = [f"{one.n['labelled']:,} labelled and {one.n['test']:,} test faces, {one.size[0]}x{one.size[1]}",
-               one.colour, *moved,
+        was = [f"{one.n['test']:,} test faces", f"{one.size[0]}x{one.size[1]}", one.colour, *moved,
                f"{one.repeated:,} training pictures of an earlier set left out" if one.repeated else ""]
         said.append(f"{name} ({', '.join(filter(None, was))})")
     size = f", all at {metrics.faces.size[0]}x{metrics.faces.size[1]}, {metrics.faces.colour}" if metrics.faces else ""
