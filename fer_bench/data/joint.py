@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from ..core import BenchError, json_hash, lookup
+from ..core import BenchError, json_hash, unknown
 from .labels import meaning
 from .sources.base import Source
 from .splits import Split, make_split
@@ -40,7 +40,7 @@ def class_maps(names, classes, label_map: str = "") -> list[dict[str, str | None
     not there. Source: ours."""
     names, first, rules = list(names), tuple(classes[0]), read_rules(label_map)
     for name, _, _ in rules:
-        if name: lookup("set in label_map", name, names)
+        if name and name not in names: raise unknown("set in label_map", name, names)
         if name == names[0]:
             raise BenchError(f"label_map: the classes of the first set, {name!r}, are those of all sets, and stay. Put "
                              "the set first whose classes you want.")
