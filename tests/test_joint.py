@@ -28,7 +28,7 @@ from fer_bench.report.summary import measured, summarise
 from fer_bench.report.tables import compare, notes
 from fer_bench.runs.evaluation import evaluate_logits
 from fer_bench.runs.experiment import find_record, run
-from fer_bench.runs.task import load_data, make_pool, prepare_data, split_data
+from fer_bench.runs.task import load_data, prepare_data
 from fer_bench.sweeps.grid import expand
 from fer_bench.sweeps.plan import Plan
 from fer_bench.train.batches import make_order
@@ -57,10 +57,12 @@ def joined(tiny, halves):
 
 # classes
 
+SPACES = st.lists(st.sampled_from(FERPLUS8), min_size=2, unique=True)
+
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(FERPLUS8), min_size=2, unique=True), st.lists(st.sampled_from(FERPLUS8), min_size=2, unique=True),
-       st.dictionaries(st.sampled_from(FERPLUS8), st.sampled_from(["", *FERPLUS8]), max_size=4), st.booleans())
-def test_classes_go_by_rule_then_by_name(first, second, rules, named):
+@given(SPACES, SPACES, st.booleans(),
+       st.dictionaries(st.sampled_from(FERPLUS8), st.sampled_from(["", *FERPLUS8]), max_size=4))
+def test_classes_go_by_rule_then_by_name(first, second, named, rules):
     "Against a plain version: a dict of rules, else the same name; refused where a class or a rule has no place."
     text = ", ".join(f"{'two:' if named else ''}{c}={to}" for c, to in rules.items())
     wanted = {c: rules.get(c, c) or None for c in second}
@@ -79,12 +81,13 @@ def test_names_of_a_class_and_rules_of_one_set():
     assert read_rules("") == [] and read_rules(" a = b ,c:d=,") == [("", "a", "b"), ("c", "d", "")]
 
 @pytest.mark.parametrize("second, text, says", [
-    (("fear", "contempt"), "", "'contempt' of b has no place.*label_map='contempt=fear'.*label_map='contempt='.*more classes first"),
+    (("fear", "contempt"), "",
+     "'contempt' of b has no place.*label_map='contempt=fear'.*label_map='contempt='.*more classes first"),
     (("fear", "contempt"), "contempt", "'contempt' is no rule. Write class=class"),
     (("fear", "contempt"), "contempt=scorn", "'scorn' is no class of the first set, whose classes are: fear, joy"),
-    (("fear", "contempt"), "contempt=, smugness=fear", "'smugness' is no class of a set after the first.*fear, contempt"),
+    (("fear", "contempt"), "contempt=, smug=fear", "'smug' is no class of a set after the first.*fear, contempt"),
     (("fear", "contempt"), "contempt=, contempt=fear", "two rules for 'contempt' of b"),
-    (("fear", "contempt"), "bb:contempt=", "no set in label_map 'bb'.*Did you mean 'b'|label_map 'bb'"),
+    (("fear", "contempt"), "bb:contempt=", "label_map 'bb'"),
     (("fear", "contempt"), "a:joy=fear", "the first set, 'a', are those of all sets, and stay"),
     (("fear", "happy", "smile"), "", "'happy' and 'smile' of b both mean 'joy'.*label_map='happy=joy, smile=joy'"),
 ])
@@ -97,7 +100,8 @@ def test_a_joint_set_is_a_faceset(joined, halves):
     "Keys, classes, hashes; the map is known by its effect; the record of each set; all of it is verified."
     faces = load_data(joined())
     names, sets = sets_of(faces)
-    assert names == ["folder", "folder-2"] and faces.classes == ("fear", "happiness") and faces.meta["name"] == "folder+folder-2"
+    assert names == ["folder", "folder-2"] and faces.meta["name"] == "folder+folder-2"
+    assert faces.classes == ("fear", "happiness")
     assert [key.partition("/")[0] for key in faces.index["key"]] == [names[i] for i in sets]
     assert faces.index["label"].notna().all() and len(faces) == 30 + 45 == len(verify_faceset(faces.folder))
     alone = load_data(RunConfig(preset="tiny", dataset="folder", data_root=halves[0]))
@@ -119,7 +123,8 @@ def test_size_and_colour_are_brought_together(tmp_path):
     assert set_names([*members, members[0]]) == ["folder", "folder-2", "folder-3"]
     faces = build_faceset(JointSource(members), tmp_path/"joint", size=32)
     assert faces.images.shape == (16, 32, 32, 3) and faces.meta["colour"] == "rgb"
-    assert [(one["size"], one["colour"]) for one in faces.meta["facts"]["sets"]] == [([24, 24], "grey"), ([40, 40], "rgb")]
+    facts = faces.meta["facts"]["sets"]
+    assert [(one["size"], one["colour"]) for one in facts] == [([24, 24], "grey"), ([40, 40], "rgb")]
     first = faces.images[sets_of(faces)[1] == 0]  # keys in order: folder-2/ comes before folder/
     assert (first == first[..., :1]).all() and (faces.images != faces.images[..., :1]).any(), "grey is repeated"
     grey = build_faceset(JointSource([members[0], build_faceset(FolderSource(tmp_path/"rgb", "grey"), tmp_path/"g")]),
@@ -129,7 +134,7 @@ def test_size_and_colour_are_brought_together(tmp_path):
     with pytest.raises(BenchError, match="two sets or more"): JointSource(members[:1])
 
 def test_votes_landmarks_subjects(tmp_path):
-    "Votes stay where the classes are those of the first set, landmarks where all have them; people have their set's name."
+    "Votes stay with the classes of the first set, landmarks where all have them; people get their set's name."
     one, two = (build_faceset(DrawnSource(80, 32, seed), tmp_path/str(seed)) for seed in (0, 1))
     both = build_faceset(JointSource([one, two]), tmp_path/"both", size=32)
     assert both.drawn and both.index["votes"].notna().all() and both.index["landmarks"].notna().all()
@@ -146,7 +151,7 @@ def test_each_set_is_tested_as_it_is_alone(tmp_path):
     class NoSplit(DrawnSource):
         name = "nosplit"
         def rows(self): return super().rows().assign(split=None)
-    members = [build_faceset(DrawnSource(300, 32), tmp_path/"a"), build_faceset(NoSplit(400, 32, 3), tmp_path/"b")]
+    members = [build_faceset(DrawnSource(160, 32), tmp_path/"a"), build_faceset(NoSplit(160, 32, 3), tmp_path/"b")]
     faces = build_faceset(JointSource(members), tmp_path/"joint", size=32)
     for seed in (0, 1):
         split, (names, sets) = joint_split(faces, seed=seed), sets_of(faces)
@@ -157,12 +162,12 @@ def test_each_set_is_tested_as_it_is_alone(tmp_path):
                 mine = faces.index["key"].iloc[rows[sets[rows] == i]].tolist()
                 assert mine == [f"{names[i]}/{key}" for key in member.index["key"].iloc[getattr(alone, role)]], role
     assert split.origin == {"val": "drawn: official; nosplit: carved", "test": "drawn: official; nosplit: carved"}
-    budget = joint_split(faces, 10, seed=1)
-    assert budget.counts["labelled"] == 80 and np.array_equal(budget.test, split.test)
+    budget = joint_split(faces, 4, seed=1)
+    assert budget.counts["labelled"] == 32 and np.array_equal(budget.test, split.test)
     folds = joint_split(faces, how="fold:1/3")
     assert folds.origin["test"] == "fold:1/3" and set(sets[folds.test]) == {0, 1}
-    assert lacking(split, faces, "val") == [] and lacking(make_split(faces.index, faces.classes, how="subject:drawn/s00001",),
-                                                          faces, "test") == ["nosplit"]
+    one = make_split(faces.index, faces.classes, how="subject:drawn/s00001")
+    assert lacking(split, faces, "val") == [] and lacking(one, faces, "test") == ["nosplit"]
 
 def test_a_picture_of_two_sets(joined, halves, tmp_path):
     "In both training parts it counts once; a test picture of one set in the training of the other is dedupe's."
@@ -173,9 +178,11 @@ def test_a_picture_of_two_sets(joined, halves, tmp_path):
     rows = faces.index.set_index("key")
     twice = rows.loc["folder-2/train/joy/0.png"]
     assert pd.isna(twice["label"]) and twice["note"] == "the same picture as folder/train/fear/0.png, which counts"
-    assert rows["label"].isna().sum() == 1 and [one["repeated"] for one in faces.meta["facts"]["sets"]] == [0, 1]
-    kept, lost = (set(faces.index["key"].iloc[joint_split(faces, dedupe=how).labelled]) for how in ("none", "cross_split"))
-    assert kept - lost == {"folder-2/train/scared/1.png", "folder/train/happiness/2.png"}
+    assert rows["label"].isna().sum() == 1
+    assert [one["repeated"] for one in faces.meta["facts"]["sets"]] == [0, 1]
+    labelled = lambda how: set(faces.index["key"].iloc[joint_split(faces, dedupe=how).labelled])
+    kept = labelled("none")
+    assert kept - labelled("cross_split") == {"folder-2/train/scared/1.png", "folder/train/happiness/2.png"}
     assert "folder-2/train/joy/0.png" not in kept
     split = joint_split(faces, dedupe="cross_split", labels_per_class=3)
     exam = held_out_hashes(faces.index, split)
@@ -212,8 +219,8 @@ def test_batches_have_the_shares(joined, balance):
     _, sets = sets_of(faces)
     rows = {shares: batch_rows(make_order(joined(set_shares=shares, balance=balance), faces, split.labelled), 3, 12)
             for shares in ("proportional", "equal", "3,1", "1,5")}
-    assert {shares: np.bincount(sets[r], minlength=2).tolist() for shares, r in rows.items() if shares != "proportional"} == {
-        "equal": [6, 6], "3,1": [9, 3], "1,5": [2, 10]}
+    counts = {shares: np.bincount(sets[r], minlength=2).tolist() for shares, r in rows.items()}
+    assert [counts[shares] for shares in ("equal", "3,1", "1,5")] == [[6, 6], [9, 3], [2, 10]]
     if balance == "sampler": assert (faces.labels[rows["equal"]] == 0).sum() == 6
     plain = (BalancedOrder(split.labelled, faces.labels[split.labelled], 0, 1) if balance == "sampler" else
              Order(split.labelled, 0, 1))
@@ -227,18 +234,19 @@ def by_hand(halves, folder):
     for name, half in (("folder", halves[0]), ("folder-2", halves[1])): shutil.copytree(half, folder/name)
     for path in sorted(folder.rglob("*.png")):
         _, split, label, _ = path.relative_to(folder).parts
-        rows.append((path.relative_to(folder).as_posix(), {"joy": "happiness", "grin": "happiness"}.get(label, meaning(label)), split))
+        rows.append((path.relative_to(folder).as_posix(), "happiness" if label == "grin" else meaning(label), split))
     with open(folder/"faces.csv", "w", newline="") as file: csv.writer(file).writerows(rows)
     return str(folder/"faces.csv")
 
 @pytest.mark.parametrize("fields", [
     dict(method="supervised"), dict(method="fixmatch", labels_per_class=4, threshold=0.5),
-    pytest.param(dict(method="byol"), marks=pytest.mark.nightly), pytest.param(dict(method="eac"), marks=pytest.mark.nightly),
+    pytest.param(dict(method="byol"), marks=pytest.mark.nightly),
 ], ids=lambda fields: fields["method"])
 def test_as_a_joint_set_made_by_hand(joined, tiny, halves, tmp_path, fields):
     "Content, split, logits and weights are equal to the bit."
     (tmp_path/"hand").mkdir()
-    ours, theirs = joined(**fields), tiny(dataset="csv", data_root=by_hand(halves, tmp_path/"hand"), threads=1, **fields)
+    ours = joined(**fields)
+    theirs = tiny(dataset="csv", data_root=by_hand(halves, tmp_path/"hand"), threads=1, **fields)
     a, b = run(ours), run(theirs)
     assert a.metrics.data_hash == b.metrics.data_hash and a.metrics.split_hash == b.metrics.split_hash and a.id != b.id
     assert np.array_equal(*(np.stack(r.predictions["logits"]) for r in (a, b)))
@@ -251,7 +259,8 @@ def test_scores_by_set_and_together(joined):
     record, other = run(joined()), run(joined(set_shares="equal"))
     assert record.id.startswith("supervised-folder+folder-") and record.id != other.id
     table, sets = record.predictions, record.metrics.sets
-    assert list(sets) == ["folder", "folder-2"] and sets["folder-2"].n == {"labelled": 27, "unlabelled": 0, "val": 6, "test": 12}
+    assert list(sets) == ["folder", "folder-2"]
+    assert sets["folder-2"].n == {"labelled": 27, "unlabelled": 0, "val": 6, "test": 12}
     for name, one in sets.items():
         mine = table[table["key"].str.startswith(f"{name}/")]
         found = evaluate_logits(np.stack(mine["logits"]), mine["label"].map(record.metrics.classes.index).to_numpy(),
@@ -287,8 +296,8 @@ def test_in_a_sweep_and_in_the_command(joined, halves, tmp_path, monkeypatch):
     "A list in a list is one value of a grid; a repeated option gives a list; one built FaceSet stands for all roots."
     base = joined().model_dump() | {"dataset": [["folder", "folder"], "folder"], "data_root": [halves, halves[0]]}
     with pytest.raises(BenchError, match="dataset names 2.*data_root|dataset names 1"): expand(base)
-    cells = expand({**joined().model_dump(exclude={"dataset", "data_root"}), "label_map": "grin=happiness", "dataset": [["folder", "folder"]],
-                    "data_root": [halves], "set_shares": ["proportional", "equal"]})
+    cells = expand(base | {"dataset": [["folder", "folder"]], "data_root": [halves],
+                           "set_shares": ["proportional", "equal"]})
     assert [c.config.set_shares for c in cells] == ["proportional", "equal"] and cells[0].config == joined()
     plan = Plan(tmp_path/"results")
     assert plan.identify(cells[0].config) == find_record(joined()).id
@@ -319,7 +328,8 @@ def test_a_built_joint_set_and_its_parcel(joined, halves):
     assert there.dataset == ["folder", "folder"] and find_record(there).id == find_record(config).id
     with pytest.raises(BenchError, match="holds folder.folder-2, label_map='grin=happiness'. Give a root for each"):
         load_data(there.model_copy(update={"label_map": "grin="}))
-    with pytest.raises(BenchError, match="dataset names 2 .*data_root 1.*Give a root for each"): load_data(joined(data_root=halves[:1]))
+    with pytest.raises(BenchError, match="dataset names 2 .*data_root 1.*Give a root for each"):
+        load_data(joined(data_root=halves[:1]))
 
 # bad input
 
@@ -327,7 +337,7 @@ def test_a_built_joint_set_and_its_parcel(joined, halves):
     (dict(dataset=[]), "dataset is an empty list"),
     (dict(dataset=["folder", "ck+"], data_root=[]), "data_root is an empty list"),
     (dict(dataset=["folder", "ck+"]), r"dataset names 2 \(folder, ck\+\), and data_root 1"),
-    (dict(dataset=["folder", "ck+"], data_root=["a", "b", "c"]), r"dataset names 2 .*, and data_root 3 \('a', 'b', 'c'\)"),
+    (dict(dataset=["folder", "ck+"], data_root=["a", "b", "c"]), r"names 2 .*, and data_root 3 \('a', 'b', 'c'\)"),
     (dict(dataset="folder", data_root=["a", "b"]), "dataset names 1 .*, and data_root 2"),
     (dict(dataset=["folder", "ck+"], data_root=["a", "./a"]), "data_root names 'a' twice"),
     (dict(dataset=["drawn", "drawn"], data_root=["", ""]), "data_root names the drawn faces twice"),
@@ -341,7 +351,8 @@ def test_configs_that_are_refused(fields, says):
     with pytest.raises(BenchError, match=says): RunConfig(preset="tiny", **fields)
 
 def test_data_that_are_refused(joined, tiny, halves, tmp_path):
-    with pytest.raises(BenchError, match="'grin' of folder-2 has no place among the classes of folder"): run(joined(label_map=""))
+    with pytest.raises(BenchError, match="'grin' of folder-2 has no place among the classes of folder"):
+        run(joined(label_map=""))
     with pytest.raises(BenchError, match="set_shares = 'equal' is for several data sets, and 'drawn' is one"):
         run(tiny(set_shares="equal"))
     shutil.copytree(halves[0], tmp_path/"copy")
