@@ -216,7 +216,7 @@ def test_pool_fields_that_are_refused(fields, says):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(-2, 3), min_size=1, max_size=60), st.integers(1, 4), st.integers(1, 30))
 def test_the_pool_evenly_over_pseudo_labels(labels, epoch, n):
-    "Faces without one keep their number's share, those with one are drawn evenly over its classes, in any run of draws."
+    "Faces without one keep their share, those with one are drawn evenly over its classes, in any run of draws."
     latest = LatestLabels(len(labels))
     latest.learn(torch.tensor(labels, dtype=torch.int16))
     order = PseudoOrder(latest, 64, 0, 100)
