@@ -82,7 +82,7 @@ def test_names_of_a_class_and_rules_of_one_set():
 
 @pytest.mark.parametrize("second, text, says", [
     (("fear", "contempt"), "",
-     "'contempt' of b has no place.*label_map='contempt=fear'.*label_map='contempt='.*more classes first"),
+     "'contempt' of b has no place.*label_map='contempt=CLASS'.*label_map='contempt='.*more classes first"),
     (("fear", "contempt"), "contempt", "'contempt' is no rule. Write class=class"),
     (("fear", "contempt"), "contempt=scorn", "'scorn' is no class of the first set, whose classes are: fear, joy"),
     (("fear", "contempt"), "contempt=, smug=fear", "'smug' is no class of a set after the first.*fear, contempt"),

@@ -76,7 +76,7 @@ def _map(names, name: str, classes, own: dict, first) -> dict[str, str | None]:
     found = {c: own[c] if c in own else _among(c, first) for c in classes}
     if lost := [c for c in classes if found[c] is None and c not in own]:
         raise BenchError(f"{', '.join(map(repr, lost))} of {name} has no place among the classes of {names[0]} "
-                         f"({', '.join(first)}). Say where each goes, label_map='{lost[0]}={first[0]}', or drop its "
+                         f"({', '.join(first)}). Say where each goes, label_map='{lost[0]}=CLASS', or drop its "
                          f"faces, label_map='{lost[0]}='. Or put the set with more classes first.")
     by_name = [found[c] for c in classes if c not in own]
     if twice := sorted({c for c in by_name if by_name.count(c) > 1}):
