@@ -105,8 +105,10 @@ def _option(name: str, field, group: str):
     kind = field.annotation
     if get_origin(kind) is Literal: kind = type(get_args(kind)[0])  # the error of RunConfig lists the choices
     elif type(None) in get_args(kind): kind = get_args(kind)[0]
+    listed = list[str] in get_args(kind)  # one value, or the option once for each of several
+    if listed: kind = list[str]
     from_preset = field.is_required()  # the field has no default: the preset fills it in
-    default = None if from_preset else field.default
+    default = None if from_preset else [field.default] if listed else field.default
     text = field.description + ("; default: set by the preset" if from_preset else "")
     kind = kind | None if default is None else kind
     annotation = Annotated[kind, typer.Option(help=text, rich_help_panel=group)]
@@ -154,9 +156,9 @@ def run(context: typer.Context, compare_with: Baseline = "supervised", **values)
     config = RunConfig(**values)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1: return _run_shared(config)
     results = make_folder(project_path(config.results_dir))
-    name = f"{config.method}-{config.dataset}-{json_hash(config.model_dump())[:8]}.ipynb"
+    name = f"{config.method}-{config.data_name}-{json_hash(config.model_dump())[:8]}.ipynb"
     output = make_folder(results/"notebooks")/name
-    print(f"Running {config.method} on {config.dataset}; the notebook will be {output}")
+    print(f"Running {config.method} on {config.data_name}; the notebook will be {output}")
     _execute(_find_notebook("run_benchmark.ipynb"), output, {**values, "compare_with": compare_with})
     from fer_bench.runs.experiment import find_record
     from fer_bench.record import load_runs

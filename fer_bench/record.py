@@ -259,12 +259,23 @@ def _run_ids(config: dict, metrics: Metrics) -> list[str]:
 
 def _check_scores(metrics: Metrics, predictions: bytes, folder: Path) -> None:
     "Compute the metrics again from the logits; `BenchError` where they differ."
-    _, labels, logits = read_predictions(predictions, metrics.classes, folder)
+    keys, labels, logits = read_predictions(predictions, metrics.classes, folder)
     place = {name: i for i, name in enumerate(metrics.classes)}
     asked = logits, np.array([place[name] for name in labels], dtype=int), metrics.classes
     _compare(metrics.test, asked)
     if smoothed := metrics.get("smoothed"): _compare(smoothed, _smoothed(smoothed, predictions, asked, folder))
     if isinstance(metrics, ExternalMetrics): _compare(metrics.over_shared, over_shared(*asked, metrics.known))
+    elif metrics.sets: _compare_sets(metrics.sets, [key.partition("/")[0] for key in keys], asked)
+
+def _compare_sets(sets: dict, names: list[str], asked: tuple) -> None:
+    "The same for the scores of each of several data sets; `names`: of the set of each test face."
+    logits, labels, classes = asked
+    for name, one in sets.items():
+        mine = np.array([other == name for other in names], bool)
+        if mine.sum() != (one.test.n if one.test else 0):
+            raise BenchError("metrics.json does not match predictions.parquet: another number of test faces of "
+                             f"{name!r}")
+        if one.test: _compare(one.test, (logits[mine], labels[mine], classes))
 
 def _smoothed(scores, predictions: bytes, asked: tuple, folder: Path) -> tuple:
     "`asked`, (logits, labels, classes), smoothed over time as `scores` say."

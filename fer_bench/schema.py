@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Rate', 'Interval', 'Count', 'Text', 'Hash', 'Classes', 'PerClass', 'Seconds', 'Difference', 'Shares', 'Side',
            'Number', 'Value', 'Kind', 'DEPENDS', 'SEALED', 'Facts', 'Scores', 'SmoothedScores', 'PoolFacts',
-           'PriorFacts', 'FaceFacts', 'ProbeFacts', 'Loaded', 'PixelFacts', 'Metrics', 'Environment', 'Trial', 'Tuned',
-           'Status', 'History', 'checked', 'not_a_record', 'completed', 'kind_of', 'example_environment',
-           'example_metrics']
+           'PriorFacts', 'FaceFacts', 'SetFacts', 'ProbeFacts', 'Loaded', 'PixelFacts', 'Metrics', 'Environment',
+           'Trial', 'Tuned', 'Status', 'History', 'checked', 'not_a_record', 'completed', 'kind_of',
+           'example_environment', 'example_metrics']
 
 # %% ../nbs/schema.ipynb #c7f30a25
 from typing import Annotated, Any, Literal
@@ -105,6 +105,18 @@ class FaceFacts(Facts):
     alignment: Text = Field(description="how they were aligned")
     licence: Text = Field(description="terms of use")
 
+class SetFacts(Facts):
+    "One of several data sets that a run was trained on together."
+    faces: Count = Field(description="of the set")
+    repeated: Count = Field(0, description="training pictures of an earlier set, whose label was left out")
+    size: list[Side] = Field(min_length=2, max_length=2, description="[height, width] before they were joined, pixels")
+    colour: Literal["rgb", "grey"] = Field(description="channels before they were joined")
+    classes: dict[Text, Text | None] = Field(
+        max_length=1000, description="class of the set → that of the run; None: its faces were dropped")
+    data_hash: Hash = Field(description="of the set's content")
+    n: dict[Literal["labelled", "unlabelled", "val", "test"], Count] = Field(description="its faces of each part")
+    test: Scores | None = Field(None, description="results on its test faces; None: it has none")
+
 class ProbeFacts(Facts):
     "How the classifier on the frozen backbone was chosen."
     kind: Literal["linear", "sgd"] = Field(description="as `RunConfig.probe`")
@@ -186,6 +198,8 @@ class Metrics(Facts):
     train_seconds: Seconds = Field(description="seconds of training")
     cpu_seconds: Seconds | None = Field(None, description="seconds of training, of all cores of one process together")
     test: Scores = Field(description="results on the test faces")
+    sets: dict[Text, SetFacts] | None = Field(
+        None, max_length=1000, description="several data sets: name → what is known of each, its own results too")
     adjusted: Scores | None = Field(None, description="the same, logits adjusted from prior.trained to prior.estimated")
     smoothed: SmoothedScores | None = Field(None, description="the same, smoothed over time, where `smoothing` asks")
     test_films: Count | None = Field(None, description="films of the test faces; intervals are over them")
@@ -206,16 +220,26 @@ class Metrics(Facts):
         if lacking := {"labelled", "unlabelled", "val", "test"} - self.n.keys():
             raise ValueError(f"n.{min(lacking)} is missing")
         for name in ("test", "adjusted", "smoothed"):
-            if name in self: self._check_scores(name, self[name])
+            if name in self: self._check_scores(name, self[name], self.n["test"])
+        self._check_sets()
         if odd := self.capped.keys() - set(self.classes): raise ValueError(f"capped names {min(odd)!r}, no class")
         return self
 
-    def _check_scores(self, name: str, scores: Scores) -> None:
+    def _check_sets(self) -> None:
+        for name, one in (self.sets or {}).items():
+            if one.test: self._check_scores(f"sets.{name}.test", one.test, one.n.get("test", 0))
+            if odd := set(one.classes.values()) - {None, *self.classes}:
+                raise ValueError(f"sets.{name}.classes names {min(odd)!r}, no class")
+        for part, count in self.n.items() if self.sets else ():
+            if sum(one.n.get(part, 0) for one in self.sets.values()) != count:
+                raise ValueError(f"n.{part} must be the sum over the sets")
+
+    def _check_scores(self, name: str, scores: Scores, n: int) -> None:
         k = len(self.classes)
         if len(scores.confusion) != k or any(len(row) != k for row in scores.confusion):
             raise ValueError(f"{name}.confusion must be {k} lists of {k} counts, one for each class")
         if set(scores.recall) != set(self.classes): raise ValueError(f"{name}.recall must have one rate a class")
-        if not self.n["test"] == scores.n == sum(map(sum, scores.confusion)):
+        if not n == scores.n == sum(map(sum, scores.confusion)):
             raise ValueError(f"n.test, {name}.n and the sum of {name}.confusion must be the same number of faces")
         low, high = scores.WAR_ci
         if not low - 1e-9 <= scores.WAR <= high + 1e-9: raise ValueError(f"{name}.WAR must lie in {name}.WAR_ci")

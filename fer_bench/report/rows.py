@@ -27,11 +27,15 @@ def leaderboard_table(measured: pd.DataFrame) -> pd.DataFrame:
         if facts[column].nunique() > 1:
             raise BenchError(f"Different {what} never share a table. `report.tasks.tasks` sorts records.")
     rates = {m: HEADINGS[m] for m in measured if m in HEADINGS}
+    rates |= {m: m.replace("@", " ") for m in measured if "@" in m and f"{m}_sd" in measured}
     return pd.DataFrame([_setting(row, rates) for row in measured.to_dict("records")])
 
 def _setting(row: dict, rates: dict) -> dict:
     results = {}
     for name, heading in rates.items():
+        if "@" in name:  # of one of several data sets, without a gain of its own
+            results[heading] = percent_text(row[name], row[f"{name}_low"], row[f"{name}_high"])
+            continue
         results |= {heading: _value(row, name), f"{heading} gain": gain_text(row, f"{name}_gain")}
         if len(results) == 2: results[f"{heading} gain, Dunnett"] = dunnett_text(row, name)
     over = row["interval"] if row["interval"] in ("faces", "films") else f"{row['repeats']} {row['interval']}"

@@ -34,7 +34,7 @@ from fer_bench.report.names import (
     usual_settings,
     with_settings,
 )
-from .scores import HEADINGS, MEASURES, main_measures, measures, pool_in_use, score
+from .scores import HEADINGS, MEASURES, main_measures, measures, pool_in_use, score, set_measures
 from .rows import dunnett_text, gain_text, pool_text, with_shipped
 from .tables import code_note, processor_note
 from .tasks import check_task
@@ -82,6 +82,7 @@ def measured(records, baseline: str = "supervised") -> pd.DataFrame:
     for i, row in enumerate(rows):
         facts = _facts(row.name, row.group) | {"against": row.against}
         for m, of in together.items(): facts |= _mean(m, row.units[m], row.group) | _gain(m, row.gained[m]) | of[i]
+        for m in set_measures(records): facts |= _mean(m, row.units[m], row.group)
         found.append(facts)
     return pd.DataFrame(found)
 
@@ -128,7 +129,7 @@ def _facts(name: str, group: list) -> dict:
 
 def _units(group: list) -> pd.DataFrame:
     "Repeat → rates, averaged over its runs; nan where one of them lacks it."
-    scores = [{"unit": repeat(r), **{m: score(r, m)[0] for m in HEADINGS}} for r in group]
+    scores = [{"unit": repeat(r), **{m: score(r, m)[0] for m in (*HEADINGS, *set_measures(group))}} for r in group]
     return pd.DataFrame(scores).groupby("unit").mean(skipna=False)
 
 def _mean(m: str, values: pd.Series, group: list) -> dict:
@@ -189,6 +190,7 @@ def summarise(records, baseline: str = "supervised") -> pd.DataFrame:
         raise BenchError(f"No run of {baseline!r} is among the records; there are: {there}.")
     rates = main_measures(records)
     gained = {m: heading for m, heading in rates.items() if table[m].notna().any()}
+    rates |= set_measures(records)
     return pd.DataFrame([_line(row, rates, gained) for row in table.to_dict("records")])
 
 def _line(row: dict, rates: dict, gained: dict) -> dict:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTES', 'check_classes', 'compare', 'comparable', 'task_key', 'notes', 'drawn_note', 'oracle_note', 'selection_note',
-           'validation_note', 'tuned_note', 'data_note', 'fold_note', 'budget_note', 'capped_note', 'weights_note',
-           'code_note', 'processor_note', 'shipped_note', 'numerics_note', 'audit_note', 'batch_note']
+           'validation_note', 'tuned_note', 'data_note', 'sets_note', 'fold_note', 'budget_note', 'capped_note',
+           'weights_note', 'code_note', 'processor_note', 'shipped_note', 'numerics_note', 'audit_note', 'batch_note']
 
 # %% ../../nbs/report/tables.ipynb #b65df781
 from collections import Counter
@@ -15,7 +15,7 @@ import pandas as pd
 from ..core import BenchError
 from ..schema import DEPENDS
 from .exports import to_markdown, to_terminal
-from .scores import measures, percent_text, pool_in_use, score, warm_up_note
+from .scores import measures, percent_text, pool_in_use, score, set_measures, warm_up_note
 from fer_bench.report.names import (
     FOLDS,
     code_state,
@@ -44,13 +44,13 @@ def check_classes(records) -> list:
 def compare(records) -> pd.DataFrame:
     """A row a run, in the order given: what was trained, on how much, and its rates as "87.4 [86.1, 88.6]".
 
-    `records`: finished runs with the same classes. Rates, as of `measures`, are percent with their 95 % intervals;
-    `labels` a class, or "all"; `unlabelled`: faces, and the share in use in the last epoch; `commit` ends in "+" where
-    the code had changes that no commit holds. Where numerics differ, the method of an older row says so. `record` tells
-    shipped runs from own ones, if any is shipped. `notes` belongs under it. `BenchError` for no records, and for
-    records with different classes. Source: ours."""
+    `records`: finished runs with the same classes. Rates, as of `measures`, are percent with their 95 % intervals; of
+    several data sets UAR and WAR stand there for each of them, too; `labels` a class, or "all"; `unlabelled`: faces,
+    and the share in use in the last epoch; `commit` ends in "+" where the code had changes that no commit holds. Where
+    numerics differ, the method of an older row says so. `record` tells shipped runs from own ones, if any is shipped.
+    `notes` belongs under it. `BenchError` for no records, and for records with different classes. Source: ours."""
     records = check_classes(records)
-    rates = measures(records)
+    rates = measures(records) | set_measures(records)
     table = pd.DataFrame([_row(r, mark, rates) for r, mark in zip(records, older(records), strict=True)])
     if any(map(shipped, records)): table["record"] = ["shipped" if shipped(r) else "own" for r in records]
     return table
@@ -146,6 +146,21 @@ def data_note(records) -> str:
     return (f"Rows use {n} different data sets, splits or draws of labelled faces: part of their difference is the "
             "choice of faces.")
 
+def sets_note(records) -> str:
+    "Several data sets were trained on together: how their classes and faces were brought together."
+    return " ".join(dict.fromkeys(_joined(r.metrics) for r in records if r.metrics.sets))
+
+def _joined(metrics) -> str:
+    said = []
+    for name, one in metrics.sets.items():
+        moved = [f"{c} as {to}" if to else f"without {c}" for c, to in one.classes.items() if to != c]
+        was = [f"{one.n['test']:,} test faces", f"{one.size[0]}x{one.size[1]}", one.colour, *moved,
+               f"{one.repeated:,} training pictures of an earlier set left out" if one.repeated else ""]
+        said.append(f"{name} ({', '.join(filter(None, was))})")
+    size = f", all at {metrics.faces.size[0]}x{metrics.faces.size[1]}, {metrics.faces.colour}" if metrics.faces else ""
+    return (f"Trained on several data sets together: {'; '.join(said)}{size}. Rates without the name of a set are over "
+            "the test faces of all.")
+
 def fold_note(records) -> str:
     "Results are over folds or subjects, of which a setting may lack some."
     folded = [r for r in records if repeat_unit(r) in FOLDS.values()]
@@ -214,6 +229,6 @@ def batch_note(records) -> str:
     mixed = [r.id for r in records if r.metrics.batch_independent is False]
     return f"{DEPENDS} ({', '.join(mixed)})" if mixed else ""
 
-NOTES = (drawn_note, oracle_note, warm_up_note, selection_note, validation_note, tuned_note, data_note, fold_note,
-         budget_note, capped_note, weights_note, code_note, numerics_note, processor_note, shipped_note, audit_note,
-         batch_note)
+NOTES = (drawn_note, oracle_note, warm_up_note, selection_note, validation_note, tuned_note, data_note, sets_note,
+         fold_note, budget_note, capped_note, weights_note, code_note, numerics_note, processor_note, shipped_note,
+         audit_note, batch_note)

@@ -87,7 +87,8 @@ def chosen(records, dataset: str = "", labels: str = "", methods: str = "", back
     a method ("dtm") or of what a run is called ("linear probe of byol"). `BenchError`, with the nearest names there
     are, for one that no record has. Source: ours."""
     records = list(records)
-    facts = {"data set": (dataset, lambda r: (data_name(r), r.config["dataset"])),
+    listed = lambda r: d if isinstance(d := r.config["dataset"], list) else [d]
+    facts = {"data set": (dataset, lambda r: (data_name(r), *listed(r))),
              "budget of labels": (labels, lambda r: (label_budget(r),)),
              "backbone": (backbone, lambda r: (r.config["backbone"],)),
              "method": (methods, lambda r: (r.config["method"], called(r)))}

@@ -41,10 +41,10 @@ from fer_bench.record import (
 )
 from .adjustment import adjusted_scores, check_adjustable, check_adjustment, settle_prior
 from ..schema import DEPENDS, kind_of
-from .evaluation import evaluate_logits, probe, watch
+from .evaluation import evaluate_logits, probe, set_results, watch
 from .films import check_films, smoothed_scores, test_films
 from .networks import PRETRAINED, WEIGHTS, create_network, init_hash, init_of, save_weights
-from .task import pool_truth, prepare_data
+from .task import check_sets, pool_truth, prepare_data
 from ..train.batches import make_batches
 from ..train.checkpoint import drop_checkpoints
 from ..train.loop import fit, loss_parts, make_accelerator, uses_bf16
@@ -84,6 +84,7 @@ def _record_of(config, faceset, split, pool) -> Record:
     if config.select == "val" and not len(split.val):
         raise BenchError("select = 'val', but this split has no validation face. Use select='last', or a manifest with "
                          "validation faces.")
+    check_sets(config, faceset, split)
     check_adjustment(config, faceset, split)
     check_films(config, faceset, split)
     return Record(runs_folder(config.path("results_dir"))/id_of(config, faceset, split, pool, init_hash(config)))
@@ -91,7 +92,7 @@ def _record_of(config, faceset, split, pool) -> Record:
 def id_of(config, faceset, split, pool, init: str, numerics: tuple[int, int] = (NUMERICS, PROBE)) -> str:
     """The run id of `config` on these data. `init`: its `init_hash`. A built FaceSet is shown by its own name.
     `numerics`: as of `run_id`."""
-    name = re.sub(r"[^\w.+-]", "_", faceset.meta["name"]) if config.dataset == "faceset" else ""
+    name = re.sub(r"[^\w.+-]", "_", faceset.meta["name"]) if "faceset" in config.sets["dataset"] else ""
     return run_id(config, faceset.meta["content_hash"], split.hash, init, pool.hash if pool else "",
                   uses_bf16(config.device, config.precision), name, numerics)
 
@@ -284,6 +285,7 @@ def _write(config, faceset, split, pool, folder, method, history, logits, facts:
         "cpu_seconds": round(sum(row["cpu_seconds"] for row in history), 1) if "cpu_seconds" in history[0] else None,
         "test_films": None if films is None else len(set(films)),
         "test": evaluate_logits(logits, faceset.labels[split.test], classes, films),
+        **({"sets": sets} if (sets := set_results(faceset, split, logits, films)) else {}),
         "adjusted": adjusted_scores(logits, faceset.labels[split.test], classes, facts["prior"], films)})
     write_history(folder, history)
     tested = index.iloc[split.test]

@@ -234,6 +234,9 @@ def judge(model, config, folder="", **said) -> Record:
     config = RunConfig(**config) if isinstance(config, dict) else config
     card, card_hash, place = find_card(model, **said)
     path = (project_path(folder) if folder else place)/card.file
+    if isinstance(config.dataset, list):
+        raise BenchError(f"Judge a model on one data set at a time, not on {config.data_name} together: its answers "
+                         "are for the classes of each.")
     faceset = load_data(config)
     facts = _facts_of(config, card, _file_hash(card, path), faceset, split := split_data(config, faceset))
     record = Record(runs_folder(config.path("results_dir"))/facts["run_id"])

@@ -144,8 +144,8 @@ EPOCHS, STEPS_EACH = 4, 10  # the first epoch does not count, because everything
 
 def _in_processes(config: RunConfig) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        short = dict(dataset="drawn", data_root="", drawn_faces=1000, select="last", warmup_epochs=0, epochs=EPOCHS,
-                     steps_per_epoch=STEPS_EACH)
+        short = dict(dataset="drawn", data_root="", label_map="", set_shares="proportional", drawn_faces=1000,
+                     select="last", warmup_epochs=0, epochs=EPOCHS, steps_per_epoch=STEPS_EACH)
         record = run(RunConfig(**{**config.model_dump(), **short, "results_dir": folder, "cache_dir": folder}))
         milliseconds, metrics = 1e3 * record.history["seconds"][1:] / STEPS_EACH, record.metrics
     device, faces = metrics.device, metrics.images_seen / (EPOCHS * STEPS_EACH)

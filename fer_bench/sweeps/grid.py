@@ -205,7 +205,7 @@ def _block(paths: dict) -> tuple:
 def _config(source: _Source, values: dict, paths: dict) -> RunConfig:
     try:
         config = RunConfig(**values)
-        dataset_entry(config.dataset)
+        for name in config.sets["dataset"]: dataset_entry(name)
         return config
     except BenchError as e:
         named = [paths[word] for word in re.findall(r"\w+", str(e)) if word in paths]  # the parameters in the message

@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 
 from ..catalogue import known_entry
-from ..config import NUMERICS, PROBE, RunConfig, former_values, recorded_config
+from ..config import NUMERICS, OF_POOL, PROBE, RunConfig, former_values, recorded_config
 from ..core import BenchError, try_lock
 from ..record import Record, load_runs, runs_folder
 from ..runs.experiment import id_of
@@ -25,9 +25,10 @@ from ..train.checkpoint import checkpoints
 FINISHED, TO_DO, INTERRUPTED, FAILED, ELSEWHERE, CANNOT = (
     "finished", "to do", "interrupted", "failed", "elsewhere", "cannot run")
 OPEN = (TO_DO, INTERRUPTED, ELSEWHERE)
-FACESET_FIELDS = ("dataset", "data_root", "drawn_faces", "image_size", "label_rule", "cache_dir")
+FACESET_FIELDS = ("dataset", "data_root", "drawn_faces", "image_size", "label_rule", "label_map", "cache_dir")
 SPLIT_FIELDS = (*FACESET_FIELDS, "labels_per_class", "budget", "cap", "split", "dedupe", "label_seed")
-POOL_FIELDS = (*SPLIT_FIELDS, "method", "probe", "unlabelled", "pool_dataset", "pool_root", "mu", "batch_size")
+POOL_FIELDS = (*SPLIT_FIELDS, "method", "probe", "unlabelled", "pool_dataset", "pool_root", *OF_POOL, "mu",
+               "batch_size")
 
 class Plan:
     """What is known about a sweep's runs.
@@ -54,7 +55,7 @@ class Plan:
             self.speeds.setdefault(key, []).append(speed)
 
     def _once(self, make, fields: tuple[str, ...], config: RunConfig, *args):
-        key = (make, *(getattr(config, name) for name in fields))
+        key = (make, *_values(config, fields))
         if key not in self.made: self.made[key] = make(config, *args)
         return self.made[key]
 
@@ -130,7 +131,11 @@ def epochs_done(folder: Path) -> int:
 
 def _speed_key(config: RunConfig, device: str) -> tuple:
     names = ("method", "dataset", "backbone", "image_size", "small_stem", "min_map", "precision", "threads")
-    return *(getattr(config, name) for name in names), device
+    return *_values(config, names), device
+
+def _values(config: RunConfig, names) -> tuple:
+    "Its values of the fields `names`; lists become tuples, which can be the key of a dict."
+    return tuple(tuple(v) if isinstance(v := getattr(config, name), list) else v for name in names)
 
 def _is_locked(path: Path) -> bool:
     if not path.exists(): return False

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['LARGE', 'ORDER', 'VIEW', 'FRAMES', 'POOL_ORDER', 'POOL_VIEW', 'soft_targets', 'make_order', 'view_names', 'mix',
-           'make_batches']
+           'LatestLabels', 'PseudoOrder', 'pool_order', 'make_batches']
 
 # %% ../../nbs/train/batches.ipynb #8fa4041b
 import numpy as np
 import torch
 
 from ..core import BenchError
-from ..config import frame_rule
-from ..data.feed import BalancedOrder, BlockOrder, EpochOrder, Feed, Order, Prefetcher, batch_rows
+from ..config import frame_rule, given_shares
+from ..data.feed import BalancedOrder, BlockOrder, EpochOrder, Feed, Order, Prefetcher, SharedOrder, batch_rows
 from ..data.frames import every_nth, films_in, random_frames
+from ..data.joint import sets_of
 from ..data.labels import VOTED, vote_shares
 from ..data.views import apply_view, make_view
 from ..distributed import part_of, world
@@ -42,17 +43,28 @@ def soft_targets(faceset) -> np.ndarray:
 def make_order(config, faceset, rows: np.ndarray):
     """The order of the labelled `rows` in training: balanced by class, or shuffled, in blocks beyond `LARGE` bytes.
 
-    `config.frames` says which frames of films are among them; random ones are drawn from (seed, epoch)."""
-    kind, n = frame_rule(config.frames)
-    if kind == "all": return _shuffled(config, faceset, rows, config.seed, ORDER)
-    films, frames = films_in(faceset.index, rows)
-    if kind == "every": return _shuffled(config, faceset, every_nth(rows, films, frames, n), config.seed, ORDER)
-    def of_epoch(epoch: int):
-        drawn = random_frames(rows, films, n, np.random.default_rng([config.seed, FRAMES, epoch]))
-        return _shuffled(config, faceset, drawn, config.seed, ORDER, epoch)
-    return EpochOrder(of_epoch, config.steps_per_epoch * config.batch_size)
+    With `set_shares` each data set has its own order, and its share of the positions. `config.frames` says which frames
+    of films are among them; random ones are drawn from (seed, epoch)."""
+    length = config.steps_per_epoch * config.batch_size
+    if config.set_shares == "proportional": return _order(config, faceset, rows, length, config.seed, ORDER)
+    names, sets = sets_of(faceset)
+    shares = given_shares(config.set_shares, len(names))
+    each = [_order(config, faceset, rows[sets[rows] == i], max(1, round(length * share)), config.seed, ORDER, i)
+            for i, share in enumerate(shares)]
+    return SharedOrder(each, shares)
 
-def _shuffled(config, faceset, rows, *seed: int):
+def _order(config, faceset, rows: np.ndarray, length: int, *seed: int):
+    "`length`: positions of an epoch."
+    kind, n = frame_rule(config.frames)
+    if kind == "all" or (known := films_in(faceset.index, rows)) is None: return _shuffled(config, faceset, rows, *seed)
+    films, frames = known
+    if kind == "every": return _shuffled(config, faceset, every_nth(rows, films, frames, n), *seed)
+    def of_epoch(epoch: int):
+        rng = np.random.default_rng([config.seed, FRAMES, epoch, *seed[2:]])
+        return _shuffled(config, faceset, random_frames(rows, films, n, rng), *seed, epoch)
+    return EpochOrder(of_epoch, length)
+
+def _shuffled(config, faceset, rows: np.ndarray, *seed: int):
     if config.balance == "sampler": return BalancedOrder(rows, faceset.labels[rows], *seed)
     return (BlockOrder if faceset.images.nbytes > LARGE else Order)(rows, *seed)
 
@@ -80,6 +92,54 @@ def mix(batch: dict, config, n_classes: int) -> None:
     *views, batch["targets"] = mixer(*map(Image, batch["labelled"]), batch["targets"])
     batch["labelled"] = [view.as_subclass(torch.Tensor) for view in views]
 
+class LatestLabels(torch.nn.Module):
+    """The latest pseudo-label of each of `n` faces of a pool, by the end of the last epoch; below 0: none.
+
+    `latest` (n,) int16 is a buffer, so that the checkpoint of the method that it is a part of carries it."""
+    def __init__(self, n: int):
+        super().__init__()
+        self.register_buffer("latest", torch.full((n,), -1, dtype=torch.int16))
+
+    def learn(self, labels: torch.Tensor) -> None:
+        "Take the `labels` (n,) of an epoch: a class, −1 below the threshold, −2 for a face that was not seen."
+        self.latest.copy_(torch.where(labels == -2, self.latest, labels))
+
+class PseudoOrder:
+    """The order of a pool: faces with a pseudo-label evenly over its classes, those without by their number.
+
+    `labels`: the `LatestLabels`; `per_epoch`: positions of an epoch; `seed`: of all orders. As long as no face has a
+    pseudo-label, it is the order of a pool without balance. `take` answers for the epoch whose labels `labels` holds,
+    the one that runs."""
+    def __init__(self, labels: LatestLabels, per_epoch: int, *seed: int):
+        self.labels, self.per_epoch, self.seed = labels, per_epoch, seed
+        self.plain, self.epoch, self.order = BlockOrder(range(len(labels.latest)), *seed), 0, None
+
+    def take(self, positions) -> np.ndarray:
+        epoch = int(positions[0]) // self.per_epoch
+        if epoch != self.epoch: self.epoch, self.order = epoch, self._of(epoch)
+        if self.order is None: return self.plain.take(positions)
+        return self.order.take(np.asarray(positions) - epoch * self.per_epoch)
+
+    def _of(self, epoch: int):
+        labels = self.labels.latest.cpu().numpy()
+        known, others = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
+        if not len(known): return None
+        balanced = BalancedOrder(known, labels[known], *self.seed, epoch)
+        if not len(others): return balanced
+        return SharedOrder([Order(others, *self.seed, epoch), balanced], [len(others), len(known)])
+
+def pool_order(config, method, n: int):
+    """Order of the `n` unlabelled faces in training; with `pool_balance` pseudo, `method` gets a part `pool_labels`.
+
+    `BenchError` for a method without pseudo-labels."""
+    if config.pool_balance == "none": return BlockOrder(range(n), config.seed, POOL_ORDER)
+    if not torch.is_tensor(latest := getattr(method, "last_pseudo_label", None)):
+        raise BenchError(f"pool_balance = {config.pool_balance!r} goes by pseudo-labels, and method {config.method!r} "
+                         "has no last_pseudo_label. Leave it out.")
+    method.pool_labels = LatestLabels(n).to(latest.device)
+    per_epoch = config.steps_per_epoch * config.mu * config.batch_size
+    return PseudoOrder(method.pool_labels, per_epoch, config.seed, POOL_ORDER)
+
 def make_batches(config, method, feed: Feed, faceset, split, pool=None):
     """→ `batch_at(step)`, the batch of a step (from 0) as a dict of tensors on the feed's device.
 
@@ -96,8 +156,7 @@ def make_batches(config, method, feed: Feed, faceset, split, pool=None):
         streams["labelled"] = _Stream(config, feed, order, view_names(method, config, "labelled"), config.batch_size,
                                       VIEW)
     if pool is not None:
-        order = BlockOrder(range(len(pool)), config.seed, POOL_ORDER)
-        streams["unlabelled"] = _Stream(config, Feed(pool.images, feed.device), order,
+        streams["unlabelled"] = _Stream(config, Feed(pool.images, feed.device), pool_order(config, method, len(pool)),
                                         view_names(method, config, "unlabelled"), config.mu * config.batch_size,
                                         POOL_VIEW)
 
@@ -118,7 +177,8 @@ class _Stream:
         self.views = [make_view(name, config.view_strength) for name in views]
         part_of(range(batch_size), world())  # raises now rather than in the first step
         self.rows = lambda step: part_of(batch_rows(order, step, batch_size), world())
-        self.ahead = Prefetcher(feed, self.rows, stop=config.epochs * config.steps_per_epoch)
+        lap = config.steps_per_epoch if isinstance(order, PseudoOrder) else None  # whose next epoch is not known yet
+        self.ahead = Prefetcher(feed, self.rows, stop=config.epochs * config.steps_per_epoch, lap=lap)
 
     def rows_at(self, step: int) -> torch.Tensor:
         return torch.from_numpy(self.rows(step)).to(self.device, non_blocking=True)
