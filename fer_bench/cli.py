@@ -353,7 +353,8 @@ def bench_(
 @app.command("redo")
 def redo_(
     run_id: FinishedRun,
-    data_root: Annotated[str, typer.Option(help="folder or file of the data set; empty: as recorded")] = "",
+    data_root: Annotated[
+        list[str], typer.Option(help="folder or file of the data set, once for each of several; empty: as recorded")] = (),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; empty: as recorded")] = "",
     cache_dir: Cache = "",
     results_dir: Results = OWN_RESULTS,
@@ -362,7 +363,7 @@ def redo_(
     from fer_bench.report.exports import to_terminal
     from fer_bench.report.summary import again
     from fer_bench.runs.experiment import redo
-    places = {"data_root": data_root, "device": device, "cache_dir": cache_dir}
+    places = {"data_root": list(data_root), "device": device, "cache_dir": cache_dir}
     before, record = redo(run_id, results_dir, **{name: value for name, value in places.items() if value})
     if before.folder == record.folder: print(f"Its weights are here; nothing was trained: {record.folder}")
     else: to_terminal(*again(before, record))
