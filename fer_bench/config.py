@@ -83,12 +83,12 @@ def kept_epochs(text: str, epochs: int) -> list[int]:
     found = range(int(every[1]), epochs + 1, int(every[1])) if every else map(int, text.split(",")) if given else ()
     found = sorted(set(found))
     if not found or found[-1] > epochs:
-        raise BenchError(f"keep_epochs = {text!r}: give numbers of epochs with commas between, such as 10,20, or 'every "
-                         f"10', each from 1 to {epochs}, the epochs of this run.")
+        raise BenchError(f"keep_epochs = {text!r}: give epochs from 1 to {epochs} with commas between, such as 10,20, "
+                         "or 'every 10'.")
     return found
 
 def start_run(init: str) -> tuple[str, int | None]:
-    "(run id, epoch) of the start weights `init`: run:ID, whose epoch is None, or run:ID@EPOCH; (\"\", None) for others."
+    "(run id, epoch) of the start weights `init`: run:ID, whose epoch is None, or run:ID@EPOCH; else an empty id."
     if not init.startswith("run:"): return "", None
     run, at, epoch = init.removeprefix("run:").rpartition("@")
     return (run, int(epoch)) if at and re.fullmatch(r"\d{1,7}", epoch) else (init.removeprefix("run:"), None)
@@ -171,8 +171,7 @@ class RunConfig(BaseModel):
         None, ge=0,
         description="minimum side of the last feature map (reduces the stride); None: 4 in pretraining, else 0")
     init: str = Field(
-        "scratch", description="scratch, timm (pretrained weights), run:ID (a recorded run; run:ID@10: its epoch 10), or a "
-                               "weights file")
+        "scratch", description="scratch, timm (pretrained weights), run:ID, run:ID@EPOCH, or a weights file")
     init_partial: bool = Field(
         False, description="load what fits of a weights file and leave the rest random, instead of stopping")
     normalise: str = Field(
@@ -205,8 +204,7 @@ class RunConfig(BaseModel):
         None, description="augmentation of labelled faces, in pretraining of all faces; None: that of the method")
     view_strength: float = Field(
         1.0, gt=0, le=2,
-        description="strength of the views geometric (1: rotation to 30°, shift and zoom to a fifth) and ssl (1: crops "
-                    "as published)")
+        description="strength of the views geometric and ssl; 1: rotation to 30°, crops from a fifth")
     mixup: float = Field(0.0, ge=0, le=100, description="alpha of mixup of the labelled faces; 0: none")
     cutmix: float = Field(
         0.0, ge=0, le=100, description="alpha of cutmix of the labelled faces; 0: none; with mixup: one of both a step")
@@ -237,7 +235,7 @@ class RunConfig(BaseModel):
     track: Literal["none", "tensorboard"] = Field(
         "none", description="tensorboard: also log each epoch to TensorBoard, beside the record")
     keep_epochs: str = Field(
-        "", description="epochs whose weights are kept, for init run:ID@EPOCH: 10,20, or every 10; empty: the last alone")
+        "", description="epochs whose weights are kept, for init run:ID@EPOCH: 10,20, or every 10")
     results_dir: str = Field(OWN_RESULTS, description="folder of the records")
     cache_dir: str = Field("", description="folder of built FaceSets; empty: FER_BENCH_CACHE or ~/.cache/fer_bench")
 

@@ -52,7 +52,8 @@ def watch(config, method, feed, faceset, split, pool):
             if getattr(method, "reconstructs", False):
                 facts |= _masks(config, method, feed, faceset, subsample(split.val, 200))
             facts |= knn(split.val) if config.probe else {"val_WAR": war(split.val)}
-        if config.select == "oracle": facts["test_WAR"] = knn(split.test)["val_WAR"] if config.probe else war(split.test)
+        if config.select == "oracle":
+            facts["test_WAR"] = knn(split.test)["val_WAR"] if config.probe else war(split.test)
         name = {"val": "val_WAR", "oracle": "test_WAR"}.get(config.select)
         return facts | ({"score": facts[name]} if name else {})
     return after_epoch
