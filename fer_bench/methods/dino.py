@@ -64,8 +64,8 @@ class DINO(WithTarget):
         super().__init__(net, c, DinoHead(feature_width(net.backbone), c.proj_hidden, c.proj_dim, c.prototypes))
         if max(c.teacher_start, c.teacher_temperature) >= c.temperature:
             raise BenchError(f"teacher_start = {c.teacher_start} and teacher_temperature = {c.teacher_temperature} "
-                             f"must be lower than temperature = {c.temperature}: a teacher that is not sharper than its "
-                             "student leads to the same weight for all prototypes.")
+                             f"must be lower than temperature = {c.temperature}: a teacher that is not sharper than "
+                             "its student leads to the same weight for all prototypes.")
         self.register_buffer("centre", torch.zeros(c.prototypes))
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict]:
