@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'FLAGS', 'SEMI', 'SEMI_PRESETS', 'PRETRAIN', 'PRETRAIN_PRESETS', 'MAE_LR', 'MAE_PRESETS', 'LARS',
-           'DINO_PRESETS', 'WIDE_PRESETS', 'SIMMIM_PRESETS', 'DINO', 'METHODS', 'DATASETS', 'BACKBONES', 'BUILT_IN',
-           'Options', 'EACOptions', 'PseudoLabelOptions', 'Projection', 'JointViews', 'Target', 'Masking',
-           'BYOLOptions', 'SimFLEOptions', 'SimCLROptions', 'MoCoOptions', 'SimSiamOptions', 'DINOOptions',
+           'DINO_PRESETS', 'WIDE_PRESETS', 'SUPCON_PRESETS', 'SIMMIM_PRESETS', 'DINO', 'METHODS', 'DATASETS',
+           'BACKBONES', 'BUILT_IN', 'Options', 'EACOptions', 'PseudoLabelOptions', 'Projection', 'JointViews', 'Target',
+           'Masking', 'BYOLOptions', 'SimFLEOptions', 'SimCLROptions', 'MoCoOptions', 'SimSiamOptions', 'DINOOptions',
            'LandmarkOptions', 'BarlowOptions', 'VICRegOptions', 'SupConOptions', 'SimMIMOptions', 'load_object',
            'Entry', 'MethodEntry', 'adamw_presets', 'semi_supervised', 'self_supervised', 'DatasetEntry', 'dataset',
            'BackboneEntry', 'import_own', 'need_imported', 'own_entry', 'method_entry', 'AnyOptions', 'known_entry',
@@ -213,6 +213,7 @@ def adamw_presets(**more) -> dict:
 
 DINO_PRESETS = adamw_presets(tiny=dict(proj_hidden=64, prototypes=64), quick=dict(proj_hidden=512, prototypes=1024))
 WIDE_PRESETS = adamw_presets(tiny=dict(proj_hidden=64, proj_dim=32), quick=dict(proj_hidden=512, proj_dim=512))
+SUPCON_PRESETS = adamw_presets(tiny=dict(proj_hidden=64), quick=dict(proj_hidden=512))
 SIMMIM_PRESETS = {name: values | {"backbone": MAE_PRESETS[name]["backbone"]}
                   for name, values in adamw_presets(paper=dict(lr=1e-4, mask_unit=2)).items()}
 DINO = dict(optimizer="adamw", weight_decay=0.04, clip_grad=3.0, momentum=0.996, momentum_schedule="cosine",
@@ -316,8 +317,8 @@ METHODS = {
         dict(lr=5e-4, teacher_start=0.07, teacher_warmup=0.73, prototypes=100_000), local_views=2, **DINO),
     "supcon": self_supervised(
         "supcon:supcon", "contrasts faces by their labels: what pretraining without labels is measured against",
-        "SupCon, arXiv 2004.11362", SupConOptions, ("compares_views", "labels"),
-        recipe=LARS | dict(lr=0.3, weight_decay=1e-6), proj_hidden=2048, proj_dim=128),
+        "SupCon, arXiv 2004.11362", SupConOptions, ("compares_views", "labels"), SUPCON_PRESETS,
+        LARS | dict(lr=0.3, weight_decay=1e-6), optimizer="adamw", proj_hidden=2048, proj_dim=128),
     "linear_probe": MethodEntry(
         "methods.base:untrained", "probe", "a linear classifier on a frozen backbone: init=run:ID, or a random one",
         "the usual protocol of self-supervised learning", defaults=dict(ema=0.0, min_map=4, probe="linear")),

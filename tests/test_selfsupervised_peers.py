@@ -400,7 +400,7 @@ def test_errors_before_training(words, name, given):
 
 RECIPES = {  # optimizer, lr, weight decay, warm-up epochs of the preset `paper`; of `standard`
     "dino": ("adamw", 5e-4, 0.04, 10, "adamw"), "barlow": ("lars", 0.2, 1.5e-6, 10, "adamw"),
-    "vicreg": ("lars", 0.2, 1e-6, 10, "adamw"), "supcon": ("lars", 0.3, 1e-6, 10, "momentum"),
+    "vicreg": ("lars", 0.2, 1e-6, 10, "adamw"), "supcon": ("lars", 0.3, 1e-6, 10, "adamw"),
     "simmim": ("adamw", 1e-4, 0.05, 10, "adamw"), "landmark_patches": ("adamw", 5e-4, 0.04, 10, "adamw"),
 }
 

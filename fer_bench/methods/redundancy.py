@@ -53,7 +53,7 @@ class BatchStatistics(SelfSupervised):
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict]:
         z1, z2 = (all_gather(self.projector(h)) for h in self.encode_views(batch["unlabelled"]))  # (B, proj_dim)
-        self.watch(feature_std=feature_std(z1 - z1.mean(0)))
+        self.watch(feature_std=feature_std(z1))
         parts = self.parts(z1, z2)
         return sum(parts.values()), parts
 
