@@ -353,8 +353,8 @@ def bench_(
 @app.command("redo")
 def redo_(
     run_id: FinishedRun,
-    data_root: Annotated[
-        list[str], typer.Option(help="folder or file of the data set, once for each of several; empty: as recorded")] = (),
+    data_root: Annotated[list[str], typer.Option(
+        help="folder or file of the data set, once for each of several; empty: as recorded")] = (),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; empty: as recorded")] = "",
     cache_dir: Cache = "",
     results_dir: Results = OWN_RESULTS,

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'USUAL', 'NORMALISE', 'BGR', 'ADJUSTMENTS', 'NUMERICS', 'PROBE', 'NO_NUMBER', 'BY_HASH', 'OF_POOL',
-           'UNLABELLED', 'GROUPS', 'own_values', 'filled', 'normalisation', 'given_prior', 'frame_rule', 'given_shares',
-           'RunConfig', 'no_parameter', 'usual_values', 'option_defaults', 'former_values', 'run_id', 'recorded_config',
-           'baseline', 'assigned_names', 'notebook_parameters']
+           'UNLABELLED', 'GROUPS', 'own_values', 'filled', 'normalisation', 'kept_epochs', 'start_run', 'given_prior',
+           'frame_rule', 'given_shares', 'RunConfig', 'no_parameter', 'usual_values', 'option_defaults',
+           'former_values', 'run_id', 'recorded_config', 'baseline', 'assigned_names', 'notebook_parameters']
 
 # %% ../nbs/config.ipynb #abd5a8cd
 import ast
@@ -75,6 +75,26 @@ def normalisation(text: str) -> dict:
 # %% ../nbs/config.ipynb #ee0a3934
 ADJUSTMENTS = ("none", "loss", "labelled", "unlabelled")  # of the logits, or shares
 
+def kept_epochs(text: str, epochs: int) -> list[int]:
+    """The epochs whose weights a run of `epochs` keeps by `text`, its `keep_epochs`: "10,20", or "every 10".
+
+    `BenchError` for anything else, and for an epoch that the run does not have."""
+    if not text: return []
+    every = re.fullmatch(r"every ([1-9]\d{0,6})", text)
+    given = re.fullmatch(r"[1-9]\d{0,6}(,[1-9]\d{0,6})*", text)
+    found = range(int(every[1]), epochs + 1, int(every[1])) if every else map(int, text.split(",")) if given else ()
+    found = sorted(set(found))
+    if not found or found[-1] > epochs:
+        raise BenchError(f"keep_epochs = {text!r}: give epochs from 1 to {epochs} with commas between, such as 10,20, "
+                         "or 'every 10'.")
+    return found
+
+def start_run(init: str) -> tuple[str, int | None]:
+    "(run id, epoch) of the start weights `init`: run:ID, whose epoch is None, or run:ID@EPOCH; else an empty id."
+    if not init.startswith("run:"): return "", None
+    run, at, epoch = init.removeprefix("run:").rpartition("@")
+    return (run, int(epoch)) if at and re.fullmatch(r"\d{1,7}", epoch) else (init.removeprefix("run:"), None)
+
 def given_prior(text: str) -> tuple[float, ...]:
     """The shares that `text`, a `logit_adjustment`, gives; empty for a name of `ADJUSTMENTS`.
 
@@ -113,7 +133,7 @@ def given_shares(text: str, n: int) -> tuple[Fraction, ...]:
     return tuple(Fraction(share) / sum(shares) for share in shares)
 
 NUMERICS, PROBE = 2, 3  # raised when the same config gives new numbers; PROBE: for runs that end in a probe
-NO_NUMBER = {"data_root", "results_dir", "cache_dir", "device", "processes", "track"}  # fields that change no number
+NO_NUMBER = {"data_root", "results_dir", "cache_dir", "device", "processes", "track", "keep_epochs"}  # no number
 # whose effect is in the hashes of the faces, the split and the pool, which the run id holds instead
 BY_HASH = {"label_map", "split", "pool_dataset", "pool_root", "pool_per_person", "pool_crop"}
 OF_POOL = ("pool_per_person", "pool_crop")  # only for a pool of its own
@@ -131,7 +151,7 @@ GROUPS = {  # the shared fields by topic, in the order of the help and of the no
                  "view_strength", "mixup", "cutmix", "logit_adjustment", "seed"),
     "Evaluation": ("probe", "select", "test_views", "smoothing"),
     "Machine and output": ("precision", "threads", "deterministic", "compile", "device", "processes", "track",
-                           "results_dir", "cache_dir"),
+                           "keep_epochs", "results_dir", "cache_dir"),
 }
 
 class RunConfig(BaseModel):
@@ -191,7 +211,7 @@ class RunConfig(BaseModel):
         None, ge=0,
         description="minimum side of the last feature map (reduces the stride); None: 4 in pretraining, else 0")
     init: str = Field(
-        "scratch", description="scratch, timm (pretrained weights), run:ID (a recorded run), or a weights file")
+        "scratch", description="scratch, timm (pretrained weights), run:ID, run:ID@EPOCH, or a weights file")
     init_partial: bool = Field(
         False, description="load what fits of a weights file and leave the rest random, instead of stopping")
     normalise: str = Field(
@@ -233,7 +253,8 @@ class RunConfig(BaseModel):
     view: Literal["plain", "weak", "strong", "erased", "geometric", "ssl"] | None = Field(
         None, description="augmentation of labelled faces, in pretraining of all faces; None: that of the method")
     view_strength: float = Field(
-        1.0, gt=0, le=2, description="strength of the view geometric; 1: rotation to 30°, shift and zoom to a fifth")
+        1.0, gt=0, le=2,
+        description="strength of the views geometric and ssl; 1: rotation to 30°, crops from a fifth")
     mixup: float = Field(0.0, ge=0, le=100, description="alpha of mixup of the labelled faces; 0: none")
     cutmix: float = Field(
         0.0, ge=0, le=100, description="alpha of cutmix of the labelled faces; 0: none; with mixup: one of both a step")
@@ -266,6 +287,8 @@ class RunConfig(BaseModel):
         1, gt=0, le=4096, description="processes that train together, each on its part of every batch; one per GPU")
     track: Literal["none", "tensorboard"] = Field(
         "none", description="tensorboard: also log each epoch to TensorBoard, beside the record")
+    keep_epochs: str = Field(
+        "", description="epochs whose weights are kept, for init run:ID@EPOCH: 10,20, or every 10")
     results_dir: str = Field(OWN_RESULTS, description="folder of the records")
     cache_dir: str = Field("", description="folder of built FaceSets; empty: FER_BENCH_CACHE or ~/.cache/fer_bench")
 
@@ -346,9 +369,11 @@ class RunConfig(BaseModel):
                              "Leave one of them out (a method with unlabelled='pool' needs no budget).")
         if self.init_partial and self.init in ("scratch", "timm"):
             raise ValueError(f"init_partial is for weights files, but init = {self.init!r}. Leave it out, or give one.")
-        if self.view_strength != 1 and self.view != "geometric":
-            raise ValueError(f"view_strength = {self.view_strength} is for view='geometric', but view = {self.view!r}. "
-                             "Leave it out, or set view='geometric'.")
+        of_ssl = self.view is None and "compares_views" in known_entry(self.method).flags
+        if self.view_strength != 1 and self.view not in ("geometric", "ssl") and not of_ssl:
+            raise ValueError(f"view_strength = {self.view_strength} is for view='geometric' and view='ssl', but view = "
+                             f"{self.view!r} and method {self.method!r} has other views. Leave it out, or set view.")
+        kept_epochs(self.keep_epochs, self.epochs)
         self._check_use()
         if self.logit_adjustment == "loss" and self.balance != "none":
             raise ValueError(f"logit_adjustment = 'loss' and balance = {self.balance!r} both even the classes out. Set "
@@ -400,7 +425,7 @@ class RunConfig(BaseModel):
         "Refuse shared fields that a built-in method does not use."
         entry = known_entry(self.method)
         if entry.own: return
-        for name in (*UNLABELLED, "probe"):
+        for name in (*UNLABELLED, "probe", "keep_epochs"):
             if not _uses(entry, name) and getattr(self, name) != self.defaults()[name]:
                 users = [n for n, e in METHODS.items() if _uses(e, name)]
                 raise ValueError(_not_for(name, self.method, users))
@@ -428,7 +453,8 @@ class RunConfig(BaseModel):
                              "without any. Adjust its probe after the training: 'labelled', 'unlabelled' or shares.")
 
 def _uses(entry: MethodEntry, name: str) -> bool:
-    "Whether a method uses the shared field `name`, one of `UNLABELLED` or probe."
+    "Whether a method uses the shared field `name`, one of `UNLABELLED`, probe or keep_epochs."
+    if name == "keep_epochs": return entry.kind != "probe"
     return entry.kind in ("self-supervised", "probe") if name == "probe" else "unlabelled" in entry.flags
 
 def _options(method: str, entry: MethodEntry, values: dict) -> dict:
@@ -528,7 +554,7 @@ def baseline(config: RunConfig, method: str = "supervised", images: str = "label
     entry, old = method_entry(method), usual_values(config.method) | filled(config.method, config.preset)
     keep = {"balance", "min_map", *PRESETS["quick"]} - {"lr"}
     anew = {*USUAL, "lr", "schedule", "probe", *UNLABELLED, *entry.options.model_fields} - keep
-    idle = {n for n in (*UNLABELLED, "probe") if not _uses(entry, n)}
+    idle = {n for n in (*UNLABELLED, "probe", "keep_epochs") if not _uses(entry, n)}
     used = (RunConfig.model_fields.keys() | entry.options.model_fields.keys()) - idle
     fields = {n: v for n, v in config.model_dump().items() if n in used}
     fields = {n: v for n, v in fields.items() if not (n in anew and n in old and old[n] == v)}

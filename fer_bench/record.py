@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from .config import recorded_config, run_id
+from .config import recorded_config, run_id, start_run
 from fer_bench.core import (
     LARGEST,
     OWN_RESULTS,
@@ -175,9 +175,9 @@ def read_config(data: bytes, folder) -> dict:
     try: config = recorded_config(facts).model_dump()
     except (BenchError, ValueError, TypeError, AttributeError) as e:
         raise not_a_record(path, textwrap.shorten(str(e), 200)) from None
-    start = config["init"].removeprefix("run:")
+    start, _ = start_run(config["init"])
     if not re.fullmatch(SPLIT, config["split"]): raise not_a_record(path, f"split = {config['split'][:80]!r}")
-    if start != config["init"] and not re.fullmatch(RUN, start): raise not_a_record(path, f"init = 'run:{start[:80]}'")
+    if start and not re.fullmatch(RUN, start): raise not_a_record(path, f"init = 'run:{start[:80]}'")
     return config
 
 def read_metrics(data: bytes, config: dict, folder) -> Metrics:

@@ -187,7 +187,7 @@ class Metrics(Facts):
     pool: PoolFacts | None = Field(None, description="the unlabelled faces, where the method takes any")
     pool_truth: PerClass | None = Field(None, description="faces of the pool whose class is known, by class (K,)")
     parameters: Count = Field(description="of the network")
-    weights: dict[Text, Hash] = Field({}, max_length=10, description="file of weights → SHA-256")
+    weights: dict[Text, Hash] = Field({}, max_length=10_000, description="file of weights → SHA-256")
     loaded: Loaded = Field(Loaded(), description="what fitted of the start weights; nothing from scratch")
     pixels: PixelFacts | None = Field(None, description="how the network normalises pixels")
     prior: PriorFacts | None = Field(None, description="class priors; early records do not say")

@@ -120,7 +120,9 @@ def test_an_entry_is_whole(name):
         config = RunConfig(method=name, preset=preset, **pool)
         assert config.options.keys() == entry.options.model_fields.keys()
         assert all(getattr(config, n) == v for n, v in filled(name, preset).items() if n in config.options)
-    assert ("unlabelled" in entry.flags) == (entry.kind in ("semi-supervised", "self-supervised"))
+    pretrains_with_labels = "labels" in entry.flags
+    unlabelled = entry.kind in ("semi-supervised", "self-supervised") and not pretrains_with_labels
+    assert ("unlabelled" in entry.flags) == unlabelled == ("unlabelled" in entry.defaults)
     assert (entry.kind in ("self-supervised", "probe")) == ("probe" in entry.defaults)
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -7,11 +7,12 @@ import torch
 from made_records import untimed
 from safetensors.numpy import load_file, save_file
 
-from fer_bench.catalogue import methods_of
-from fer_bench.config import RunConfig, baseline
+from fer_bench.catalogue import method_entry, methods_of
+from fer_bench.config import RunConfig, baseline, kept_epochs, start_run
 from fer_bench.core import BenchError
 from fer_bench.data.sources.fixtures import fake
-from fer_bench.record import Record, load_runs, write_metrics, write_status
+from fer_bench.record import PARTS, Record, check_record, load_runs, write_metrics, write_status
+from fer_bench.report.names import called
 from fer_bench.runs.experiment import run
 from fer_bench.runs.networks import load_classifier, load_pretrained
 from fer_bench.runs.task import load_data, make_pool, split_data
@@ -95,11 +96,61 @@ def test_interrupted_pretraining_ends_with_the_same_bits(tiny, tmp_path, name, m
     record = run(tiny(**fields))
     assert untimed(record.history).equals(untimed(whole.history))
     assert all(np.array_equal(v, weights(whole)[k]) for k, v in weights(record).items())
-    m = record.metrics
-    assert m["labelled_seen"] == 0 and m["images_seen"] == 6 * 8
+    m, labelled = record.metrics, "labels" in method_entry(name).flags
+    assert m["labelled_seen"] == (6 * 8 if labelled else 0) and m["images_seen"] == 6 * 8
     assert m["probe"]["kind"] == "linear" and "pool_used" not in record.history
-    assert record.history["feature_std"].between(0, 3).all()
+    assert record.history["feature_std"].between(0, 3).all() and record.history["spread"].between(0, 3).all()
     assert load_classifier(record).head.weight.abs().sum() > 0, "the probe is the head"
+
+def test_kept_epochs_survive_an_interruption_and_can_be_probed(tiny, tmp_path, monkeypatch):
+    "One pretraining gives a curve: each kept epoch is a start for a probe, and what it had seen counts."
+    fields = dict(method="byol", epochs=4, keep_epochs="every 2")
+    stop_after(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt): run(tiny(**fields))
+    monkeypatch.undo()
+    record = run(tiny(**fields))
+    kept = {f"weights-{epoch:05d}.safetensors" for epoch in (2, 4)}
+    assert kept < record.metrics.weights.keys() and {p.name for p in record.folder.glob("weights-*")} == kept
+    assert not same_files(record, *sorted(kept)) and record.id == run(tiny(**fields | {"keep_epochs": ""})).id
+    half = run(tiny(method="linear_probe", init=f"run:{record.id}@2"))
+    whole = run(tiny(method="linear_probe", init=f"run:{record.id}@4"))
+    assert half.metrics.images_seen == 2 * 2 * 8
+    assert whole.metrics.images_seen == record.metrics.images_seen == 4 * 2 * 8
+    assert not same_backbone(half, record) and same_backbone(whole, record)
+    assert called(half) == "linear probe of byol at epoch 2" and verify(half)
+    with pytest.raises(BenchError, match="kept no weights of epoch 3, but 2, 4"):
+        run(tiny(method="linear_probe", init=f"run:{record.id}@3"))
+    (record.folder/"weights-00002.safetensors").write_bytes((record.folder/"weights-00004.safetensors").read_bytes())
+    with pytest.raises(BenchError, match="is not the file that run"):
+        run(tiny(method="linear_probe", init=f"run:{record.id}@2"))
+
+def same_files(record, *names): return len({(record.folder/name).read_bytes() for name in names}) == 1
+def verify(record): return check_record(record.id, {p: (record.folder/p).read_bytes() for p in PARTS})
+
+@pytest.mark.parametrize("text, epochs, found", [
+    ("", 5, []), ("3", 5, [3]), ("4,2,2", 5, [2, 4]), ("every 2", 5, [2, 4]), ("every 1", 3, [1, 2, 3]),
+    *[(text, 5, None) for text in ("6", "0", "every 0", "every 6", "2, 4", "every two", "1,", "-1")]])
+def test_which_epochs_are_kept(text, epochs, found):
+    if found is not None: assert kept_epochs(text, epochs) == found
+    else:
+        with pytest.raises(BenchError, match=f"give epochs from 1 to {epochs}"): kept_epochs(text, epochs)
+        with pytest.raises(BenchError, match="keep_epochs"): RunConfig(preset="tiny", epochs=epochs, keep_epochs=text)
+
+def test_a_probe_keeps_no_epoch():
+    with pytest.raises(BenchError, match="'keep_epochs' is for other methods"):
+        RunConfig(method="linear_probe", keep_epochs="1")
+    assert baseline(RunConfig(method="byol", keep_epochs="1"), "linear_probe").keep_epochs == ""
+
+@pytest.mark.parametrize("init, found", [
+    ("run:byol-x-s0-1@12", ("byol-x-s0-1", 12)), ("run:a@b", ("a@b", None)), ("run:a", ("a", None)),
+    ("scratch", ("", None)), ("weights@3", ("", None)), ("run:@3", ("", 3))])
+def test_what_a_start_names(init, found): assert start_run(init) == found
+
+def test_labels_of_a_supervised_pretraining(tiny):
+    "It sees the labelled faces alone, and no pool."
+    record = run(tiny(method="supcon", labels_per_class=1))
+    assert record.metrics.pool is None and record.metrics.labelled_seen == record.metrics.images_seen == 4 * 8
+    assert record.metrics.probe.kind == "linear" and record.metrics.kind == "self-supervised"
 
 def test_all_training_faces_and_no_label(tiny):
     config = tiny(method="byol", labels_per_class=1)

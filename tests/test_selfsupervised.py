@@ -37,22 +37,27 @@ CONFIG = dict(momentum=0.9, momentum_schedule="constant", temperature=0.5, group
               facemae="tiny", masking="semantic", lambda_d=0.3, lambda_g=0.03, proj_hidden=32, proj_dim=16,
               grouping_init="kaiming", x0_statistics="frozen", joint_views=False, queue=20, ema=0.999, image_size=32,
               backbone="test_resnet", epochs=2, steps_per_epoch=5, seed=0, batch_size=8, mu=1,
-              bn_groups=1)
+              bn_groups=1, prototypes=24, teacher_start=0.04, teacher_temperature=0.07, teacher_warmup=0.5,
+              centre_momentum=0.9, local_views=2, landmark_share=0.25, landmark_noise=0.02, lambda_r=0.005,
+              lambda_i=25.0, lambda_v=25.0, lambda_c=1.0, mask_unit=1, targets="hard")
+ENCODERS = ("mae", "simmim")  # methods whose backbone is a face encoder
 
 def make(name, seed=0, min_map=4, **given):
     torch.manual_seed(seed)
     fields = CONFIG | ({"temperature": 0.2} if name == "mocov2" else {})
     fields["masking"] = method_entry(name).defaults.get("masking", "semantic")
-    config = SimpleNamespace(**fields | {"backbone": "facemae_tiny" if name == "mae" else "test_resnet"} | given)
+    config = SimpleNamespace(**fields | {"backbone": "facemae_tiny" if name in ENCODERS else "test_resnet"} | given)
     min_map = 0 if config.backbone.startswith("facemae") else min_map
     net = create_classifier(config.backbone, 8, config.image_size, min_map=min_map)[0]
     return find_method(name)(net, config, np.full(8, 4), 100).train()
 
 def batch_for(method, step=0, n=8):
     draw = torch.Generator().manual_seed(1000 + step)
-    size = method.config.image_size
-    views = [torch.rand(n, 3, size, size, generator=draw) for _ in method.views["unlabelled"]]
-    return {"unlabelled": views, "index": torch.arange(n), "step": step, "progress": step / 10}
+    size, (role, names) = method.config.image_size, *method.views.items()
+    views = [torch.rand(n, 3, size, size, generator=draw) for _ in names]
+    landmarks = torch.rand(len(names), n, 68, 2, generator=draw)
+    return {role: views, "index": torch.arange(n), "targets": torch.arange(n) % 3, "landmarks": landmarks, "step": step,
+            "progress": step / 10}
 
 def optimiser_of(method):
     return torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05, momentum=0.9)

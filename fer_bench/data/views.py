@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRIES', 'WEAK', 'SMALL_FACE', 'LEAST_CROP', 'VIEWS', 'seeded', 'uniform', 'to_rgb', 'crop_sides', 'affine', 'warp',
-           'resize', 'resample', 'Plain', 'Weak', 'Strong', 'Ssl', 'Erased', 'Geometric', 'make_view', 'apply_view']
+           'resize', 'resample', 'Plain', 'Weak', 'Strong', 'Ssl', 'Erased', 'Geometric', 'make_view', 'apply_view',
+           'view_map']
 
 # %% ../../nbs/data/views.ipynb #5fe7241e
 import math
@@ -135,13 +136,18 @@ class Ssl:
 
     `theta` (n, 2, 2, 3): a crop for small faces and one for large ones; `jitter` (n, 4): factors of brightness,
     contrast and saturation, and the shift of the hue; `grey` (n,) bool; `sigma` (n,) in pixels of a face of 224.
-    Source: SimFLE (arXiv 2303.07648); small faces: ours."""
+    `strength` > 0 scales all but flip and grey. Source: SimFLE (arXiv 2303.07648); small faces, strength: ours."""
+    def __init__(self, strength: float = 1.0): self.strength = strength
+
     def sample(self, generator, n: int) -> dict:
-        theta = torch.stack([affine(generator, n, (least, 1), (3 / 4, 4 / 3)) for least in LEAST_CROP], 1)
+        s = self.strength
+        theta = torch.stack([affine(generator, n, (least**s, 1), ((3 / 4)**s, (4 / 3)**s)) for least in LEAST_CROP], 1)
         jittered = torch.rand(n, 1, generator=generator) < 0.8
-        draws = (torch.rand(n, 4, generator=generator) * 2 - 1) * torch.tensor([0.8, 0.8, 0.8, 0.2])
-        return {"theta": theta, "jitter": torch.where(jittered, draws, 0.0) + torch.tensor([1.0, 1, 1, 0]),
-                "grey": torch.rand(n, generator=generator) < 0.2, "sigma": uniform(generator, n, 0.1, 2)}
+        draws = (torch.rand(n, 4, generator=generator) * 2 - 1) * torch.tensor([0.8, 0.8, 0.8, 0.2]) * s
+        jitter = torch.where(jittered, draws, 0.0) + torch.tensor([1.0, 1, 1, 0])
+        jitter[:, :3].clamp_(min=0)  # only beyond a strength of 1.25
+        return {"theta": theta, "jitter": jitter, "grey": torch.rand(n, generator=generator) < 0.2,
+                "sigma": uniform(generator, n, 0.1, 0.1 + 1.9 * s)}
 
     def __call__(self, images, size: int, theta, jitter, grey, sigma) -> torch.Tensor:
         images = resample(images.float().div(255), theta[:, int(size > SMALL_FACE)], size)
@@ -191,9 +197,9 @@ class Geometric(Weak):
 VIEWS = {"plain": Plain, "weak": Weak, "strong": Strong, "ssl": Ssl, "erased": Erased, "geometric": Geometric}
 
 def make_view(name: str, strength: float = 1.0):
-    "The view called `name`; `strength`: of `Geometric`. `BenchError` with the nearest names if there is none."
+    "The view called `name`; `strength`: of `geometric` and `ssl`. `BenchError` with the nearest names for another."
     view = lookup("view", name, VIEWS)
-    return view(strength) if view is Geometric else view()
+    return view(strength) if view in (Geometric, Ssl) else view()
 
 def apply_view(view, images: torch.Tensor, size: int, *seed: int, part: tuple[int, int] = (0, 1)) -> torch.Tensor:
     """Sample the parameters of `view` for uint8 `images` (B, C, H, W) from `seed` and apply them: (B, 3, size, size).
@@ -202,3 +208,10 @@ def apply_view(view, images: torch.Tensor, size: int, *seed: int, part: tuple[in
     the whole batch."""
     parameters = view.sample(seeded(*seed), len(images) * part[1])
     return view(images, size, **{name: part_of(values, part) for name, values in parameters.items()})
+
+def view_map(view, n: int, size: int, *seed: int, part: tuple[int, int] = (0, 1)) -> torch.Tensor:
+    """The maps (n, 2, 3) from output to input, as of `affine`, of the views that `apply_view` makes of `n` faces.
+
+    For what has to move along with the pixels, such as landmarks. Arguments as of `apply_view`."""
+    theta = view.sample(seeded(*seed), n * part[1]).get("theta", torch.eye(2, 3).expand(n * part[1], -1, -1))
+    return part_of(theta[:, int(size > SMALL_FACE)] if theta.ndim == 4 else theta, part)

@@ -24,6 +24,7 @@ class Method(nn.Module):
     `net`: images (B, 3, H, W) in [0, 1] → logits (B, K), with `net.encode`. `decay` in [0, 1): the share of the average
     that each step keeps. The average is evaluated if there is one. Subclasses set `views` and write `forward`."""
     views: dict = {"labelled": ["weak"]}
+    needs_landmarks = False  # whether its batch holds the landmarks of the unlabelled faces
 
     def __init__(self, net: nn.Module, decay: float = 0.0):
         super().__init__()

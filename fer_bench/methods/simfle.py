@@ -26,7 +26,15 @@ from fer_bench.methods.selfsupervised import (
 )
 from ..models.backbones import feature_width, map_size
 from ..models.facemae import create_facemae, default_patch_size, n_kept, random_mask
-from ..models.grouping import MIN_MAP, Grouping, channel_grouping_loss, check_groups, semantic_mask
+from fer_bench.models.grouping import (
+    MIN_MAP,
+    Grouping,
+    channel_grouping_loss,
+    check_groups,
+    group_scores,
+    semantic_mask,
+    straight_through,
+)
 
 # %% ../../nbs/methods/simfle.ipynb #259f63e9
 def distillation_loss(z: torch.Tensor, temperature: float = 4.0) -> torch.Tensor:
@@ -47,7 +55,7 @@ class FFL(nn.Module):
     """Fine-grained facial landmarks: grouping, mask, FaceMAE, and the two heads of the distillation.
 
     `channels` C of the backbone's last map, `width` D of its pooled features, `config` as for `SimFLE`, `masking`:
-    semantic or random. `BenchError` if the groups do not divide C, the patches do not divide the face, or the mask
+    semantic, random or soft. `BenchError` if the groups do not divide C, the patches not the face, or the mask
     keeps no patch or all. Source: SimFLE (arXiv 2303.07648)."""
     def __init__(self, channels: int, width: int, config, masking: str):
         super().__init__()
@@ -63,18 +71,23 @@ class FFL(nn.Module):
     def forward(self, x0, features, h: list, generator) -> tuple[dict, dict]:
         """→ (weighted parts of the loss, other numbers to log).
 
-        `x0` (B, 3, S, S), normalised; `features` (B, C, h, w): the backbone's map of it, without gradient; `h`: the
-        pooled features (B, D) of the two views; `generator`: for the masks."""
+        `x0` (B, 3, S, S), normalised; `features` (B, C, h, w): the backbone's map of it, with a gradient if soft; `h`:
+        the pooled features (B, D) of the two views; `generator`: for the masks."""
         c, activation = self.config, self.grouping(features)  # (B, C, h, w)
-        g = channel_grouping_loss(activation, c.groups)
-        ids_keep, mask = self.masks(activation, generator, part=world())
-        reconstruction, tokens, _ = self.facemae(x0, ids_keep, mask)
+        g = channel_grouping_loss(self.for_grouping(activation, features), c.groups)
+        reconstruction, tokens, _ = self.facemae(x0, *self.masks(activation, generator, part=world()))
         z = torch.stack([*(self.head_g(v) for v in h), self.head_f(tokens.mean(1))])  # (3, B, proj_dim)
         distillation, grouping = c.lambda_d * distillation_loss(z), c.lambda_g * g**2
         return {"reconstruction": reconstruction, "distillation": distillation, "grouping": grouping}, {"g": g}
 
-    def masks(self, activation, generator, group=None, part=(0, 1)) -> tuple[torch.Tensor, torch.Tensor]:
-        """→ (`ids_keep` (B, K), `mask` (B, L), 0 keep 1 remove) of faces with `activation` (B, C, h, w).
+    def for_grouping(self, activation, features) -> torch.Tensor:
+        "`activation` for g, which moves the convolution and never the backbone: for soft masks made anew."
+        if self.masking != "soft": return activation
+        with freeze_bn_stats(self.grouping): return self.grouping(features.detach())
+
+    def masks(self, activation, generator, group=None, part=(0, 1)) -> tuple[torch.Tensor, ...]:
+        """→ (`ids_keep` (B, K), `mask` (B, L), 0 keep 1 remove) of faces with `activation` (B, C, h, w); if soft, also
+        the `gate` (B, K) of `straight_through`.
 
         `group` (B,): the groups that decide; None: drawn from `generator`, like the random masks. `part` (rank, size):
         these faces are one of `size` equal parts of a batch; the draws are those of the whole batch."""
@@ -85,11 +98,14 @@ class FFL(nn.Module):
         if group is None:
             drawn = torch.randint(c.groups, (n,), generator=generator)
             group = part_of(drawn, part).to(device, non_blocking=True)
+        if self.masking == "soft":
+            scores = group_scores(activation, c.groups, group, self.size, self.patch_size)
+            return straight_through(scores, c.mask_ratio)
         return semantic_mask(activation, c.groups, group, self.size, self.patch_size, c.mask_ratio)
 
 # %% ../../nbs/methods/simfle.ipynb #bd897dfc
 class SimFLE(WithTarget):
-    """GFL and, if `ffl`, FFL with semantic or random `masking`; without FFL this is BYOL.
+    """GFL and, if `ffl`, FFL with semantic, random or soft `masking`; without FFL this is BYOL.
 
     `config`: a `RunConfig`, of which it reads momentum, momentum_schedule, proj_hidden, proj_dim, joint_views, and for
     FFL groups, mask_ratio, patch_size, facemae, lambda_d, lambda_g, grouping_init, x0_statistics. The unlabelled views
@@ -125,16 +141,15 @@ class SimFLE(WithTarget):
         masks = random_mask(len(x0), self.ffl.facemae.encoder.n_patches, self.config.mask_ratio)
         return out + self.ffl.grouping(features).mean() + self.ffl.facemae(x0, *(m.to(x0.device) for m in masks))[0]
 
-    @torch.no_grad()
     def encode_x0(self, x0) -> tuple[torch.Tensor, torch.Tensor]:
         """`x0` (B, 3, S, S) in [0, 1] → (x0 normalised and in FFL's size, the backbone's last map of it (B, C, h, w)).
 
-        Without gradient."""
+        Without gradient, unless the mask is soft."""
         if x0.shape[-1] != self.ffl.size:
             x0 = F.interpolate(x0, (self.ffl.size, self.ffl.size), mode="bilinear", antialias=True)
         x0 = self.net.normalise(x0)
-        mixed = self.config.x0_statistics == "mixed"
-        with contextlib.nullcontext() if mixed else freeze_bn_stats(self.net):
+        mixed, learns = self.config.x0_statistics == "mixed", self.ffl.masking == "soft" and torch.is_grad_enabled()
+        with torch.set_grad_enabled(learns), contextlib.nullcontext() if mixed else freeze_bn_stats(self.net):
             features = self.net.backbone.forward_features(x0)
         return x0, features
 
@@ -146,7 +161,7 @@ class SimFLE(WithTarget):
         as pictures (B, 3, s, s) in [0, 1], s the size of x0. Random masks are the same at every call."""
         ffl, (x0, features) = self.ffl, self.encode_x0(images)
         activation = ffl.grouping(features)
-        masks = ffl.masks(activation, seeded(self.config.seed), group)
+        masks = ffl.masks(activation, seeded(self.config.seed), group)[:2]
         faces = reconstruct_faces(self.net, ffl.facemae.encoder, ffl.facemae.decoder, x0, *masks)
         by_group = activation.unflatten(1, (self.config.groups, -1))  # (B, G, C / G, h, w)
         own = by_group[torch.arange(len(group), device=group.device), group].sum(1, keepdim=True)  # (B, 1, h, w)

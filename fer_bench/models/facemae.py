@@ -92,10 +92,13 @@ class FaceEncoder(nn.Module):
     def forward(self, images): return self.tokens(images).mean(1)
     def forward_features(self, images): return self.tokens(images)  # (B, L, D), as timm's ViT names it
 
-    def tokens(self, images, ids_keep=None):
-        "Tokens (B, K, D) of the patches `ids_keep` (B, K), in that order, or (B, L, D) of all, after the last norm."
+    def tokens(self, images, ids_keep=None, gate=None):
+        """Tokens (B, K, D) of the patches `ids_keep` (B, K), in that order, or (B, L, D) of all, after the last norm.
+
+        `gate` (B, K): a factor for each kept patch; its value is 1, and its gradient says what the patch is worth."""
         tokens = self.embed(images) + self.positions  # (B, L, D)
         if ids_keep is not None: tokens = tokens.take_along_dim(ids_keep[..., None], dim=1)  # (B, K, D)
+        if gate is not None: tokens = tokens * gate[..., None].to(tokens.dtype)
         return self.blocks(tokens)
 
 class FaceDecoder(nn.Module):
@@ -123,16 +126,16 @@ class FaceMAE(nn.Module):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
 
-    def forward(self, images, ids_keep, mask):
+    def forward(self, images, ids_keep, mask, gate=None):
         """`images` (B, 3, S, S), `ids_keep` (B, K), `mask` (B, L) → (loss, tokens (B, K, D), predictions (B, L, P)).
 
         Tokens are those of the kept patches after the encoder's last norm; predictions are in the units of
-        `patch_targets`."""
-        return mae_forward(self.encoder, self.decoder, images, ids_keep, mask)
+        `patch_targets`. `gate`: as of `FaceEncoder.tokens`."""
+        return mae_forward(self.encoder, self.decoder, images, ids_keep, mask, gate)
 
-def mae_forward(encoder, decoder, images, ids_keep, mask) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def mae_forward(encoder, decoder, images, ids_keep, mask, gate=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "`FaceMAE.forward` for an `encoder` and a `decoder` that belong to different modules: (loss, tokens, predictions)."
-    tokens = encoder.tokens(images, ids_keep)
+    tokens = encoder.tokens(images, ids_keep, gate)
     predicted = decoder(tokens, ids_keep).to(images.dtype)
     return reconstruction_loss(predicted, patch_targets(images, encoder.patch_size), mask), tokens, predicted
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_MAP', 'channel_cosines', 'block_loss', 'channel_grouping_loss', 'check_groups', 'Grouping', 'semantic_mask',
-           'group_scores']
+           'group_scores', 'straight_through']
 
 # %% ../../nbs/models/grouping.ipynb #5d66b9b1
 import torch
@@ -87,3 +87,17 @@ def group_scores(activation, n_groups: int, group, image_size: int, patch_size: 
     a = a.to(torch.promote_types(a.dtype, torch.float32)).sum(1, keepdim=True)  # (B, 1, H, W)
     a = F.interpolate(a, (image_size, image_size), mode="bilinear", align_corners=False)
     return F.avg_pool2d(a, patch_size).flatten(1)
+
+# %% ../../nbs/models/grouping.ipynb #41c3a6f6
+def straight_through(scores: torch.Tensor, mask_ratio: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(`ids_keep` (B, K), `mask` (B, L), `gate` (B, K)): as `keep_highest`, and a gradient passes to `scores` (B, L).
+
+    `mask` is 0 keep, 1 remove; `gate` is 1 for the kept patches, see `FaceEncoder.tokens`. Source: ours, after Bengio
+    et al. (arXiv 1308.3432)."""
+    fixed = scores.detach()
+    ids_keep, mask = keep_highest(fixed, mask_ratio)
+    order = fixed.sort(1, descending=True).values
+    cut = order[:, ids_keep.shape[1] - 1:ids_keep.shape[1] + 1].mean(1, keepdim=True)  # (B, 1)
+    soft = ((scores - cut) / fixed.std(1, keepdim=True).clamp(min=1e-6)).sigmoid()
+    through = soft - soft.detach()  # 0, with the gradient of `soft`
+    return ids_keep, mask - through, 1 + through.take_along_dim(ids_keep, dim=1)

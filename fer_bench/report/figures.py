@@ -69,7 +69,8 @@ def note_drawn(fig: Figure) -> None:
 
 # %% ../../nbs/report/figures.ipynb #683c4c94
 NOT_LOSS = {"epoch", "step", "lr", "seconds", "cpu_seconds", "train_seconds", "score", "pool_seen", "pool_used", "use",
-            "warm_up", "g", "feature_std", "val_reconstruction"}  # columns of a history that are no part of a loss
+            "warm_up", "g", "feature_std", "val_reconstruction", "spread",
+            "effective_rank"}  # columns of a history that are no part of a loss
 EVALUATED = {"val_WAR": "validation", "test_WAR": "test"}
 
 def history_numbers(record) -> tuple[list[str], list[str]]:

@@ -22,6 +22,7 @@ from fer_bench.config import (
     former_values,
     option_defaults,
     own_values,
+    start_run,
     usual_values,
 )
 from ..core import BenchError, read_json
@@ -96,16 +97,19 @@ def method_of_id(run_id: str) -> str:
     return rest.rsplit("-", 2)[0]
 
 def origin(record) -> str:
-    "What the weights of `record` started from: random weights, timm's weights, the method of another run, a file."
+    """What the weights of `record` started from: random weights, timm's weights, the method of another run, or a file.
+
+    With the epoch, where it is not the run's last: byol at epoch 10."""
     init = record.config.get("init", "scratch")
     entry = BACKBONES.get(record.config["backbone"])
     named = {"scratch": entry.untrained if entry else "random weights", "timm": "timm's weights"}
     if not init.startswith("run:"): return named.get(init, Path(init).stem)
-    name, folder = init.removeprefix("run:"), getattr(record, "folder", None)
+    (name, epoch), folder = start_run(init), getattr(record, "folder", None)
+    at = "" if epoch is None else f" at epoch {epoch}"
     other = folder.parent/name/"config.json" if folder else None
-    if not other or not other.is_file(): return method_of_id(name)
-    try: return str(read_json(other)["method"])
-    except (BenchError, KeyError, TypeError): return method_of_id(name)
+    if not other or not other.is_file(): return method_of_id(name) + at
+    try: return str(read_json(other)["method"]) + at
+    except (BenchError, KeyError, TypeError): return method_of_id(name) + at
 
 def start(record) -> str:
     "`scratch`, `timm`, or as `origin`."

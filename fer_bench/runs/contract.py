@@ -19,7 +19,8 @@ from ..config import RunConfig
 from ..core import BenchError
 from ..data.drawn.faces import draw_faces
 from ..data.labels import FERPLUS8
-from ..data.views import VIEWS, apply_view, make_view
+from ..data.landmarks import follow
+from ..data.views import VIEWS, apply_view, make_view, view_map
 from ..models.backbones import create_classifier
 from ..train.loop import seed_step
 
@@ -34,6 +35,7 @@ class Trial:
     def __init__(self, make, config):
         self.make, self.config = make, config
         drawn = draw_faces(range(self.FACES), size=config.image_size)
+        self.points = drawn["landmarks"] / config.image_size  # (N, 68, 2), shares of the side
         self.faces = torch.from_numpy(drawn["images"]).permute(0, 3, 1, 2)  # (N, 3, H, W) uint8
         self.labels = torch.arange(self.FACES) % len(FERPLUS8)
 
@@ -57,7 +59,15 @@ class Trial:
         if "unlabelled" in method.views:
             index = torch.arange(self.LABELLED * (self.config.mu or 1)) % self.POOL
             batch |= {"unlabelled": views("unlabelled", self.LABELLED + index), "index": index}
+            if getattr(method, "needs_landmarks", False): batch["landmarks"] = self.landmarks(method, step, index)
         return batch
+
+    def landmarks(self, method, step: int, index) -> torch.Tensor:
+        "Those of the unlabelled faces in their views (V, B, 68, 2), as in `train.points`."
+        maps = [view_map(make_view(name), len(index), self.config.image_size, 0, step, i)
+                for i, name in enumerate(method.views["unlabelled"])]
+        points = self.points[self.LABELLED + index.numpy()]
+        return torch.from_numpy(np.stack([follow(points, theta.numpy(), 1, 1) for theta in maps])).float()
 
     def forward(self, method, step: int = 0):
         seed_step(0, step)

@@ -18,7 +18,7 @@ from ..data.joint import sets_of
 from ..data.landmarks import landmarks_of, regions_of
 from ..data.splits import ROLES, fold_of, groups_of
 from ..data.views import make_view
-from ..evaluate.features import calibrate, extract
+from ..evaluate.features import calibrate, effective_rank, extract, spread
 from ..evaluate.landmarks import patch_hits
 from ..evaluate.metrics import classification_metrics, pseudo_label_counts
 from ..evaluate.predict import evaluating, predict
@@ -61,7 +61,7 @@ def watch(config, method, feed, faceset, split, pool):
     taken = split.labelled[frame_counts(config.frames, faceset.index, split.labelled) > 0]
     labelled = lambda: (to_device(logits(taken)), to_device(faceset.labels[taken]))
     truth = pool_truth(pool, faceset) if "pseudo_labels" in method_entry(config.method).flags else None
-    if config.probe: war = partial(_knn_war, config, method, feed, faceset, split)  # there is no classifier yet
+    knn = partial(_knn, config, method, feed, faceset, split)  # before the probe there is no classifier
 
     def after_epoch(progress: float) -> dict:
         facts = {}
@@ -73,8 +73,9 @@ def watch(config, method, feed, faceset, split, pool):
         if len(split.val):
             if getattr(method, "reconstructs", False):
                 facts |= _masks(config, method, feed, faceset, subsample(split.val, 200))
-            facts["val_WAR"] = war(split.val)
-        if config.select == "oracle": facts["test_WAR"] = war(split.test)
+            facts |= knn(split.val) if config.probe else {"val_WAR": war(split.val)}
+        if config.select == "oracle":
+            facts["test_WAR"] = knn(split.test)["val_WAR"] if config.probe else war(split.test)
         name = {"val": "val_WAR", "oracle": "test_WAR"}.get(config.select)
         return facts | ({"score": facts[name]} if name else {})
     return after_epoch
@@ -90,12 +91,14 @@ def voters(labels: np.ndarray, rows: np.ndarray, most: int = 2000, least: int = 
     missed = np.setdiff1d(labels[rows], labels[chosen])
     return np.concatenate([chosen, *(subsample(rows[labels[rows] == c], least) for c in missed)])
 
-def _knn_war(config, method, feed, faceset, split, rows) -> float:
+def _knn(config, method, feed, faceset, split, rows) -> dict:
+    "WAR by k nearest neighbours of at most 1000 of `rows`, and how far their features spread."
     known, asked = voters(faceset.labels, split.labelled), subsample(rows, 1000)
     features = predict(method, feed, np.concatenate([known, asked]), config.image_size, what="encode")
     bank, queries = features[:len(known)], features[len(known):]
     votes = knn_logits(bank, faceset.labels[known], queries, len(faceset.meta["classes"]), k=min(20, len(known)))
-    return float((votes.argmax(1) == faceset.labels[asked]).mean())
+    return {"val_WAR": float((votes.argmax(1) == faceset.labels[asked]).mean()), "spread": spread(queries),
+            "effective_rank": effective_rank(queries)}
 
 def _masks(config, method, feed, faceset, rows) -> dict:
     """Reconstruction error on the faces `rows`, and the share of landmarks of each region that is not masked.

@@ -19,8 +19,17 @@ import numpy as np
 import torch
 
 from ..catalogue import find_method, make_method, method_entry
-from ..config import NO_NUMBER, NUMERICS, PROBE, RunConfig, option_defaults, recorded_config, run_id
-from ..core import OWN_RESULTS, BenchError, hold_lock, make_folder, project_path, terminable, write_json
+from fer_bench.config import (
+    NO_NUMBER,
+    NUMERICS,
+    PROBE,
+    RunConfig,
+    kept_epochs,
+    option_defaults,
+    recorded_config,
+    run_id,
+)
+from ..core import OWN_RESULTS, BenchError, hold_lock, make_folder, project_path, sha256, terminable, write_json
 from ..data.audit.audit import cached_audit
 from ..data.audit.checks import check_split
 from ..data.faceset import check_unchanged
@@ -43,7 +52,16 @@ from .adjustment import adjusted_scores, check_adjustable, check_adjustment, set
 from ..schema import DEPENDS, kind_of
 from .evaluation import evaluate_logits, probe, set_results, watch
 from .films import check_films, smoothed_scores, test_films
-from .networks import PRETRAINED, WEIGHTS, create_network, init_hash, init_of, save_weights
+from fer_bench.runs.networks import (
+    PRETRAINED,
+    WEIGHTS,
+    create_network,
+    images_behind,
+    init_hash,
+    init_of,
+    kept_name,
+    save_weights,
+)
 from .task import check_sets, pool_truth, prepare_data
 from ..train.batches import make_batches
 from ..train.checkpoint import drop_checkpoints
@@ -146,7 +164,7 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
     device, trains = accelerator.device.type, method_entry(config.method).kind != "probe"
     if is_main():  # before the training, because the code may change on disk during it
         write_environment(folder, **_torch_facts(device), threads=config.threads, processes=world()[1])
-    after_epoch = watch(config, method, feed, faceset, split, pool)
+    after_epoch = _keeping(config, method, folder, watch(config, method, feed, faceset, split, pool))
     if device == "cuda": torch.cuda.reset_peak_memory_stats()
     start, history, found = time.perf_counter(), [], None
     with oom_hint(config.batch_size, config.batch_size * (1 + (config.mu or 0)), config.image_size, device):
@@ -254,17 +272,33 @@ def failures(audit: dict, index, split) -> list[str]:
     kept = [f for f in audit["findings"] if f["check"] not in {finding.check for finding in own}]
     return [f["sentence"] for f in [*kept, *map(vars, own)] if f["level"] == "failure"]
 
+def _keeping(config, method, folder, after_epoch):
+    "`after_epoch`, which also writes the weights of the epochs that `config.keep_epochs` names, before the checkpoint."
+    kept = kept_epochs(config.keep_epochs, config.epochs)
+    def keep_and_watch(progress: float) -> dict:
+        epoch = round(progress * config.epochs)
+        if epoch in kept and is_main(): save_weights(folder/kept_name(epoch), method.evaluated)
+        return after_epoch(progress)
+    return keep_and_watch
+
+def _kept_weights(config, folder) -> dict:
+    "File → SHA-256 of the epochs that `config.keep_epochs` keeps. Says which were over before it was set."
+    paths = {epoch: folder/kept_name(epoch) for epoch in kept_epochs(config.keep_epochs, config.epochs)}
+    if missing := [str(epoch) for epoch, path in paths.items() if not path.exists()]:
+        print(f"{folder.name}: not kept, for they were over before keep_epochs was set: epochs {', '.join(missing)}.")
+    return {path.name: sha256(path.read_bytes()) for path in paths.values() if path.exists()}
+
 def _write(config, faceset, split, pool, folder, method, history, logits, facts: dict) -> None:
     index, classes, entry = faceset.index, list(faceset.meta["classes"]), method_entry(config.method)
     count = lambda labels: np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()
     pooled = {} if pool is None else {"pool": pool.facts, "pool_truth": count(pool_truth(pool, faceset))}
     steps = 0 if entry.kind == "probe" else config.epochs * config.steps_per_epoch
-    labelled = 0 if config.probe else steps * config.batch_size  # the faces of a probe are not seen in training
-    start = config.init.removeprefix("run:") if config.init.startswith("run:") else ""
-    before = load_run(start, config.path("results_dir")).metrics.images_seen if start else 0
+    labelled = steps * config.batch_size if "labelled" in method.views else 0  # a probe trains on none
+    before = images_behind(config.init, config.path("results_dir"))
     scored = "score" in history[0]
     chosen = max(history, key=lambda row: (row["score"], -row["epoch"])) if scored else history[-1]
-    weights, films = {WEIGHTS: save_weights(folder/WEIGHTS, method.evaluated)}, test_films(faceset, split.test)
+    weights = {WEIGHTS: save_weights(folder/WEIGHTS, method.evaluated), **_kept_weights(config, folder)}
+    films = test_films(faceset, split.test)
     if config.frames != "all":
         facts["frames_an_epoch"] = round(frame_counts(config.frames, index, split.labelled).sum())
     if config.probe and entry.kind != "probe": weights[PRETRAINED] = save_weights(folder/PRETRAINED, method)

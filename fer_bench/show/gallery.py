@@ -103,7 +103,7 @@ def _masked(run, faceset, rows) -> dict:
         able = ", ".join(methods_of(flag="reconstructs"))
         raise BenchError(f"Run {run.id!r} masks no patches. Give runs of a method that does: {able}.")
     seen = method.explain(_images(run, faceset, rows), torch.arange(len(rows)))
-    if "map" in seen and method.config.masking != "semantic": del seen["map"]
+    if "map" in seen and method.config.masking == "random": del seen["map"]
     shown = [n for n in ("face", "map", "kept", "reconstructed") if n in seen]
     return {n: as_bytes(seen[n].clamp(0, 1).movedim(1, -1).numpy()) for n in shown}
 

@@ -117,7 +117,8 @@ def _case(method: str, size: int, faces: int, fields: dict) -> RunConfig:
     entry = method_entry(method)
     one = RunConfig(method=method, **fields).model_copy(update={"batch_size": 1})
     if "backbone" in entry.presets.get(one.preset, {}): fields = {n: v for n, v in fields.items() if n != "backbone"}
-    batch_size = faces // faces_per_step(one, entry.kind != "self-supervised")
+    labelled = entry.kind != "self-supervised" or "labels" in entry.flags
+    batch_size = faces // faces_per_step(one, labelled)
     return RunConfig(**fields, method=method, image_size=size, batch_size=batch_size)
 
 # %% ../../nbs/speed/benchmark.ipynb #3b1963de

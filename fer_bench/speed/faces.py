@@ -45,12 +45,14 @@ def generated(count: int, size: int, n_classes: int = 8):
     lasts.
 
     All faces are labelled, `n_classes` in turn, and all are in the pool too: the number of labels does not change the
-    speed. `BenchError` for fewer faces than classes. Source: ours."""
+    speed. All have the same 68 landmarks, at random places. `BenchError` for fewer faces than classes. Source: ours."""
     if count < n_classes: raise BenchError(f"{count} faces cannot show {n_classes} classes. Generate more faces.")
     classes = [f"class {k}" for k in range(n_classes)]
     with tempfile.TemporaryDirectory() as folder:
         images = _write_memmap(Path(folder)/"images.npy", patterns(size), count)
         index = pd.DataFrame({"label": pd.Categorical.from_codes(np.arange(count) % n_classes, classes)})
+        marks = np.random.default_rng(0).uniform(0, size, 136).astype(np.float32)
+        index["landmarks"] = [marks] * count  # one array, named by all rows
         faceset = FaceSet(Path(folder), images, index, {"name": "generated", "classes": classes})
         everyone, nobody = np.arange(count), np.array([], np.int64)
         yield faceset, Split(everyone, everyone, nobody, nobody), Pool([(faceset, everyone)])

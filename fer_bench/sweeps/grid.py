@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from ..catalogue import dataset_entry, method_entry
-from ..config import RunConfig
+from ..config import RunConfig, kept_epochs
 from ..core import BenchError, json_hash, project_path, read_file
 
 # %% ../../nbs/sweeps/grid.ipynb #0aa887a9
@@ -185,13 +185,23 @@ def _add(cells: dict, source: _Source, values: dict, paths: dict, common: set) -
     `common`: the names of the top level."""
     needs, init = None, values.get("init")
     if isinstance(init, dict):
+        init = dict(init)
+        at = init.pop("at", None)
         takes = _parameters(init.get("method", values.get("method")))
         inherited = {name: value for name, value in values.items() if name in common and name in takes}
         places = {name: paths.get(name, paths["init"]) for name in common}
         needs = _add(cells, source, inherited | init, places | {name: (*paths["init"], name) for name in init}, common)
-    config = _config(source, values | {"init": "run:?"} if needs else values, paths)
+        init = "run:?" + _at(source, at, needs.config, paths["init"])
+    config = _config(source, values | {"init": init} if needs else values, paths)
     cell = Cell(config, source.place(_block(paths)), values, needs, source.name)
     return cells.setdefault((json_hash(config.model_dump()), id(needs)), cell)
+
+def _at(source: _Source, epoch, config: RunConfig, path: tuple) -> str:
+    "The `@EPOCH` of a start from a run of `config`; empty for its end. `BenchError` for one that it does not keep."
+    if epoch is None: return ""
+    if epoch in (kept := kept_epochs(config.keep_epochs, config.epochs)): return f"@{epoch}"
+    raise BenchError(f"{source.place((*path, 'at'))}: the run keeps {kept or 'the end alone'} of its epochs, and not "
+                     f"{epoch}. Name it in keep_epochs, such as keep_epochs: '{epoch}'.")
 
 def _parameters(method) -> set[str]:
     "Names of the fields and of the options of `method`; of an unknown method only the fields (`_config` refuses it)."

@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 
 from ..catalogue import known_entry
-from ..config import NUMERICS, OF_POOL, PROBE, RunConfig, former_values, recorded_config
+from ..config import NUMERICS, OF_POOL, PROBE, RunConfig, former_values, recorded_config, start_run
 from ..core import BenchError, try_lock
 from ..record import Record, load_runs, runs_folder
 from ..runs.experiment import id_of
@@ -71,7 +71,7 @@ class Plan:
     def former(self, cell: Cell) -> str:
         "The id of the finished run of `cell` that was made with older numerics; empty if there is none."
         if cell.needs and not cell.needs.former: return ""
-        start = {"init": f"run:{cell.needs.former}"} if cell.needs else {}
+        start = {"init": _start(cell, cell.needs.former)} if cell.needs else {}
         for numerics in sorted(self.older, reverse=True):
             then = {n: v for n, v in former_values(cell.config.method, numerics).items() if n not in cell.given}
             with contextlib.suppress(Exception):  # `update` meets the same error and reports it
@@ -95,7 +95,7 @@ class Plan:
                 cell.state, cell.error = CANNOT, f"it starts from {cell.needs.id or 'a run'}, and that failed"
             return
         try:
-            if cell.needs: cell.config = cell.config.model_copy(update={"init": f"run:{cell.needs.id}"})
+            if cell.needs: cell.config = cell.config.model_copy(update={"init": _start(cell, cell.needs.id)})
             cell.id = cell.id or self.identify(cell.config)
         except Exception as e:
             cell.state, cell.error = CANNOT, str(e) if isinstance(e, BenchError) else f"{type(e).__name__}: {e}"
@@ -119,6 +119,11 @@ class Plan:
         elif seconds_per_step:
             cell.seconds, cell.basis = seconds_per_step * config.epochs * config.steps_per_epoch, "tried steps"
         if cell.seconds and cell.id: cell.seconds *= 1 - epochs_done(self.folder(cell)) / config.epochs
+
+def _start(cell: Cell, run: str) -> str:
+    "The `init` of `cell`, which starts from the run with the id `run`."
+    _, epoch = start_run(cell.config.init)
+    return f"run:{run}" + ("" if epoch is None else f"@{epoch}")
 
 def faces(config: RunConfig) -> int:
     "How many faces a run of `config` shows to its network, the measure of its work. 1 for a probe, which has no steps."

@@ -218,6 +218,9 @@ def parcel(job: Job, put, put_faces) -> dict:
     from_run = config.init.startswith("run:")
     if not from_run and config.init not in ("scratch", "timm"): paths["init"] = f"init{Path(config.init).suffix}"
     for field, name in paths.items(): files[name] = config.path(field).read_bytes()
+    if config.keep_epochs or "@" in config.init * from_run:
+        raise BenchError("keep_epochs keeps weights beside a record on one machine, and Ray carries those of its end "
+                         "alone. Leave keep_epochs and @EPOCH out, or do this grid without Ray.")
     start = pack_bytes(load_run(config.init.removeprefix("run:"), results), weights=True) if from_run else None
     faceset, _, pool = prepare_data(config)
     faces = {"data_root": faceset}

@@ -18,6 +18,7 @@ from ..data.joint import sets_of
 from ..data.labels import VOTED, vote_shares
 from ..data.views import apply_view, make_view
 from ..distributed import part_of, world
+from .points import PoolPoints
 from torchvision.transforms.v2 import CutMix, MixUp
 from torchvision.tv_tensors import Image
 
@@ -146,8 +147,9 @@ def make_batches(config, method, feed: Feed, faceset, split, pool=None):
     Always "step" and "progress" = step / total steps, in [0, 1). If `method.views` has labelled views: "labelled", a
     list of views (B, 3, size, size) in [0, 1], and "targets", class numbers (B,) or shares (B, K). With a `pool`:
     "unlabelled", a list of views (mu · B, 3, size, size) of the same faces, and "index" (mu · B,), their positions in
-    the pool. The pixels of the next batches are fetched in the background. `BenchError` if the processes cannot share a
-    batch equally."""
+    the pool; for a method that `needs_landmarks`, "landmarks" (V, mu · B, K, 2), those of its V views (`PoolPoints`).
+    The pixels of the next batches are fetched in the background. `BenchError` if the processes cannot share a batch
+    equally."""
     labels = soft_targets(faceset) if config.targets == "soft" else faceset.labels.astype(np.int64)
     targets = torch.from_numpy(labels).to(feed.device)
     streams, total = {}, config.epochs * config.steps_per_epoch
@@ -159,6 +161,7 @@ def make_batches(config, method, feed: Feed, faceset, split, pool=None):
         streams["unlabelled"] = _Stream(config, Feed(pool.images, feed.device), pool_order(config, method, len(pool)),
                                         view_names(method, config, "unlabelled"), config.mu * config.batch_size,
                                         POOL_VIEW)
+    marks = PoolPoints(pool, config.method) if pool is not None and getattr(method, "needs_landmarks", False) else None
 
     def batch_at(step: int) -> dict:
         batch = {name: stream.views_at(step) for name, stream in streams.items()}
@@ -167,6 +170,7 @@ def make_batches(config, method, feed: Feed, faceset, split, pool=None):
             batch["targets"] = targets[streams["labelled"].rows_at(step)]
             mix(batch, config, len(faceset.meta["classes"]))
         if pool is not None: batch["index"] = streams["unlabelled"].rows_at(step)
+        if marks: batch["landmarks"] = streams["unlabelled"].points_at(step, marks)
         return batch
     return batch_at
 
@@ -187,3 +191,8 @@ class _Stream:
         images = self.ahead(step)
         return [apply_view(v, images, self.config.image_size, self.config.seed, step, self.tag + i, part=world())
                 for i, v in enumerate(self.views)]
+
+    def points_at(self, step: int, marks) -> torch.Tensor:
+        seeds = [(self.config.seed, step, self.tag + i) for i in range(len(self.views))]
+        points = marks(self.rows(step), self.views, self.config.image_size, seeds)
+        return points.to(self.device, non_blocking=True)
