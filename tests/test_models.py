@@ -168,6 +168,7 @@ def method(request): return make(request.param)
 
 def batch_for(method, n=8):
     faces = {role: [torch.rand(n, 3, 32, 32) for _ in views] for role, views in method.views.items()}
+    if method.needs_landmarks: faces["landmarks"] = torch.rand(len(method.views["unlabelled"]), n, 68, 2)
     return {"targets": torch.arange(n) % 8, "step": 3, "progress": 0.5, "index": torch.arange(n), **faces}
 
 def test_method_contract(method):
