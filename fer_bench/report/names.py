@@ -101,7 +101,7 @@ def origin(record) -> str:
 
     With the epoch, where it is not the run's last: byol at epoch 10."""
     init = record.config.get("init", "scratch")
-    entry = BACKBONES.get(record.config["backbone"])
+    entry = BACKBONES.get(record.config.get("backbone"))
     named = {"scratch": entry.untrained if entry else "random weights", "timm": "timm's weights"}
     if not init.startswith("run:"): return named.get(init, Path(init).stem)
     (name, epoch), folder = start_run(init), getattr(record, "folder", None)
