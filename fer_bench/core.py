@@ -282,10 +282,11 @@ OWN_RESULTS = "results/own"  # where runs go unless told otherwise; git ignores 
 def project_path(path) -> Path:
     """`path`, made absolute.
 
-    A relative path starts at the project's root if the working folder is its `nbs`, else at the working folder."""
+    A relative path starts at the project's root if the working folder is its `nbs` or lies in it, else at the working
+    folder."""
     path, here = _at_home(path), Path.cwd()
-    inside = here.name == "nbs" and (here/"run_benchmark.ipynb").exists()
-    return path if path.is_absolute() else (here.parent if inside else here)/path
+    notebooks = (p for p in (here, *here.parents) if p.name == "nbs" and (p/"run_benchmark.ipynb").exists())
+    return path if path.is_absolute() else next((p.parent for p in notebooks), here)/path
 
 def cache_folder(cache_dir: str = "") -> Path:
     "The folder of the cache: `cache_dir`, else the environment variable FER_BENCH_CACHE, else `~/.cache/fer_bench`."

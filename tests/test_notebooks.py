@@ -12,6 +12,7 @@ import pytest
 
 import fer_bench
 from fer_bench.config import RunConfig, assigned_names
+from fer_bench.core import project_path
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -181,3 +182,10 @@ def test_no_pixels_weights_or_executed_notebooks_in_git():
 def test_import_needs_no_torch():
     code = "import sys, fer_bench, fer_bench.cli; assert not {'torch', 'timm', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+@pytest.mark.parametrize("folder", [".", "nbs", "nbs/models", "nbs/data/sources"])
+def test_paths_start_at_the_project_from_every_folder_of_notebooks(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(Path(__file__).parent.parent/folder)
+    assert project_path("results") == Path(__file__).parent.parent/"results"
+    monkeypatch.chdir(tmp_path)
+    assert project_path("results") == tmp_path/"results"
