@@ -449,7 +449,7 @@ class BackboneEntry(Entry):
     """What the catalogue knows about a backbone.
 
     `make`: a function, or its location ("module:name"). `about`: one line. `call(make, image_size)` → module.
-    `untrained`: what features are called that no training made."""
+    `untrained`: what its features are called where nothing was trained."""
     make: str | Callable
     about: str
     call: Callable = lambda function, image_size: function(image_size)
@@ -461,7 +461,7 @@ def _face_encoder(size: str) -> BackboneEntry:
 
 BACKBONES = {f"facemae_{size}": _face_encoder(size) for size in ("tiny", "small", "base")} | {
     "small_resnet": BackboneEntry("models.small:small_resnet", "residual network for faces of 32 to 64 px"),
-    "small_resnet_s1": BackboneEntry("models.small:small_resnet_s1", "the same with a first stage of full size"),
+    "small_resnet_s1": BackboneEntry("models.small:small_resnet_s1", "small_resnet with a first stage of full size"),
     "small_sepconv": BackboneEntry("models.small:small_sepconv", "separable network for faces of 32 to 64 px"),
     "pixels": BackboneEntry("models.small:pixels", "no network: the 576 grey pixels of a face of 24 px",
                             untrained="raw pixels"),

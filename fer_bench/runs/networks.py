@@ -35,7 +35,7 @@ from ..schema import Loaded
 
 # %% ../../nbs/runs/networks.ipynb #7bf252b8
 WEIGHTS, PRETRAINED = "weights.safetensors", "pretrained.safetensors"  # beside the record: large, never committed
-KEPT = r"weights-\d{5,7}\.safetensors"  # of an epoch, see `kept_name`
+KEPT = r"weights-(\d{5,7})\.safetensors"  # of an epoch, see `kept_name`
 
 SHAPE = {"backbone": "", "small_stem": 0, "min_map": 0, "normalise": ""}  # field -> its value in earlier records
 
@@ -59,7 +59,7 @@ def init_of(config) -> str:
 def _kept(record: Record, epoch: int) -> str:
     "Name of the file that `record` kept of `epoch`; `BenchError` if it kept none of it."
     if kept_name(epoch) in record.metrics.weights: return kept_name(epoch)
-    kept = [str(int(name[8:13])) for name in sorted(record.metrics.weights) if re.fullmatch(KEPT, name)]
+    kept = [str(int(found[1])) for name in sorted(record.metrics.weights) if (found := re.fullmatch(KEPT, name))]
     raise BenchError(f"Run {record.id!r} kept no weights of epoch {epoch}, but {', '.join(kept) or 'the last alone'}. "
                      f"Delete its folder, and do it again with keep_epochs='{','.join([*kept, str(epoch)])}'.")
 
