@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -213,7 +214,10 @@ class MethodEntry(Entry):
     `defaults`: its own defaults of fields and options, where they differ from the usual ones.
     `presets`: preset → values. `recipe`: the published values, which the preset `paper` adds.
     `former`: what records without a field had there, where `defaults` or `recipe` say something else now.
-    `flags`: names of `FLAGS`. `own`: whether it is a user's own method."""
+    `flags`: names of `FLAGS`. `own`: whether it is a user's own method.
+    `neck`: a function, or its location, for a method whose network makes its features of the backbone's last map in
+    another way than by pooling: `neck(options, channels, cells)` → a module (B, channels, h, w) → (B, width) with the
+    attribute `width`, where `options` has the method's options and `cells` is (h, w). None: none."""
     make: str | Callable
     kind: str
     about: str
@@ -225,6 +229,12 @@ class MethodEntry(Entry):
     former: dict = field(default_factory=dict)
     flags: frozenset = frozenset()
     own: bool = False
+    neck: str | Callable | None = None
+
+    def neck_of(self, options):
+        "The function `neck(channels, cells)` for these `options`, or None."
+        if self.neck is None: return None
+        return partial(load_object(self.neck) if isinstance(self.neck, str) else self.neck, options)
 
 # %% ../nbs/catalogue.ipynb #b0fb5b5c
 SEMI = dict(balance="sampler", mu=2, unlabelled="rest")
@@ -512,7 +522,8 @@ def own_entry(make: Callable, about: str = "") -> MethodEntry:
     unlabelled = "semi-supervised" if "labelled" in views else "self-supervised"
     kind = unlabelled if "unlabelled" in views else "supervised"
     about = about or next(iter((make.__doc__ or "").splitlines()), "") or "a method of your own"
-    return MethodEntry(make, kind, about, options=options, flags=frozenset({"unlabelled"} & views.keys()), own=True)
+    return MethodEntry(make, kind, about, options=options, flags=frozenset({"unlabelled"} & views.keys()), own=True,
+                       neck=getattr(made, "neck", None))
 
 def method_entry(name: str) -> MethodEntry:
     """The entry of the method `name`: built in, registered, or the class "package.module.Class", which is imported.

@@ -25,6 +25,7 @@ class Method(nn.Module):
     that each step keeps. The average is evaluated if there is one. Subclasses set `views` and write `forward`."""
     views: dict = {"labelled": ["weak"]}
     needs_landmarks = False  # whether its batch holds the landmarks of the unlabelled faces
+    doubt = None  # images (B, 3, H, W) → (B,): larger where the method trusts a face less. None: no measure of its own
 
     def __init__(self, net: nn.Module, decay: float = 0.0):
         super().__init__()

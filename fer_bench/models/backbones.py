@@ -199,32 +199,39 @@ class Head(nn.Linear):
     """Features (B, `width`) → logits (B, `n_classes`).
 
     `unit`: the features of each face are first divided by their length. `dropout` in [0, 1): the share of them that is
-    then set to 0 in training. Weights start at N(0, 0.01), the bias at 0."""
-    def __init__(self, width: int, n_classes: int, unit: bool = False, dropout: float = 0.0):
+    then set to 0 in training. `normed`: a batch norm follows, whose bias is the head's. Weights start at N(0, 0.01),
+    the bias at 0."""
+    def __init__(self, width: int, n_classes: int, unit: bool = False, dropout: float = 0.0, normed: bool = False):
         super().__init__(width, n_classes)
         self.unit, self.dropout = unit, dropout
+        self.norm = nn.BatchNorm1d(n_classes, affine=False) if normed else None
+        if normed: self.scale = nn.Parameter(torch.ones(n_classes))
         nn.init.normal_(self.weight, std=0.01)
         nn.init.zeros_(self.bias)
 
     def forward(self, features):
         if self.unit: features = F.normalize(features, dim=1)
         if self.dropout: features = F.dropout(features, self.dropout, self.training)
-        return super().forward(features)
+        if self.norm is None: return super().forward(features)
+        return self.norm(F.linear(features, self.weight)) * self.scale + self.bias
 
 class Classifier(nn.Module):
     """Normalisation, backbone and linear head: RGB faces (B, 3, H, W) in [0, 1] → logits (B, n_classes).
 
-    `encode` gives the pooled features (B, D), D = `feature_width`. The head's weights start at N(0, 0.01) and its
-    bias at 0, so that the first predictions are nearly uniform. `normalise`: as `config.normalisation` takes it;
-    empty: the mean and std of the backbone's `pretrained_cfg`. `unit_features`, `dropout`: as of `Head`."""
+    `encode` gives the features (B, D) of the head: the pooled ones, D = `feature_width`, or those of the `neck`. The
+    head's weights start at N(0, 0.01) and its bias at 0, so that the first predictions are nearly uniform. `normalise`:
+    as `config.normalisation` takes it; empty: the mean and std of the backbone's `pretrained_cfg`. `unit_features`,
+    `dropout`: as of `Head`. `neck`: a module that makes features (B, `neck.width`) of the last map of the backbone (B,
+    C, h, w), in place of pooling it; if it has a `normed_logits` that is true, the head is `normed`."""
     def __init__(self, backbone: nn.Module, n_classes: int, normalise: str = "", unit_features: bool = False,
-                 dropout: float = 0.0):
+                 dropout: float = 0.0, neck: nn.Module | None = None):
         super().__init__()
         pixels = normalisation(normalise) if normalise else {**backbone.pretrained_cfg, "channels": "RGB"}
         for name in ("mean", "std"): self.register_buffer(name, torch.tensor(pixels[name]).view(1, 3, 1, 1))
         self.channels = pixels["channels"]
-        self.backbone = backbone
-        self.head = Head(feature_width(backbone), n_classes, unit_features, dropout)
+        self.backbone, self.neck = backbone, neck
+        width = feature_width(backbone) if neck is None else neck.width
+        self.head = Head(width, n_classes, unit_features, dropout, getattr(neck, "normed_logits", False))
 
     def normalise(self, images):
         images = (images - self.mean) / self.std
@@ -235,23 +242,27 @@ class Classifier(nn.Module):
     def pixels(self) -> dict:
         "mean and std of RGB pixels in [0, 1], and the order of the channels that the backbone gets."
         return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist(), "channels": self.channels}
-    def encode(self, images): return self.backbone(self.normalise(images))
+    def encode(self, images):
+        images = self.normalise(images)
+        return self.backbone(images) if self.neck is None else self.neck(self.backbone.forward_features(images))
     def forward(self, images): return self.head(self.encode(images))
 
 # %% ../../nbs/models/backbones.ipynb #4bc747f2
 def create_classifier(name: str, n_classes: int, image_size: int, init: str = "scratch", min_map: int = 0,
                       normalise: str = "", init_partial: bool = False, small_stem: int = 0,
-                      unit_features: bool = False, dropout: float = 0.0) -> tuple[Classifier, dict]:
+                      unit_features: bool = False, dropout: float = 0.0, neck=None) -> tuple[Classifier, dict]:
     """(`Classifier` around the backbone `name`, report of `load_weights`, empty without a file).
 
     `init`: "scratch", "timm" (its pretrained weights), or the path of a weights file for the backbone. `min_map`:
     least number of cells per side of a CNN's last map; 0: as the backbone is built. `normalise`: as in `Classifier`.
     `init_partial`: `partial` of `load_weights`. `small_stem`: as in `create_backbone`. `unit_features`, `dropout`: as
-    of `Head`. `BenchError` as `create_cnn`,
-    `read_weights` and `load_weights`, and for a file of fer_bench with another normalisation."""
+    of `Head`. `neck(channels, (h, w))` → the neck of the `Classifier` for a last map of that shape; None: without one.
+    `BenchError` as `create_cnn`, `read_weights` and `load_weights`, for a file of fer_bench with another normalisation,
+    and for a neck without a map."""
     backbone = (create_cnn(name, image_size, min_map, init == "timm", small_stem) if min_map
                 else create_backbone(name, image_size, init == "timm", small_stem))
-    net = Classifier(backbone, n_classes, normalise, unit_features, dropout)
+    on_map = neck(backbone.num_features, map_size(backbone, name, image_size)) if neck else None
+    net = Classifier(backbone, n_classes, normalise, unit_features, dropout, on_map)
     if init in ("scratch", "timm"): return net, {}
     state = read_weights(init)
     _need_same_pixels(net, state, init)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..catalogue import find_method, registered
+from ..catalogue import method_entry, registered
 from ..config import RunConfig
 from ..core import BenchError
 from ..data.drawn.faces import draw_faces
@@ -29,11 +29,12 @@ class Trial:
     """A tiny setting to test a method in: a small network of `config`, and drawn faces of all classes.
 
     `make`: called as `make(net, config, counts, n_unlabelled)`. `method()` makes a new method, with the same weights
-    each time. `batch(method, step)` makes the batch that the method gets at a step."""
+    each time. `batch(method, step)` makes the batch that the method gets at a step. `neck`: as in
+    `create_classifier`."""
     FACES, POOL, LABELLED = 24, 16, 8  # all faces; faces of the pool; labelled faces per step
 
-    def __init__(self, make, config):
-        self.make, self.config = make, config
+    def __init__(self, make, config, neck=None):
+        self.make, self.config, self.neck = make, config, neck
         drawn = draw_faces(range(self.FACES), size=config.image_size)
         self.points = drawn["landmarks"] / config.image_size  # (N, 68, 2), shares of the side
         self.faces = torch.from_numpy(drawn["images"]).permute(0, 3, 1, 2)  # (N, 3, H, W) uint8
@@ -41,7 +42,8 @@ class Trial:
 
     def net(self):
         c = self.config
-        return create_classifier(c.backbone, len(FERPLUS8), c.image_size, min_map=c.min_map, small_stem=c.small_stem)[0]
+        return create_classifier(c.backbone, len(FERPLUS8), c.image_size, min_map=c.min_map, small_stem=c.small_stem,
+                                 neck=self.neck)[0]
 
     def method(self):
         torch.manual_seed(0)
@@ -55,7 +57,8 @@ class Trial:
         batch = {"step": step, "progress": step / 4}
         if "labelled" in method.views:
             labelled = slice(self.LABELLED)
-            batch |= {"labelled": views("labelled", labelled), "targets": self.labels[labelled].clone()}
+            batch |= {"labelled": views("labelled", labelled), "targets": self.labels[labelled].clone(),
+                      "place": torch.arange(self.LABELLED)}
         if "unlabelled" in method.views:
             index = torch.arange(self.LABELLED * (self.config.mu or 1)) % self.POOL
             batch |= {"unlabelled": views("unlabelled", self.LABELLED + index), "index": index}
@@ -298,7 +301,8 @@ def check_method(make, **fields) -> None:
     name = make if named else getattr(make, "__name__", type(make).__name__)
     with contextlib.nullcontext() if named else registered(name, make):
         config = RunConfig(**{"preset": "tiny", "method": name, **fields})
-    trial, causes = Trial(find_method(make) if named else make, config), []
+        entry = method_entry(config.method)
+    trial, causes = Trial(entry.load(), config, entry.neck_of(config)), []
     with torch.random.fork_rng(devices=[]):
         faults = next((found for duty in FIRST if (found := _answers(duty, trial, causes))), None)
         faults = faults or [fault for duty in DUTIES for fault in _answers(duty, trial, causes)]

@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from safetensors.torch import load_file
 from torch import nn
 
-from ..catalogue import need_imported
+from ..catalogue import method_entry, need_imported
 from ..config import RunConfig, recorded_config
 from fer_bench.core import (
     OWN_RESULTS,
@@ -81,6 +81,8 @@ class ModelFacts(Facts):
     test_views: Literal["plain", "flip"] = Field("plain", description="as in `RunConfig`, for `predict` and ONNX")
     normalise: Text = Field("", description="as in `RunConfig`")
     unit_features: bool = Field(False, description="as in `RunConfig`")
+    neck: Text = Field("", description="method whose network has layers between backbone and head; empty: none")
+    options: dict[Text, bool | int | float | str | None] = Field({}, description="of that method")
     sha256: Hash | None = Field(None, description="of the exported weights")
 
     @model_validator(mode="after")
@@ -90,9 +92,10 @@ class ModelFacts(Facts):
         return self
 
 def _facts(record) -> dict:
-    config = recorded_config(record.config)
+    config, entry = recorded_config(record.config), method_entry(record.config["method"])
+    necked = {"neck": config.method, "options": {name: getattr(config, name) for name in entry.options.model_fields}}
     return {"run_id": record.id, "classes": list(record.metrics.classes), "image_size": config.image_size,
-            "faces": _faces(record), "min_map": config.min_map or 0,
+            "faces": _faces(record), "min_map": config.min_map or 0, **(necked if entry.neck else {}),
             **{name: getattr(config, name) for name in ("backbone", "small_stem", "test_views", "normalise",
                                                         "unit_features")}}
 
@@ -293,13 +296,20 @@ def _exported(folder: Path) -> nn.Module:
         if is_own_backbone(facts.backbone): need_imported(f"The model {str(folder)!r}", facts.backbone)
         net, _ = create_classifier(facts.backbone, len(facts.classes), facts.image_size, min_map=facts.min_map,
                                    normalise=facts.normalise, small_stem=facts.small_stem,
-                                   unit_features=facts.unit_features)
+                                   unit_features=facts.unit_features, neck=_neck(facts, folder))
         net.load_state_dict(load_file(folder/MODEL))
         need_finite(net, folder/MODEL)
         return _with_facts(net, facts)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as e:
         if isinstance(e, BenchError): raise
         raise BenchError(f"The exported model {str(folder)!r} is damaged ({e}). Copy it again.") from None
+
+def _neck(facts: ModelFacts, folder: Path):
+    "The `neck` of `create_classifier` for an exported network."
+    if not facts.neck: return None
+    if "." in facts.neck: need_imported(f"The model {str(folder)!r}", facts.neck)
+    entry = method_entry(facts.neck)
+    return entry.neck_of(entry.options(**facts.options))
 
 def _need_agreement(model, exported, what: str) -> None:
     "`BenchError` unless both give the same logits. Five drawn faces: another batch size than the exporter traced with."

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..catalogue import import_own, make_method, need_imported
+from ..catalogue import import_own, make_method, method_entry, need_imported
 from ..config import recorded_config, start_run
 from ..core import BenchError, atomic_file, json_hash, sha256
 from ..data.feed import Feed
@@ -93,7 +93,7 @@ def create_network(config, n_classes: int, init: str = "scratch") -> tuple[Class
     "→ (the `Classifier` of `config`, which weights were loaded, also printed); `init` as in `create_classifier`."
     net, loaded = create_classifier(config.backbone, n_classes, config.image_size, init, config.min_map,
                                     config.normalise, config.init_partial, config.small_stem,
-                                    config.unit_features, config.dropout)
+                                    config.unit_features, config.dropout, method_entry(config.method).neck_of(config))
     if init != "scratch" and is_main(): print("Start weights:", Loaded(**loaded).sentence(config.init))
     return net, loaded
 

@@ -145,7 +145,8 @@ def make_batches(config, method, feed: Feed, faceset, split, pool=None):
     """→ `batch_at(step)`, the batch of a step (from 0) as a dict of tensors on the feed's device.
 
     Always "step" and "progress" = step / total steps, in [0, 1). If `method.views` has labelled views: "labelled", a
-    list of views (B, 3, size, size) in [0, 1], and "targets", class numbers (B,) or shares (B, K). With a `pool`:
+    list of views (B, 3, size, size) in [0, 1], "targets", class numbers (B,) or shares (B, K), and "place" (B,), their
+    positions in `split.labelled`. With a `pool`:
     "unlabelled", a list of views (mu · B, 3, size, size) of the same faces, and "index" (mu · B,), their positions in
     the pool; for a method that `needs_landmarks`, "landmarks" (V, mu · B, K, 2), those of its V views (`PoolPoints`).
     The pixels of the next batches are fetched in the background. `BenchError` if the processes cannot share a batch
@@ -155,6 +156,9 @@ def make_batches(config, method, feed: Feed, faceset, split, pool=None):
     streams, total = {}, config.epochs * config.steps_per_epoch
     if "labelled" in method.views:
         order = make_order(config, faceset, split.labelled)
+        place = torch.full((len(faceset),), -1)
+        place[split.labelled] = torch.arange(len(split.labelled))
+        place = place.to(feed.device)
         streams["labelled"] = _Stream(config, feed, order, view_names(method, config, "labelled"), config.batch_size,
                                       VIEW)
     if pool is not None:
@@ -167,7 +171,8 @@ def make_batches(config, method, feed: Feed, faceset, split, pool=None):
         batch = {name: stream.views_at(step) for name, stream in streams.items()}
         batch |= {"step": step, "progress": step / total}
         if "labelled" in streams:
-            batch["targets"] = targets[streams["labelled"].rows_at(step)]
+            rows = streams["labelled"].rows_at(step)
+            batch["targets"], batch["place"] = targets[rows], place[rows]
             mix(batch, config, len(faceset.meta["classes"]))
         if pool is not None: batch["index"] = streams["unlabelled"].rows_at(step)
         if marks: batch["landmarks"] = streams["unlabelled"].points_at(step, marks)
