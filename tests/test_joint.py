@@ -21,6 +21,7 @@ from fer_bench.data.feed import BalancedOrder, Order, SharedOrder, batch_rows
 from fer_bench.data.joint import JointSource, class_maps, joint_split, lacking, read_rules, set_names, sets_of
 from fer_bench.data.labels import FERPLUS8, meaning
 from fer_bench.data.pools import held_out_hashes
+from fer_bench.data.sources.fixtures import fake
 from fer_bench.data.splits import make_split
 from fer_bench.record import Record
 from fer_bench.report.rows import leaderboard_table
@@ -361,6 +362,20 @@ def test_data_that_are_refused(joined, tiny, halves, tmp_path):
         load_data(joined(data_root=[halves[0], str(tmp_path/"copy")], label_map=""))
     from fer_bench.runs.judge import judge
     with pytest.raises(BenchError, match="one data set at a time"): judge("table.csv", joined())
+
+def test_dtm_as_published_on_three_sets_and_a_pool(tiny, tmp_path):
+    "Preset paper: Aff-Wild2, AffectNet and ExpW at once, in equal shares, every second frame, a face recognition pool."
+    faces = {"abaw5-expr": 2, "affectnet-8": 12, "expw": 12}  # fake trees draw the same faces, so the larger keep some
+    roots = [str(fake(name.removesuffix("-8"), tmp_path/name, n)) for name, n in faces.items()]
+    record = run(tiny(method="dtm", preset="paper", dataset=list(faces), data_root=roots, set_shares="equal",
+                      label_map="contempt=other", pool_root=str(fake("identities", tmp_path/"people", 3)), mu=1,
+                      frames="every:2", smoothing="mean", epochs=1, steps_per_epoch=1, warmup_epochs=0, batch_size=6,
+                      image_size=32, backbone="test_resnet", threads=1))
+    m = record.metrics
+    assert list(m.sets) == list(faces) and m.classes[-1] == "other" and m.pool.members == ["identities"]
+    assert all(0 <= scores.test.macro_F1 <= 1 and scores.n["labelled"] for scores in m.sets.values())
+    assert m.test_films == 2 + sum(scores.n["test"] for name, scores in m.sets.items() if name != "abaw5-expr")
+    assert record.check() is None
 
 def test_a_set_without_validation_has_no_say(joined, halves, tmp_path):
     "select = val is refused where a set has no validation face, and so are shares of a set without labelled ones."
