@@ -177,17 +177,17 @@ def test_a_file_arrives_and_the_network_is_the_papers(name, tmp_path):
     At an odd size, where each stride rounds up."""
     file = file_of(name)
     torch.save(dict(file), tmp_path/"backbone.pth")
-    net, report = create_classifier(name, 7, 37, init=str(tmp_path/"backbone.pth"))
+    net, report = create_classifier(name, 7, 21, init=str(tmp_path/"backbone.pth"))
     left = {n for n in file if n.startswith(UNUSED)}
     assert net.backbone.state_dict().keys() == file.keys() - left and report["unused"] == sorted(left)
     assert all(torch.equal(v, file[n]) for n, v in net.backbone.state_dict().items())
     assert report["missing"] == report["adapted"] == report["passed_over"] == [] and report["prefix"] == ""
-    images = torch.rand(2, 3, 37, 50, dtype=torch.float64)
+    images = torch.rand(2, 3, 21, 34, dtype=torch.float64)
     wanted = Plain(file).last_map((images.numpy() * 255 - 127.5) / 128, name)
     net = net.double().eval()
     net.mean.fill_(127.5 / 255), net.std.fill_(128 / 255)  # float32 numbers until here
     with torch.no_grad(): found, features = net.backbone.forward_features(net.normalise(images)), net.encode(images)
-    assert found.shape == (2, 512, 3, 4)
+    assert found.shape == (2, 512, 2, 3)
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6 * np.abs(wanted).max())
     np.testing.assert_allclose(features, wanted.mean((2, 3)), rtol=1e-6, atol=1e-6 * np.abs(wanted).max())
 
@@ -273,7 +273,15 @@ def test_stages_and_heat_maps(name):
     assert target_layer(net, 64) is backbone.get_submodule(backbone.feature_info[-1]["module"])
     assert layer_name(net, 48).endswith("(6 x 6)")  # the last stage has 3 × 3 cells there
     wanted = torch.einsum("kc,bchw->bkhw", net.head.weight.detach(), last)[torch.arange(2), [0, 2]].relu() / 16
-    torch.testing.assert_close(class_maps(net, images, [0, 2], scaled=False), wanted, rtol=1e-4, atol=1e-6)
+    wanted = torch.nn.functional.interpolate(wanted[:, None], (64, 64), mode="bilinear")[:, 0]
+    np.testing.assert_allclose(class_maps(net, images, [0, 2], scaled=False), wanted, atol=1e-5 * float(wanted.max()))
+
+@pytest.mark.parametrize("name", NAMES)
+def test_random_weights_have_features(name):
+    "A probe of a network before any training needs numbers of a usual size."
+    torch.manual_seed(0)
+    with torch.no_grad(): features = create_backbone(name, 64).eval()(torch.randn(4, 3, 64, 64))
+    assert 1e-3 < features.std() < 10
 
 @pytest.mark.parametrize("method", ["eac", "simfle"])
 @pytest.mark.parametrize("name", ["iresnet18", "ir18_bn", "mobilefacenet"])
@@ -291,8 +299,8 @@ def test_methods_that_need_a_map(name, method):
 
 # a run from a file, and its export
 
-@pytest.mark.parametrize("name", ["mobilefacenet", "iresnet18", *(pytest.param(n, marks=pytest.mark.nightly)
-                                                                 for n in ("ir_se50", "ir50_bn", "iresnet50"))])
+@pytest.mark.parametrize("name", ["mobilefacenet", *(pytest.param(name, marks=pytest.mark.nightly)
+                                                    for name in ("ir_se50", "ir50_bn", "iresnet50"))])
 def test_a_run_from_a_file_and_its_onnx(tiny, tmp_path, name):
     "The plain command: --backbone NAME --init backbone.pth. `export` itself compares ONNX to 1e-4."
     for package in ("onnx", "onnxscript"): pytest.importorskip(package)

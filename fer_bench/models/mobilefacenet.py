@@ -60,6 +60,8 @@ class MobileFaceNet(FaceNetwork):
         self.conv_34, self.conv_4 = Bottleneck(64, 128, t=4, stride=2), Bottlenecks(128, 6)
         self.conv_45, self.conv_5 = Bottleneck(128, 128, t=4, stride=2), Bottlenecks(128, 2)
         self.conv_6_sep = ConvBlock(128, 512)
+        for m in self.modules():  # torch's own start leaves 1e-5 of a signal that passes so many convolutions
+            if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, nonlinearity="linear")
 
     def forward_features(self, images):
         x = self.conv2_dw(self.conv1(images))  # (B, 64, S / 2, S / 2)
