@@ -475,6 +475,13 @@ BACKBONES = {f"facemae_{size}": _face_encoder(size) for size in ("tiny", "small"
     "small_sepconv": BackboneEntry("models.small:small_sepconv", "separable network for faces of 32 to 64 px"),
     "pixels": BackboneEntry("models.small:pixels", "no network: the 576 grey pixels of a face of 24 px",
                             untrained="raw pixels"),
+    "iresnet18": BackboneEntry("models.iresnet:iresnet18", "ArcFace's network, 18 layers, as in InsightFace's files"),
+    "iresnet50": BackboneEntry("models.iresnet:iresnet50", "ArcFace's network, 50 layers, as in InsightFace's files"),
+    "ir18_bn": BackboneEntry("models.iresnet:ir18_bn", "ArcFace's network, 18 layers, in files with body.0.res_layer"),
+    "ir50_bn": BackboneEntry("models.iresnet:ir50_bn", "ArcFace's network, 50 layers, in files with body.0.res_layer"),
+    "ir50": BackboneEntry("models.iresnet:ir50", "ir50_bn without the batch norm before each PReLU"),
+    "ir_se50": BackboneEntry("models.iresnet:ir_se50", "ir50 with squeeze and excitation"),
+    "mobilefacenet": BackboneEntry("models.mobilefacenet:mobilefacenet", "face recognition, 0.9 million weights"),
 }
 
 # %% ../nbs/catalogue.ipynb #e8dcde56

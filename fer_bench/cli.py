@@ -20,7 +20,7 @@ from typing import Annotated, Literal, get_args, get_origin
 
 import typer
 
-from .catalogue import DATASETS, FLAGS, METHODS, method_entry
+from .catalogue import BACKBONES, DATASETS, FLAGS, METHODS, method_entry
 from .config import GROUPS, RunConfig, no_parameter, option_defaults, own_values
 from fer_bench.core import (
     OWN_RESULTS,
@@ -314,7 +314,7 @@ def bench_(
     image_sizes: Annotated[str, typer.Option(help="sides of the faces in pixels, separated by commas")] = "48,112",
     faces: Annotated[
         str, typer.Option(help="faces per step, labelled and unlabelled: one number, or one per image size")] = "64",
-    backbone: Annotated[str, typer.Option(help="any timm model by name")] = "resnet18",
+    backbone: Annotated[str, typer.Option(help="any timm model, or a built-in backbone")] = "resnet18",
     preset: Annotated[str, typer.Option(help="preset that fills in the other fields of a run")] = "standard",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
@@ -447,7 +447,7 @@ def evaluate(
 def methods(
     name: Annotated[str, typer.Argument(help="a method to explain, with options and recipe; empty: list all")] = "",
 ) -> None:
-    "List the methods and data sets, or show the options of one method."
+    "List the methods, data sets and built-in backbones, or show the options of one method."
     from rich.markup import escape
     from rich.table import Table
     if name: return _explain(name)
@@ -456,6 +456,10 @@ def methods(
     _print(table)
     table = Table("data set", "what it is")
     for key, entry in DATASETS.items(): table.add_row(escape(key), escape(entry.about))
+    _print(table)
+    table = Table("backbone", "what it is")
+    for key, entry in BACKBONES.items(): table.add_row(escape(key), escape(entry.about))
+    table.add_row("any of timm's", "by its name, such as resnet18")
     _print(table)
 
 def _explain(name: str) -> None:

@@ -216,7 +216,7 @@ class RunConfig(BaseModel):
         False, description="load what fits of a weights file and leave the rest random, instead of stopping")
     normalise: str = Field(
         "",
-        description="mean and std of pixels: imagenet, half, arcface, vggface2, simfle, or six numbers; empty: timm's")
+        description="mean, std of pixels: imagenet, half, arcface, vggface2, simfle, six numbers; empty: backbone's")
     unit_features: bool = Field(
         False, description="scale the features of each face to length 1 before the classifier")
     dropout: float = Field(

@@ -97,6 +97,17 @@ def test_tensors_of_other_names_are_paired_in_their_order():
     facts = load_weights(net, renamed(state), "w.pt")
     assert arrived(state, net) and (facts["missing"], facts["unused"]) == ([], ["_fc.bias", "_fc.weight"])
 
+def test_names_count_before_the_order():
+    "Two convolutions of one shape, the second first in the file: by their order they would change places."
+    net, state = network("resnet18"), state_of(network("resnet18"))
+    swap = {f"layer1.0.conv{i}.weight": f"layer1.0.conv{3 - i}.weight" for i in (1, 2)}
+    other = lambda name: swap.get(name, name)
+    turned = {other(name): state[other(name)] for name in state}
+    assert [*turned] != [*state] and [v.shape for v in turned.values()] == [v.shape for v in state.values()]
+    turned |= {"fc.weight": torch.rand(8, 4), "fc.bias": torch.rand(8)}
+    facts = load_weights(net, under("module.", turned), "w.pt")
+    assert arrived(state, net) and (facts["prefix"], facts["unused"]) == ("module.", ["fc.bias", "fc.weight"])
+
 @pytest.mark.parametrize("spoil", [
     lambda s: dict(sorted(s.items())), lambda s: s | {"_more.weight": torch.rand(4)},
     lambda s: {n: v for n, v in s.items() if n != [*s][7]}, lambda s: s | {[*s][0]: torch.rand(5, 5)}],

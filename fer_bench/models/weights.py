@@ -150,7 +150,10 @@ def load_weights(backbone: nn.Module, state: dict, source: str, partial: bool = 
     a whole: `BenchError` for tensors that are missing or of another shape, for a file of a larger network, for two
     networks between which no rule decides, and for values that are not finite. Source: ours."""
     own = backbone.state_dict()
-    fits = [_fit(backbone, own, prefix, _behind(state, prefix)) for prefix in _prefixes(state, len(own))]
+    behind = {prefix: _behind(state, prefix) for prefix in _prefixes(state, len(own))}
+    fits = [_fit(backbone, own, prefix, _numbered(found, own)) for prefix, found in behind.items()]
+    if all(fit.missing for fit in fits):  # no names fit
+        fits += [_fit(backbone, own, prefix, _by_order(found, own)) for prefix, found in behind.items()]
     least = min(len(fit.missing) for fit in fits)
     best = [fit for fit in fits if len(fit.missing) == least]
     body = {fit.prefix: _of_body(fit.unused, own, backbone) for fit in best}
@@ -172,8 +175,7 @@ def _prefixes(state: dict, n: int) -> list[str]:
 def _behind(state: dict, prefix: str) -> dict:
     return {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
 
-def _fit(backbone, own: dict, prefix: str, found: dict) -> Fit:
-    raw = _numbered(found, own)
+def _fit(backbone, own: dict, prefix: str, raw: dict) -> Fit:
     named = _three_channels(backbone, _filtered(backbone, raw), own)
     state = {k: v for k, v in named.items() if k in own and v.shape == own[k].shape
              and v.is_floating_point() == own[k].is_floating_point()}
@@ -184,18 +186,18 @@ def _fit(backbone, own: dict, prefix: str, found: dict) -> Fit:
 def _numbered(found: dict, own: dict) -> dict:
     "`found` with the names of the backbone's children, where its own are the numbers of an `nn.Sequential`."
     numbers, children = ({name.partition(".")[0]: None for name in names} for names in (found, own))
-    if not all(n.isdigit() for n in numbers): return found if found.keys() & own.keys() else _by_order(found, own)
-    if len(numbers) != len(children): return _by_order(found, own)
+    if len(numbers) != len(children) or not all(n.isdigit() for n in numbers): return found
     names = dict(zip(sorted(numbers, key=int), children, strict=True))
     return {names[top] + dot + rest: v for (top, dot, rest), v in ((n.partition("."), v) for n, v in found.items())}
 
 def _by_order(found: dict, own: dict) -> dict:
     """`found` under the names of `own`, where both have the same kinds of tensors and shapes, one after the other.
 
-    Weight and bias of a classifier may follow; they keep their names."""
+    No name may be in both. Weight and bias of a classifier may follow; they keep their names."""
     what = lambda tensors: [(name.rpartition(".")[2], v.shape) for name, v in tensors.items()]
     body, rest = what(found)[:len(own)], [kind for kind, _ in what(found)[len(own):]]
-    if body != what(own) or rest not in ([], ["weight", "bias"]) or not _counts_up(found): return found
+    if found.keys() & own.keys() or body != what(own) or rest not in ([], ["weight", "bias"]): return found
+    if not _counts_up(found): return found
     return dict(zip([*own, *[*found][len(own):]], found.values(), strict=True))
 
 def _counts_up(names) -> bool:
