@@ -13,6 +13,7 @@ from fer_bench.data.drawn.faces import draw_faces
 from fer_bench.methods.supervised import Supervised
 from fer_bench.models.backbones import Head
 
+
 class Flatten(nn.Module):
     "The whole map in a row, through one layer: what pooling would throw away."
     def __init__(self, options, channels: int, cells: tuple):
