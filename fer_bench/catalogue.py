@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'FLAGS', 'SEMI', 'SEMI_PRESETS', 'PRETRAIN', 'PRETRAIN_PRESETS', 'MAE_LR', 'MAE_PRESETS', 'LARS',
            'DINO_PRESETS', 'WIDE_PRESETS', 'SUPCON_PRESETS', 'SIMMIM_PRESETS', 'DINO', 'PAPER_FER', 'METHODS',
-           'DATASETS', 'BACKBONES', 'BUILT_IN', 'Options', 'EACOptions', 'SCNOptions', 'RULOptions',
+           'DATASETS', 'BACKBONES', 'BUILT_IN', 'Options', 'EACOptions', 'SCNOptions', 'RULOptions', 'MEKOptions',
            'PseudoLabelOptions', 'Projection', 'JointViews', 'Target', 'Masking', 'BYOLOptions', 'SimFLEOptions',
            'SimCLROptions', 'MoCoOptions', 'SimSiamOptions', 'DINOOptions', 'LandmarkOptions', 'BarlowOptions',
            'VICRegOptions', 'SupConOptions', 'SimMIMOptions', 'load_object', 'Entry', 'MethodEntry', 'adamw_presets',
@@ -51,6 +51,11 @@ class SCNOptions(Options):
 class RULOptions(Options):
     head_width: int = Field(64, gt=0, description="number of features that the classifier gets")
     map_dropout: float = Field(0.4, ge=0, lt=1, description="share of the last map that is hidden in a training step")
+
+class MEKOptions(EACOptions):
+    lambda_eac: float = Field(0.1, ge=0, description="weight of the consistency loss between mirrored attention maps")
+    epsilon: float = Field(
+        0.3, ge=0, lt=1, description="share of the target that other classes than the label's get")
 
 # %% ../nbs/catalogue.ipynb #15f952aa
 class PseudoLabelOptions(Options):
@@ -303,7 +308,9 @@ METHODS = {
     "eac": MethodEntry(
         "methods.eac:eac", "supervised",
         "cross-entropy, and attention maps consistent between a face and its mirror image",
-        "Erasing Attention Consistency, ECCV 2022, arXiv 2207.10299", EACOptions),
+        "Erasing Attention Consistency, ECCV 2022, arXiv 2207.10299", EACOptions,
+        recipe=PAPER_FER | dict(lr=2e-4, batch_size=32, epochs=60, steps_per_epoch=384, min_map=7),
+        former=dict(optimizer="sgd", view=None, min_map=0)),
     "scn": MethodEntry(
         "methods.scn:scn", "supervised",
         "cross-entropy with a weight for each face, and new labels where the network contradicts them",
@@ -315,6 +322,13 @@ METHODS = {
         "Relative Uncertainty Learning, NeurIPS 2021", RULOptions, dict(min_map=4),
         recipe=PAPER_FER | dict(lr=2e-4, batch_size=64, epochs=60, steps_per_epoch=192),
         neck="methods.rul:MapFeatures"),
+    "mek": MethodEntry(
+        "methods.mek:mek", "supervised",
+        "EAC with attention maps and smoothed targets that favour the rare classes",
+        "Mine Extra Knowledge, NeurIPS 2023", MEKOptions, dict(min_map=4),
+        recipe=PAPER_FER | dict(image_size=112, view="strong", optimizer="adamw", lr=3.125e-5, weight_decay=0.05,
+                                batch_size=32, epochs=20, steps_per_epoch=1000, warmup_epochs=2, clip_grad=5.0,
+                                min_map=7)),
     "pseudo_label": semi_supervised(
         "pseudo-labels with confidence .95, learned on the view that gave them", "Pseudo-Label, ICML Workshops 2013",
         pseudo="same"),
