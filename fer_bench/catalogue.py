@@ -6,12 +6,13 @@
 __all__ = ['KINDS', 'FLAGS', 'SEMI', 'SEMI_PRESETS', 'PRETRAIN', 'PRETRAIN_PRESETS', 'MAE_LR', 'MAE_PRESETS', 'LARS',
            'DINO_PRESETS', 'WIDE_PRESETS', 'SUPCON_PRESETS', 'SIMMIM_PRESETS', 'DINO', 'PAPER_FER', 'METHODS',
            'DATASETS', 'BACKBONES', 'BUILT_IN', 'Options', 'EACOptions', 'SCNOptions', 'RULOptions', 'MEKOptions',
-           'PseudoLabelOptions', 'Projection', 'JointViews', 'Target', 'Masking', 'BYOLOptions', 'SimFLEOptions',
-           'SimCLROptions', 'MoCoOptions', 'SimSiamOptions', 'DINOOptions', 'LandmarkOptions', 'BarlowOptions',
-           'VICRegOptions', 'SupConOptions', 'SimMIMOptions', 'load_object', 'Entry', 'MethodEntry', 'adamw_presets',
-           'semi_supervised', 'self_supervised', 'DatasetEntry', 'dataset', 'BackboneEntry', 'import_own',
-           'need_imported', 'own_entry', 'method_entry', 'AnyOptions', 'known_entry', 'methods_of', 'find_method',
-           'register_method', 'registered', 'dataset_entry', 'needs_no_files', 'make_source', 'make_method']
+           'DCEOptions', 'PseudoLabelOptions', 'Projection', 'JointViews', 'Target', 'Masking', 'BYOLOptions',
+           'SimFLEOptions', 'SimCLROptions', 'MoCoOptions', 'SimSiamOptions', 'DINOOptions', 'LandmarkOptions',
+           'BarlowOptions', 'VICRegOptions', 'SupConOptions', 'SimMIMOptions', 'load_object', 'Entry', 'MethodEntry',
+           'adamw_presets', 'semi_supervised', 'self_supervised', 'DatasetEntry', 'dataset', 'BackboneEntry',
+           'import_own', 'need_imported', 'own_entry', 'method_entry', 'AnyOptions', 'known_entry', 'methods_of',
+           'find_method', 'register_method', 'registered', 'dataset_entry', 'needs_no_files', 'make_source',
+           'make_method']
 
 # %% ../nbs/catalogue.ipynb #0c20426a
 import importlib
@@ -56,6 +57,12 @@ class MEKOptions(EACOptions):
     lambda_eac: float = Field(0.1, ge=0, description="weight of the consistency loss between mirrored attention maps")
     epsilon: float = Field(
         0.3, ge=0, lt=1, description="share of the target that other classes than the label's get")
+
+class DCEOptions(EACOptions):
+    lambda_eac: float = Field(1.0, ge=0, description="weight of the consistency loss between mirrored attention maps")
+    epsilon: float = Field(0.35, ge=0, lt=1, description="share of the target that is spread over all classes")
+    select_from: float = Field(
+        0.025, ge=0, le=1, description="share of the training after which faces are left out; 1: never")
 
 # %% ../nbs/catalogue.ipynb #15f952aa
 class PseudoLabelOptions(Options):
@@ -329,6 +336,11 @@ METHODS = {
         recipe=PAPER_FER | dict(image_size=112, view="strong", optimizer="adamw", lr=3.125e-5, weight_decay=0.05,
                                 batch_size=32, epochs=20, steps_per_epoch=1000, warmup_epochs=2, clip_grad=5.0,
                                 min_map=7)),
+    "dce": MethodEntry(
+        "methods.dce:dce", "supervised",
+        "smoothed cross-entropy on the faces that are known better than the mean of their class in the batch",
+        "SSSIHL, CVPR Workshops 2023, arXiv 2303.09785", DCEOptions, dict(min_map=4),
+        recipe=PAPER_FER | dict(view=None, lr=1e-4, batch_size=150, epochs=40, steps_per_epoch=400, min_map=7)),
     "pseudo_label": semi_supervised(
         "pseudo-labels with confidence .95, learned on the view that gave them", "Pseudo-Label, ICML Workshops 2013",
         pseudo="same"),

@@ -54,8 +54,11 @@ class EAC(Supervised):
         features, maps = self.features_and_maps(self.net, face, face.flip(-1))
         return self.logits_of(features[:len(face)]), maps
 
-    def logits_of(self, features):
-        return self.net.head(self.net.backbone.forward_head(features, pre_logits=True))
+    def logits_of(self, features) -> torch.Tensor:
+        "Logits (B, K) of last maps (B, C, h, w); backbones of one's own may lack `forward_head`."
+        backbone = self.net.backbone
+        pools = hasattr(backbone, "forward_head")
+        return self.net.head(backbone.forward_head(features, pre_logits=True) if pools else features.mean((2, 3)))
 
     def features_and_maps(self, net, face, mirror) -> tuple[torch.Tensor, tuple]:
         "Last maps of both in one pass (2B, C, h, w), and class-activation maps of each, two of (B, K, h, w)."
