@@ -102,12 +102,17 @@ def test_soft_targets_have_the_class_of_most_votes():
     assert torch.equal(method.select(logits, b["targets"]), method.select(logits, shares))
 
 @pytest.mark.parametrize("fields, message", [
-    (dict(mixup=0.2), "a face mixed of two"), (dict(cutmix=1.0), "a face mixed of two"),
+    (dict(mixup=0.2), "mixed of two .*select_from=1"), (dict(cutmix=1.0), "mixed of two .*select_from=1"),
     (dict(backbone="test_vit", image_size=160), "makes no map of channels"),
     (dict(unit_features=True), "Method 'dce' compares class-activation maps"), (dict(select_from=2.0), "select_from")],
     ids=str)
 def test_refusals(fields, message):
     with pytest.raises(BenchError, match=message): make(**fields)
+
+def test_mixed_faces_are_all_kept():
+    method = make(mixup=0.2, select_from=1)
+    loss, _ = method(batch(targets=torch.full((8, 3), 1 / 3), progress=0.99))
+    assert loss.isfinite() and method.after_epoch(0.5, None) == {"selected": 1.0}
 
 @pytest.mark.parametrize("fields", [dict(), dict(ema=0.0, label_smoothing=0.1, balance="weights")], ids=str)
 def test_contract(fields): check_method("dce", **fields)

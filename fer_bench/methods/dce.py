@@ -78,8 +78,8 @@ class DCE(EAC):
 def dce(net, config, counts, n_unlabelled: int = 0) -> DCE:
     """`DCE` with the settings of `config` (a `RunConfig`); `counts` (K,): labelled faces of each class.
 
-    `BenchError` for mixed faces, and as `EAC`."""
-    if config.mixup or config.cutmix:
+    `BenchError` for mixed faces while some are to be left out, and as `EAC`."""
+    if config.select_from < 1 and (config.mixup or config.cutmix):
         raise BenchError(f"Method {config.method!r} believes the label of a face or not, and a face mixed of two has "
-                         "no one label. Leave mixup and cutmix out.")
+                         "no one label. Leave mixup and cutmix out, or set select_from=1: then all faces are kept.")
     return DCE(net, config, loss_weights(config, counts), loss_log_prior(config, counts))
