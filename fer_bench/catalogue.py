@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'FLAGS', 'SEMI', 'SEMI_PRESETS', 'PRETRAIN', 'PRETRAIN_PRESETS', 'MAE_LR', 'MAE_PRESETS', 'LARS',
-           'DINO_PRESETS', 'WIDE_PRESETS', 'SUPCON_PRESETS', 'SIMMIM_PRESETS', 'DINO', 'METHODS', 'DATASETS',
-           'BACKBONES', 'BUILT_IN', 'Options', 'EACOptions', 'PseudoLabelOptions', 'Projection', 'JointViews', 'Target',
-           'Masking', 'BYOLOptions', 'SimFLEOptions', 'SimCLROptions', 'MoCoOptions', 'SimSiamOptions', 'DINOOptions',
-           'LandmarkOptions', 'BarlowOptions', 'VICRegOptions', 'SupConOptions', 'SimMIMOptions', 'load_object',
-           'Entry', 'MethodEntry', 'adamw_presets', 'semi_supervised', 'self_supervised', 'DatasetEntry', 'dataset',
-           'BackboneEntry', 'import_own', 'need_imported', 'own_entry', 'method_entry', 'AnyOptions', 'known_entry',
-           'methods_of', 'find_method', 'register_method', 'registered', 'dataset_entry', 'needs_no_files',
-           'make_source', 'make_method']
+           'DINO_PRESETS', 'WIDE_PRESETS', 'SUPCON_PRESETS', 'SIMMIM_PRESETS', 'DINO', 'PAPER_FER', 'METHODS',
+           'DATASETS', 'BACKBONES', 'BUILT_IN', 'Options', 'EACOptions', 'SCNOptions', 'RULOptions', 'MEKOptions',
+           'DCEOptions', 'PseudoLabelOptions', 'Projection', 'JointViews', 'Target', 'Masking', 'BYOLOptions',
+           'SimFLEOptions', 'SimCLROptions', 'MoCoOptions', 'SimSiamOptions', 'DINOOptions', 'LandmarkOptions',
+           'BarlowOptions', 'VICRegOptions', 'SupConOptions', 'SimMIMOptions', 'load_object', 'Entry', 'MethodEntry',
+           'adamw_presets', 'semi_supervised', 'self_supervised', 'DatasetEntry', 'dataset', 'BackboneEntry',
+           'import_own', 'need_imported', 'own_entry', 'method_entry', 'AnyOptions', 'known_entry', 'methods_of',
+           'find_method', 'register_method', 'registered', 'dataset_entry', 'needs_no_files', 'make_source',
+           'make_method']
 
 # %% ../nbs/catalogue.ipynb #0c20426a
 import importlib
@@ -39,6 +40,29 @@ class Options(BaseModel):
 
 class EACOptions(Options):
     lambda_eac: float = Field(5.0, ge=0, description="weight of the consistency loss between mirrored attention maps")
+
+class SCNOptions(Options):
+    rank_share: float = Field(0.7, gt=0, lt=1, description="share of a batch in the group of high weights")
+    rank_margin: float = Field(0.15, ge=0, le=1, description="margin between the groups' mean weights")
+    relabel_margin: float = Field(
+        0.2, ge=0, le=1, description="a label changes if another class is more probable by this much")
+    relabel_from: float = Field(
+        0.14, ge=0, le=1, description="share of the training after which labels change; 1: never")
+
+class RULOptions(Options):
+    head_width: int = Field(64, gt=0, description="number of features that the classifier gets")
+    map_dropout: float = Field(0.4, ge=0, lt=1, description="share of the last map that is hidden in a training step")
+
+class MEKOptions(EACOptions):
+    lambda_eac: float = Field(0.1, ge=0, description="weight of the consistency loss between mirrored attention maps")
+    epsilon: float = Field(
+        0.3, ge=0, lt=1, description="share of the target that other classes than the label's get")
+
+class DCEOptions(EACOptions):
+    lambda_eac: float = Field(1.0, ge=0, description="weight of the consistency loss between mirrored attention maps")
+    epsilon: float = Field(0.35, ge=0, lt=1, description="share of the target that is spread over all classes")
+    select_from: float = Field(
+        0.025, ge=0, le=1, description="share of the training after which faces are left out; 1: never")
 
 # %% ../nbs/catalogue.ipynb #15f952aa
 class PseudoLabelOptions(Options):
@@ -282,13 +306,41 @@ def self_supervised(make: str, about: str, paper: str, options, flags=("compares
     return MethodEntry(f"methods.{make}", "self-supervised", about, paper, options, values, presets, dict(recipe),
                        {"optimizer": "sgd", **dict(former)}, frozenset(flags))
 
+PAPER_FER = dict(backbone="resnet18", image_size=224, init="timm", view="erased", optimizer="adam", weight_decay=1e-4,
+                 ema=0.0, clip_grad=0.0, warmup_epochs=0)
+
 METHODS = {
     "supervised": MethodEntry(
         "methods.supervised:supervised", "supervised", "cross-entropy on the labelled faces", "the baseline"),
     "eac": MethodEntry(
         "methods.eac:eac", "supervised",
         "cross-entropy, and attention maps consistent between a face and its mirror image",
-        "Erasing Attention Consistency, ECCV 2022, arXiv 2207.10299", EACOptions),
+        "Erasing Attention Consistency, ECCV 2022, arXiv 2207.10299", EACOptions,
+        recipe=PAPER_FER | dict(lr=2e-4, batch_size=32, epochs=60, steps_per_epoch=384, min_map=7),
+        former=dict(optimizer="sgd", view=None, min_map=0)),
+    "scn": MethodEntry(
+        "methods.scn:scn", "supervised",
+        "cross-entropy with a weight for each face, and new labels where the network contradicts them",
+        "Self-Cure Network, CVPR 2020, arXiv 2002.10392", SCNOptions,
+        recipe=PAPER_FER | dict(lr=1e-3, batch_size=64, epochs=70, steps_per_epoch=192, relabel_from=10 / 70)),
+    "rul": MethodEntry(
+        "methods.rul:rul", "supervised",
+        "cross-entropy of pairs of faces, mixed by their uncertainty, with both labels",
+        "Relative Uncertainty Learning, NeurIPS 2021", RULOptions, dict(min_map=4),
+        recipe=PAPER_FER | dict(lr=2e-4, batch_size=64, epochs=60, steps_per_epoch=192),
+        neck="methods.rul:MapFeatures"),
+    "mek": MethodEntry(
+        "methods.mek:mek", "supervised",
+        "EAC with attention maps and smoothed targets that favour the rare classes",
+        "Mine Extra Knowledge, NeurIPS 2023", MEKOptions, dict(min_map=4),
+        recipe=PAPER_FER | dict(image_size=112, view="strong", optimizer="adamw", lr=3.125e-5, weight_decay=0.05,
+                                batch_size=32, epochs=20, steps_per_epoch=1000, warmup_epochs=2, clip_grad=5.0,
+                                min_map=7)),
+    "dce": MethodEntry(
+        "methods.dce:dce", "supervised",
+        "smoothed cross-entropy on the faces that are known better than the mean of their class in the batch",
+        "SSSIHL, CVPR Workshops 2023, arXiv 2303.09785", DCEOptions, dict(min_map=4),
+        recipe=PAPER_FER | dict(view=None, lr=1e-4, batch_size=150, epochs=40, steps_per_epoch=400, min_map=7)),
     "pseudo_label": semi_supervised(
         "pseudo-labels with confidence .95, learned on the view that gave them", "Pseudo-Label, ICML Workshops 2013",
         pseudo="same"),

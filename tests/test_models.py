@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fer_bench.catalogue import BACKBONES, make_method, methods_of
+from fer_bench.catalogue import BACKBONES, make_method, method_entry, methods_of
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
 from fer_bench.methods.supervised import class_weights, cross_entropy
@@ -160,7 +160,8 @@ TRAINED = methods_of("supervised", "semi-supervised", "self-supervised")
 def make(name):
     torch.manual_seed(0)
     config = RunConfig(preset="tiny", method=name)
-    net, _ = create_classifier(config.backbone, 8, 32, min_map=config.min_map)
+    neck = method_entry(name).neck_of(config)
+    net, _ = create_classifier(config.backbone, 8, 32, min_map=config.min_map, neck=neck)
     return make_method(config, net, np.full(8, 4), n_unlabelled=20)
 
 @pytest.fixture(params=TRAINED)
@@ -169,7 +170,8 @@ def method(request): return make(request.param)
 def batch_for(method, n=8):
     faces = {role: [torch.rand(n, 3, 32, 32) for _ in views] for role, views in method.views.items()}
     if method.needs_landmarks: faces["landmarks"] = torch.rand(len(method.views["unlabelled"]), n, 68, 2)
-    return {"targets": torch.arange(n) % 8, "step": 3, "progress": 0.5, "index": torch.arange(n), **faces}
+    return {"targets": torch.arange(n) % 8, "step": 3, "progress": 0.5, "index": torch.arange(n),
+            "place": torch.arange(n), **faces}
 
 def test_method_contract(method):
     "One forward gives a finite loss with gradients and named parts; steps move weights; evaluation changes nothing."
@@ -187,7 +189,7 @@ def test_method_contract(method):
     state = {k: v.clone() for k, v in method.state_dict().items()}
     images = torch.rand(3, 3, 32, 32)
     with torch.no_grad(): logits, features = method.eval().classify(images), method.encode(images)
-    assert logits.shape == (3, 8) and features.shape == (3, feature_width(method.net.backbone))
+    assert logits.shape == (3, 8) and features.shape == (3, method.net.head.in_features)
     assert all(torch.equal(v, state[k]) for k, v in method.state_dict().items())
 
 def test_method_under_bf16(method):
