@@ -3630,6 +3630,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fer_bench.sweeps.tune._trial': ('sweeps/tune.html#_trial', 'fer_bench/sweeps/tune.py'),
                                        'fer_bench.sweeps.tune.pick': ('sweeps/tune.html#pick', 'fer_bench/sweeps/tune.py'),
                                        'fer_bench.sweeps.tune.trial_grid': ('sweeps/tune.html#trial_grid', 'fer_bench/sweeps/tune.py'),
+                                       'fer_bench.sweeps.tune.tried_fields': ('sweeps/tune.html#tried_fields', 'fer_bench/sweeps/tune.py'),
                                        'fer_bench.sweeps.tune.tune': ('sweeps/tune.html#tune', 'fer_bench/sweeps/tune.py'),
                                        'fer_bench.sweeps.tune.val_war': ('sweeps/tune.html#val_war', 'fer_bench/sweeps/tune.py')},
             'fer_bench.train.batches': { 'fer_bench.train.batches.LatestLabels': ( 'train/batches.html#latestlabels',
