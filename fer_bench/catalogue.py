@@ -182,6 +182,7 @@ class DINOOptions(BYOLOptions):
     teacher_start: float = Field(0.04, gt=0, description="temperature of the teacher at the start")
     teacher_temperature: float = Field(0.04, gt=0, description="temperature of the teacher after its warm-up")
     teacher_warmup: float = Field(0.3, ge=0, le=1, description="share of the training in which the temperature rises")
+    frozen_share: float = Field(0.0, ge=0, le=1, description="share of the training in which prototypes stand still")
     centre_momentum: float = Field(0.9, ge=0, le=1, description="share of the teacher's centre that a step keeps")
     local_views: int = Field(0, ge=0, le=20, description="further views of the student, of parts of the face")
 
@@ -419,7 +420,8 @@ METHODS = {
         beta2=0.95, weight_decay=0.05),
     "dino": self_supervised(
         "dino:dino", "picks the prototypes that its moving average picks for another view", "DINO, arXiv 2104.14294",
-        DINOOptions, presets=DINO_PRESETS, recipe=dict(lr=5e-4, teacher_temperature=0.07, prototypes=65536), **DINO),
+        DINOOptions, presets=DINO_PRESETS,
+        recipe=dict(lr=5e-4, teacher_temperature=0.07, prototypes=65536, frozen_share=0.01), **DINO),
     "barlow": self_supervised(
         "redundancy:barlow", "makes two views equal and the dimensions of their projections uncorrelated",
         "Barlow Twins, arXiv 2103.03230", BarlowOptions, presets=WIDE_PRESETS,

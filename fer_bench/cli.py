@@ -401,25 +401,39 @@ def difference_(
 
 @app.command("look")
 def look_(
-    run_id: TrainedRun,
+    run_ids: Annotated[list[str], typer.Argument(help="id of a finished run whose weights are on this machine; of "
+                                                      "several, one table compares them")],
     faceset: Annotated[str, typer.Option(help="folder of a FaceSet with landmarks; empty: the run's test faces")] = "",
     kind: Annotated[str, typer.Option(
         help="gradcam, gradcam++, layercam, eigencam, or activation (needs no label)")] = "gradcam",
     score: Annotated[str, typer.Option(help="lift, share, hit or distance")] = "lift",
+    layer: Annotated[str, typer.Option(
+        help="layer of the maps, such as layer2; empty: the last with 4 × 4 cells")] = "",
+    masks: Annotated[bool, typer.Option(
+        "--masks", help="of a run that masks patches: which landmarks the kept ones hit")] = False,
     results_dir: Results = OWN_RESULTS,
 ) -> None:
-    """Print the attribution of a run by face region, with intervals over faces.
+    """Print the attribution of a run by face region, with intervals over faces; of several runs, compared at one layer.
 
     Baselines: the same network with random weights, and maps that do not depend on the face."""
     from fer_bench.data.faceset import open_faceset
-    from fer_bench.runs.attribution import look, look_table
+    from fer_bench.runs.attribution import compare_looks, look, look_table, map_place
+    from fer_bench.runs.masks import look_masks, mask_table
     from fer_bench.record import load_run
+    from fer_bench.report.names import run_names
     from fer_bench.report.tables import to_terminal
-    record = load_run(run_id, project_path(results_dir))
+    records = [load_run(run_id, project_path(results_dir)) for run_id in run_ids]
     faces = open_faceset(project_path(faceset)) if faceset else None
-    scores = look(record, faces, kind)
-    to_terminal(look_table(scores, score))
-    print(f"Maps of the layer {scores['layer'].iloc[0]}; scores of another layer cannot be compared with these.")
+    if masks:
+        for record, name in zip(records, run_names(records), strict=True):
+            print(name)
+            to_terminal(mask_table(look_masks(record, faces)))
+        return
+    if len(records) == 1: to_terminal(look_table(look(records[0], faces, kind, layer=layer), score))
+    else:
+        named = dict(zip(run_names(records), records, strict=True))
+        to_terminal(compare_looks(named, faces, kind, layer, score))
+    print(f"Maps of {map_place(records[0], kind, layer)}; scores of another layer cannot be compared with these.")
 
 @app.command()
 def evaluate(

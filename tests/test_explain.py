@@ -19,6 +19,7 @@ from fer_bench.evaluate.explain import (
     grad_cam,
     group_maps,
     layer_name,
+    map_layers,
     target_layer,
 )
 from fer_bench.models.backbones import create_classifier
@@ -322,6 +323,20 @@ def test_takes_the_last_stage_that_is_not_too_coarse(size, stage):
 def test_says_which_layer(make, size, kind, name):
     "Cells are counted: at 63 px the third stage of a ConvNeXt has 3, and not 63 / 16 rounded up."
     assert layer_name(make().train(), size, kind) == name
+
+
+def test_another_layer_by_its_name():
+    "The same stage in a network with and without `min_map`; its maps are those of the module itself."
+    plain, fine = (create_classifier("test_resnet", 8, 48, min_map=m)[0] for m in (0, 4))
+    assert map_layers(plain, 48)[-3:] == ["layer2 (6 x 6)", "layer3 (3 x 3)", "layer4 (2 x 2)"]
+    assert map_layers(fine, 48) == [*map_layers(plain, 48)[:-2], "layer3 (6 x 6)", "layer4 (6 x 6)"]
+    assert layer_name(fine, 48, layer="layer2") == "layer2 (6 x 6)" == layer_name(plain, 48)
+    images = faces(size=48)
+    assert np.array_equal(class_maps(fine, images, layer="layer2"),
+                          class_maps(fine, images, layer=fine.backbone.layer2))
+    assert not np.array_equal(activation_maps(fine, images, layer="layer2"), activation_maps(fine, images))
+    for maps in (class_maps, activation_maps):
+        with pytest.raises(BenchError, match="There is no layer 'layer5'. Did you"): maps(fine, images, layer="layer5")
 
 
 class Last(nn.Module):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fer_bench.core import BenchError
 from fer_bench.data.landmarks import REGIONS
+from fer_bench.evaluate.attention import centre_maps, centre_masks, hits_and_centre
 from fer_bench.evaluate.landmarks import patch_hits
 
 EYES = {"eyes": (0, 1), "contour": (2,)}
@@ -97,6 +98,28 @@ def test_against_a_plain_loop(case):
         found = [lies_in_kept(face, i) for face in range(len(mask)) for i in numbers]
         assert patch_hits(*case)[name] == pytest.approx(sum(found) / len(found))
 
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 7), st.data())
+def test_centre_masks_keep_where_the_gaussian_is_highest_and_draw_among_ties(side, data):
+    kept = data.draw(st.integers(0, side**2))
+    masks = centre_masks(60, side**2, kept)
+    assert masks.shape == (60, side**2) and ((masks == 0).sum(1) == kept).all() and set(masks.ravel()) <= {0, 1}
+    gaussian = centre_maps(1, side)[0].ravel().astype(float)
+    for mask in masks[:5]:
+        if 0 < kept < side**2: assert gaussian[mask == 0].min() >= gaussian[mask == 1].max() - 1e-6
+    assert np.array_equal(masks, centre_masks(60, side**2, kept)), "the same at every call"
+
+def test_ties_are_drawn_evenly_and_a_grid_that_is_no_square_is_refused():
+    often = (centre_masks(4000, 9, 3) == 0).mean(0)  # the middle, and two of its four neighbours
+    np.testing.assert_allclose(often, [0, .5, 0, .5, 1, .5, 0, .5, 0], atol=0.04)
+    with pytest.raises(BenchError, match="n_patches = 12"): centre_masks(2, 12, 3)
+
+def test_hits_and_those_of_as_many_patches_at_the_centre():
+    mask = mask_of((0, 0), (0, 1), (1, 0), (1, 1))  # a quarter of 4 × 4, as are the four in the middle
+    found = hits_and_centre(mask, [[[.1, .1], [.6, .6], [.9, .1]]], EYES)
+    assert found == {"hit_eyes": .5, "hit_contour": 0, "hit_all": .5, "hit_chance": .25, "centre_hit_eyes": .5,
+                     "centre_hit_contour": 0, "centre_hit_all": .5}
 
 MASK, POINTS = np.zeros((2, 16)), np.full((2, 3, 2), 0.5)
 

@@ -1,12 +1,14 @@
 """Attribution maps of recorded networks: scores of a run, cropped faces, the gallery and its notebook."""
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
 import papermill
 import pytest
 
+from fer_bench.cli import main
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
 from fer_bench.data.drawn.expressions import moved_regions
@@ -18,7 +20,17 @@ from fer_bench.data.sources.folders import FolderSource
 from fer_bench.evaluate.explain import class_maps
 from fer_bench.evaluate.landmarks import map_scores, paired_difference
 from fer_bench.record import KEPT_BYTES, Record, kept_arrays, load_runs
-from fer_bench.runs.attribution import BASELINES, faces_of, faces_to_show, look, look_table, map_layer, maps_of
+from fer_bench.runs.attribution import (
+    BASELINES,
+    compare_looks,
+    faces_of,
+    faces_to_show,
+    look,
+    look_table,
+    map_layer,
+    maps_of,
+    need_one_layer_of,
+)
 from fer_bench.runs.experiment import run
 from fer_bench.runs.networks import load_classifier
 from fer_bench.runs.task import load_data, split_data
@@ -29,6 +41,7 @@ from fer_bench.show.gallery import (
     figure_landmarks,
     figure_masks,
     figure_mean_maps,
+    figure_mean_masks,
 )
 
 NOTEBOOK = Path(__file__).parent.parent/"nbs/paper_figures.ipynb"
@@ -82,7 +95,59 @@ def test_the_layer_is_recorded_and_runs_of_others_are_left_out(results, capsys):
     assert look(supervised, most=20).equals(scores)
     says = texts(figure_landmarks([supervised, byol, simfle], most=20))
     assert "maps of layer4 (4 x 4)" in says and "byol" in says and "supervised" not in says
-    assert f"{supervised.id} (layer2 (4 x 4))" in capsys.readouterr().out
+    assert f"{supervised.id} (layer2 (4 x 4) of test_resnet at 32 px)" in capsys.readouterr().out
+
+def test_runs_are_compared_at_one_layer_that_all_share(results):
+    "At the usual layers the error names both and what they share; there, each cell is what the scores themselves say."
+    supervised, byol = results[1][:2]
+    named = {"supervised": supervised, "byol": byol}
+    with pytest.raises(BenchError, match=r"supervised: layer2 \(4 x 4\) of test_resnet at 32 px; byol: layer4 \(4 x 4\)"
+                                         r".* They share .*layer2 \(4 x 4\): give layer='layer2'"):
+        compare_looks(named, most=20)
+    table = compare_looks(named, most=20, layer="layer2").set_index("run")
+    assert list(table.index) == ["supervised", "byol", "random weights", "centre", "chance"]
+    assert list(table.columns)[-3:] == ["all, over random weights", "all, over centre", "all, over supervised"]
+    assert (table.loc["chance", ["eyes", "mouth", "all"]] == "1.00 [1.00, 1.00]").all()
+    assert table.loc["supervised", "all, over supervised"] == "" == table.loc["centre", "all, over centre"]
+    def of(record, maps): return look(record, most=20, layer="layer2").query("maps == @maps").drop(columns="maps")
+    for base, other in (("supervised", of(supervised, "trained")), ("random weights", of(byol, "random weights"))):
+        found = paired_difference(of(byol, "trained"), other).query("region == 'all' and score == 'lift'").iloc[0]
+        said = f"{found['mean']:+.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+        assert table.loc["byol", f"all, over {base}"] == said
+    assert set(look(byol, kind="activation", most=20, layer="layer2")["layer"]) == {"layer2 (4 x 4)"}
+
+def test_the_command_compares_runs_and_counts_masks(results, capsys):
+    folder, (supervised, byol, simfle, _) = results
+    where = ["--results-dir", folder]
+    for words in (["look", supervised.id, byol.id, "--layer", "layer2"], ["look", simfle.id, "--masks"]):
+        with pytest.raises(SystemExit) as ended: main([*words, *where])
+        assert not ended.value.code
+    said = capsys.readouterr().out
+    assert "Maps of layer2 (4 x 4) of test_resnet at 32 px" in said and "over chance" in said
+    with pytest.raises(SystemExit) as ended: main(["look", supervised.id, byol.id, *where])
+    assert ended.value.code == 1 and "give layer='layer2'" in " ".join(capsys.readouterr().err.split())
+
+@pytest.mark.parametrize("changes, says", [
+    (dict(backbone="small_resnet"), r"small_resnet at 32 px.* Compare runs of one backbone"),
+    (dict(image_size=48), "at 48 px.* Compare runs of one backbone"),
+    (dict(min_map=4), "layer4 .* give layer='layer2'"),
+    (dict(small_stem=2), "with small_stem 2 at 32 px.* Compare runs of one backbone, small_stem")])
+def test_what_changes_the_cells_is_refused_before_anything_is_loaded(results, changes, says):
+    "A layer of one name and even as many cells is not one layer where backbone, stem or picture differ."
+    one = results[1][0]
+    other = SimpleNamespace(config={**one.config, "backbone": "resnet10t"} | changes, metrics=one.metrics, id="other")
+    base = one if "backbone" in changes or "image_size" in changes else SimpleNamespace(
+        config={**one.config, "backbone": "resnet10t"}, metrics=one.metrics, id="base")
+    if "image_size" in changes: other.config["backbone"] = one.config["backbone"]
+    with pytest.raises(BenchError, match=says): need_one_layer_of({"base": base, "other": other})
+
+def test_comparisons_that_cannot_be_are_refused(results, tmp_path):
+    one = results[1][0]
+    other = SimpleNamespace(**{"config": one.config | {"drawn_faces": 300}, "metrics": one.metrics, "id": "other"})
+    with pytest.raises(BenchError, match="tested on different faces"): compare_looks({"a": one, "b": other})
+    with pytest.raises(BenchError, match="no run to compare"): compare_looks({})
+    with pytest.raises(BenchError, match="There is no layer 'layer9'"): look(one, most=20, layer="layer9")
+    with pytest.raises(BenchError, match="score = 'heat'"): compare_looks({"a": one}, most=20, score="heat")
 
 @pytest.mark.soak
 def test_a_trained_network_looks_at_what_the_expression_moves(tmp_path):
@@ -188,6 +253,12 @@ def test_figures_from_weights(results):
         assert [ax.get_title() for ax in figure_features(runs[:2], by=by, most=40).axes] == ["supervised", "byol"]
     titles = [" ".join(ax.get_title().split()) for ax in figure_mean_maps(runs).axes]
     assert [t.split(",")[0] for t in titles] == ["supervised", "byol", "simfle", "dtm"]
+    assert "layer2 (4 x 4)" in titles[0] and "layer4 (4 x 4)" in titles[1], "maps of different layers are named"
+    assert "layer4 (4 x 4)" in texts(figure_attention(runs)) and "layer" not in texts(figure_attention(runs[1:3]))
+    axes = figure_mean_masks([runs[2]]).axes
+    assert [ax.get_title() for ax in axes[:2]] == ["simfle", "centre"]
+    shares = [ax.images[0].get_array() for ax in axes[:2]]
+    assert shares[0].shape == (4, 4) and shares[0].mean() == pytest.approx(shares[1].mean()) == pytest.approx(25)
     says = texts(figure_landmarks(runs[:2]))
     assert "mouth" in says and "random weights" in says and "Drawn faces" in says
 
@@ -198,7 +269,8 @@ def without_weights(run, folder) -> Record:
     return Record(shutil.copytree(run.folder, folder/run.id, ignore=shutil.ignore_patterns(*WEIGHTS)))
 
 DRAWN_FROM_WEIGHTS = {"masks": lambda runs: figure_masks([runs[2]], faces=3), "attention": figure_attention,
-                      "mean_maps": figure_mean_maps, "landmarks": figure_landmarks, "features": figure_features,
+                      "mean_maps": figure_mean_maps, "mean_masks": lambda runs: figure_mean_masks([runs[2]]),
+                      "landmarks": figure_landmarks, "features": figure_features,
                       "layercam": lambda runs: figure_attention(runs, kind="layercam")}
 
 @pytest.mark.parametrize("name", DRAWN_FROM_WEIGHTS)
@@ -225,7 +297,8 @@ def test_nothing_but_averages_is_kept_of_real_faces(results, tmp_path, monkeypat
     monkeypatch.setattr(FaceSet, "drawn", False)
     for draw in (figure_attention, figure_mean_maps, figure_features, figure_landmarks): draw([run])
     figure_masks([run])
-    assert {p.name.rpartition("-")[0] for p in run.folder.glob("*.npz")} == {"mean_map", "landmarks"}
+    figure_mean_masks([run])
+    assert {p.name.rpartition("-")[0] for p in run.folder.glob("*.npz")} == {"mean_map", "mean_mask", "landmarks"}
 
 def test_large_arrays_are_not_kept(results, tmp_path):
     run = without_weights(results[1][0], tmp_path)
@@ -245,6 +318,9 @@ def test_figures_refuse_what_they_cannot_show(results, tmp_path):
     _, runs = results
     with pytest.raises(BenchError, match="masks no patches. Give runs of a method that does: simfle, .*mae"):
         figure_masks([runs[1]])
+    with pytest.raises(BenchError, match="masks no patches"): figure_mean_masks([runs[1]])
+    with pytest.raises(BenchError, match="needs 50"):
+        figure_mean_masks([runs[2]], build_faceset(DrawnSource(40, 32, seed=5), tmp_path/"fewer"))
     with pytest.raises(BenchError, match="needs 50"):
         figure_mean_maps(runs, build_faceset(DrawnSource(40, 32, seed=5), tmp_path/"few"))
     with pytest.raises(BenchError, match="no finished run to draw"): figure_attention([])

@@ -13,8 +13,10 @@ from fer_bench.core import BenchError
 from fer_bench.data.sources.fixtures import fake
 from fer_bench.record import PARTS, Record, check_record, load_runs, write_metrics, write_status
 from fer_bench.report.names import called
+from fer_bench.runs.attribution import faces_to_show
 from fer_bench.runs.experiment import run
-from fer_bench.runs.networks import load_classifier, load_pretrained
+from fer_bench.runs.masks import look_masks, mask_hits, mask_table, masks_of
+from fer_bench.runs.networks import PRETRAINED, kept_of, load_classifier, load_pretrained
 from fer_bench.runs.task import load_data, make_pool, split_data
 from fer_bench.train.loop import make_optimizer
 
@@ -123,6 +125,29 @@ def test_kept_epochs_survive_an_interruption_and_can_be_probed(tiny, tmp_path, m
     (record.folder/"weights-00002.safetensors").write_bytes((record.folder/"weights-00004.safetensors").read_bytes())
     with pytest.raises(BenchError, match="is not the file that run"):
         run(tiny(method="linear_probe", init=f"run:{record.id}@2"))
+
+def test_of_a_method_that_masks_all_is_kept_and_its_masks_are_counted_by_epoch(tiny, monkeypatch):
+    "On drawn faces the history has the same numbers; the last epoch's are those of the end, and the first others."
+    record = run(tiny(method="simfle", epochs=3, keep_epochs="1,2"))
+    kept = [f"pretrained-{epoch:05d}.safetensors" for epoch in (1, 2)]
+    assert {*kept} < record.metrics.weights.keys() and kept_of(record, PRETRAINED) == [1, 2] == kept_of(record)
+    assert not same_files(record, *kept) and verify(record)
+    faces, rows = faces_to_show(RunConfig(**record.config), landmarks=True)
+    hits = mask_hits(record)
+    columns = [f"{of}_{region}" for of in ("hit", "centre_hit") for region in ("eyes", "mouth", "all")]
+    assert hits["epoch"].tolist() == [1, 2, 3] and {*columns, "hit_chance"} <= {*hits} & {*record.history}
+    assert all(record.history[c].nunique() == 1 for c in columns if c.startswith("centre")), "the faces' alone"
+    assert not np.array_equal(masks_of(record, faces, rows, 1), masks_of(record, faces, rows))
+    with pytest.raises(BenchError, match="kept no weights of epoch 3, but 1, 2"): masks_of(record, faces, rows, 3)
+    scores = look_masks(record)
+    assert set(scores["masks"]) == {"kept", "of another face", "random", "centre"}
+    means = scores.groupby(["masks", "region"])["hit"].mean()
+    assert means["kept", "eyes"] == pytest.approx(hits["hit_eyes"].iloc[-1])
+    assert len(scores[scores["masks"] == "kept"].assign(c=scores.hit - scores.gain)["c"].round(9).unique()) == 1
+    table = mask_table(scores)
+    assert list(table)[1:4] == ["kept", "over chance", "over of another face"] and len(table) == 6
+    (record.folder/"pretrained.safetensors").unlink()
+    assert look_masks(record).equals(scores), "read from the table"
 
 def same_files(record, *names): return len({(record.folder/name).read_bytes() for name in names}) == 1
 def verify(record): return check_record(record.id, {p: (record.folder/p).read_bytes() for p in PARTS})

@@ -1,5 +1,6 @@
 """Figures of a self-supervised run from records made by hand: numbers, collapse, and only figures that apply."""
 import numpy as np
+import pandas as pd
 import pytest
 from figure_checks import assert_readable, assert_says_what_it_is_of, legend, made_record
 
@@ -139,27 +140,34 @@ def test_the_bound_is_that_of_the_methods():
     assert ours.COLLAPSED_BELOW == COLLAPSED_BELOW
 
 
+CENTRE = {f"centre_hit_{region}": 0.1 + 0.1 * i for i, region in enumerate(("all", *REGIONS))}
+
+
+def panels(fig): return {ax.get_title().rpartition(" ")[0]: ax for ax in fig.axes}
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 40])
-def test_hits_are_the_shares_in_the_order_they_end_with_chance_dotted(epochs):
-    r = record(epochs)
-    ax = landmark_hits(r).axes[0]
-    order = sorted(HITS, key=lambda c: -r.history[c].iloc[-1])
-    for line, c in zip(ax.lines, order, strict=True):
-        name = {"hit_all": "all but contour"}.get(c, c.removeprefix("hit_"))
-        assert line.get_label() == f"{name} {100 * r.history[c].iloc[-1]:.0f}"
-        assert (line.get_linestyle() == ":") == (c == "hit_chance")
-        np.testing.assert_allclose(line.get_ydata(), [25, 25] if c == "hit_chance" else 100 * r.history[c])
-    assert legend(ax) == [line.get_label() for line in ax.lines]
-    assert len({(line.get_color(), line.get_marker()) for line in ax.lines}) == 7
+def test_a_panel_a_region_holds_the_kept_the_centre_and_chance(epochs):
+    r = record(epochs, history={name: np.full(epochs, share) for name, share in CENTRE.items()})
+    fig = landmark_hits(r)
+    assert_readable(fig)
+    assert list(panels(fig)) == ["all but contour", *REGIONS]
+    for region, ax in zip(("all", *REGIONS), fig.axes, strict=True):
+        kept, centre, chance = ax.lines
+        np.testing.assert_allclose(kept.get_ydata(), 100 * r.history[f"hit_{region}"])
+        np.testing.assert_allclose(centre.get_ydata(), [100 * CENTRE[f"centre_hit_{region}"]] * 2)
+        assert list(chance.get_ydata()) == [25, 25]
+        assert [line.get_linestyle() for line in (centre, chance)] == ["--", ":"]
+        assert ax.get_title().endswith(f" {100 * r.history[f'hit_{region}'].iloc[-1]:.0f}")
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["kept patches", "centre", "chance"]
 
 
-def test_without_a_contour_all_is_all_and_a_scheme_of_its_own_is_drawn():
-    found = landmark_hits(record(without=HITS[1:-1], history=dict(hit_left_eye=[0.1, 0.2, 0.4]))).axes[0].lines
-    assert {line.get_label() for line in found} == {"all 20", "left_eye 40", "chance 25"}
+def test_without_a_contour_all_is_all_a_scheme_of_its_own_is_drawn_and_early_records_have_no_centre():
+    fig = landmark_hits(record(without=HITS[1:-1], history=dict(hit_left_eye=[0.1, 0.2, 0.4])))
+    assert list(panels(fig)) == ["all", "left_eye"] and all(len(ax.lines) == 2 for ax in fig.axes)
 
 
-def test_regions_look_the_same_whatever_they_end_at():
-    def looks(r):
-        return {line.get_label().split()[0]: (line.get_color(), line.get_marker())
-                for line in landmark_hits(r).axes[0].lines}
-    assert looks(record()) == looks(record(history=dict(hit_brows=[0.3, 0.5, 0.9])))
+def test_hits_of_other_faces_stand_in_for_a_history_that_has_none():
+    hits = pd.DataFrame({"epoch": [20, 40], "hit_eyes": [.3, .5], "hit_all": [.2, .4], "hit_chance": .25})
+    ax = panels(landmark_hits(record(without=HITS), hits))["eyes"]
+    assert list(ax.lines[0].get_xdata()) == [20, 40] and list(ax.lines[0].get_ydata()) == [30, 50]

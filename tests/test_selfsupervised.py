@@ -38,8 +38,8 @@ CONFIG = dict(momentum=0.9, momentum_schedule="constant", temperature=0.5, group
               grouping_init="kaiming", x0_statistics="frozen", joint_views=False, queue=20, ema=0.999, image_size=32,
               backbone="test_resnet", epochs=2, steps_per_epoch=5, seed=0, batch_size=8, mu=1,
               bn_groups=1, prototypes=24, teacher_start=0.04, teacher_temperature=0.07, teacher_warmup=0.5,
-              centre_momentum=0.9, local_views=2, landmark_share=0.25, landmark_noise=0.02, lambda_r=0.005,
-              lambda_i=25.0, lambda_v=25.0, lambda_c=1.0, mask_unit=1, targets="hard")
+              frozen_share=0.0, centre_momentum=0.9, local_views=2, landmark_share=0.25, landmark_noise=0.02,
+              lambda_r=0.005, lambda_i=25.0, lambda_v=25.0, lambda_c=1.0, mask_unit=1, targets="hard")
 ENCODERS = ("mae", "simmim")  # methods whose backbone is a face encoder
 
 def make(name, seed=0, min_map=4, **given):

@@ -182,6 +182,24 @@ def test_three_steps_of_dino_against_a_plain_version():
         centre = 0.9 * centre + 0.1 * torch.cat(t).mean(0)
         torch.testing.assert_close(method.centre, centre, rtol=1e-4, atol=1e-6)
 
+def test_prototypes_stand_still_for_a_share_of_the_training():
+    "Three of ten steps with a gradient of zeros, under weight decay; the rest of the network learns; then they move."
+    method, cosine = make("dino", frozen_share=0.3), torch.nn.functional.cosine_similarity
+    optimizer = torch.optim.AdamW(method.parameters(), 1e-2, weight_decay=0.1)
+    first, encoder = (v.detach().clone() for v in (method.projector.prototypes, next(method.net.backbone.parameters())))
+    for step in range(4):
+        loss = method(batch_for(method, step))[0]
+        loss.backward()
+        grad = method.projector.prototypes.grad
+        assert (grad == 0).all() if step < 3 else grad.abs().sum() > 0
+        if step == 3: torch.testing.assert_close(cosine(method.projector.prototypes, first), torch.ones(24))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert (cosine(method.projector.prototypes, first) < 1 - 1e-5).any()
+    assert not torch.equal(next(method.net.backbone.parameters()), encoder)
+    free, frozen = make("dino"), make("dino", frozen_share=1.0)
+    assert free(batch_for(free))[0].item() == frozen(batch_for(frozen))[0].item()
+
 def test_local_views_leave_the_running_statistics_to_whole_faces():
     with_local, without = make("dino"), make("dino", local_views=0)
     loss, other = with_local(batch_for(with_local))[0], without(batch_for(without))[0]

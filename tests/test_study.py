@@ -10,13 +10,16 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from filelock import FileLock
 
 from fer_bench.config import RunConfig
-from fer_bench.core import make_folder
+from fer_bench.core import json_hash, make_folder
+from fer_bench.data.sources.fixtures import fake
 from fer_bench.record import Record, load_runs, runs_folder
+from fer_bench.runs.experiment import run
 from fer_bench.schema import SEALED
 from fer_bench.sweeps.grid import expand
 from fer_bench.sweeps.plan import SPLIT_FIELDS, Plan, faces
@@ -134,3 +137,59 @@ def test_the_studies_of_few_labels_share_their_draws():
     drawn = [{tuple(getattr(c.config, n) for n in SPLIT_FIELDS) for c in expand(path)} for path in STUDIES
              if path.stem.endswith("-50")]
     assert len(drawn) >= 2 and all(draws == drawn[0] for draws in drawn) and len(drawn[0]) == 5
+
+# the grids for a GPU
+
+GPU = [ROOT/f"results/{name}.yaml" for name in ("gpu-pretraining", "gpu-study")]
+SHORT = dict(device="cpu", threads=1, precision="fp32", epochs=1, steps_per_epoch=2, batch_size=4, warmup_epochs=0,
+             keep_epochs="", seed=0, label_seed=0, labels_per_class=None)
+SMALL = dict(facemae="tiny", proj_hidden=64, proj_dim=32, prototypes=64)  # the widths change no row's meaning
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    "two_steps(cell) → the record of its row after two steps of four faces on the CPU, started as the row is."
+    folder, done = tmp_path_factory.mktemp("gpu"), {}
+    data, places = fake("ferplus", folder, faces_per_class=3), {n: str(folder/n) for n in ("results_dir", "cache_dir")}
+    def do(cell):
+        values = cell.config.model_dump() | SHORT | places | {"data_root": str(data)}
+        if values["labels_per_class"] is None and values["balance"] == "sampler": values["labels_per_class"] = 2
+        values |= {name: small for name, small in SMALL.items() if name in values}
+        if values["backbone"] == "facemae_small": values["backbone"] = "facemae_tiny"
+        values["init"] = f"run:{do(cell.needs).id}" if cell.needs else "scratch"
+        key = json_hash(values)
+        if key not in done: done[key] = run(RunConfig(**values))
+        return done[key]
+    return do
+
+def rows(path):
+    "A cell of each row of the grid: seeds, draws and lengths aside."
+    names = ("method", "backbone", "batch_size", "min_map", "view_strength")
+    named = lambda c: tuple(getattr(c.config, name) for name in names)
+    return {(*named(c), *(named(c.needs) if c.needs else ())): c for c in expand(path, {"data_root": "there"})}.values()
+
+@pytest.mark.parametrize("path", [GPU[0], pytest.param(GPU[1], marks=pytest.mark.nightly)], ids=lambda p: p.stem)
+def test_each_row_of_a_gpu_grid_makes_two_steps_on_the_cpu(two_steps, path):
+    for cell in rows(path):
+        record = two_steps(cell)
+        assert record.finished and np.isfinite(record.history["loss"]).all()
+        if record.metrics.kind != "probe": assert record.metrics.epoch == 1
+
+def test_the_gpu_pretrainings_are_long_honest_and_in_an_order_of_worth():
+    cells = expand(GPU[0], {"data_root": "there"})
+    for c in cells:
+        assert (c.config.device, c.config.dedupe, c.config.select) == ("cuda", "cross_split", "last")
+        assert faces(c.config)/c.config.epochs <= 60_000, "a kill costs an epoch"
+    trained = [c.config for c in cells if c.config.method != "linear_probe"]
+    long = [c for c in trained if c.epochs == 200]
+    assert {(c.method, c.seed) for c in long} == {
+        (m, s) for m in ("simfle", "byol", "simfle_random", "dino", "mae") for s in (0, 1, 2)}
+    assert all(c.steps_per_epoch * c.batch_size == 109 * 256 for c in trained), "an epoch is a pass over 27,924 faces"
+    waiting = [c.config for c in Scheduler(Plan(Path("nowhere")), cells, None, 0).waiting]
+    first = [(c.method, c.epochs) for c in waiting if c.method != "linear_probe"][:7]
+    assert waiting[0].method == "linear_probe" and first == [("simfle", 20), ("byol", 20)] + [
+        (m, 200) for m in ("simfle", "byol", "simfle_random", "dino", "mae")]
+
+def test_the_gpu_study_starts_from_the_long_pretrainings():
+    theirs = {json_hash(c.config.model_dump()) for c in expand(GPU[0])}
+    starts = [c.needs.config for c in expand(GPU[1]) if c.needs]
+    assert {c.method for c in starts} == {"simfle", "byol"} and {json_hash(c.model_dump()) for c in starts} <= theirs

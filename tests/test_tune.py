@@ -6,6 +6,7 @@ import json
 import pandas as pd
 import pytest
 
+from fer_bench.catalogue import method_entry, methods_of
 from fer_bench.cli import main
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
@@ -17,7 +18,7 @@ from fer_bench.schema import Status, Tuned, checked
 from fer_bench.store import merge, pack, verify
 from fer_bench.sweeps import tune as module
 from fer_bench.sweeps.grid import expand
-from fer_bench.sweeps.tune import pick, trial_grid, tune, val_war
+from fer_bench.sweeps.tune import pick, trial_grid, tried_fields, tune, val_war
 
 
 def tried(*pairs): return [{"run_id": f"r{lr}", "values": {"lr": lr}, "val_WAR": war} for lr, war in pairs]
@@ -30,6 +31,29 @@ def test_every_method_gets_the_same_trials_and_its_own_values_first(method, tiny
     assert {c.epochs for c in cells} == {1 + config.warmup_epochs}
     other = {"lr", "view_strength", "epochs", "results_dir"}
     assert all(c.model_dump(exclude=other) == config.model_dump(exclude=other) for c in cells)
+
+@pytest.mark.parametrize("method", methods_of("self-supervised"))
+def test_every_pretraining_gets_nine_trials_of_how_fast_and_how_hard(method, tiny):
+    "The strength of the views where they are compared, else the share of masked patches; all are runs that can be."
+    config = tiny(method=method)
+    grid, masks = trial_grid(config), "compares_views" not in method_entry(method).flags
+    cells = [c.config for c in expand(grid)]
+    assert len(cells) == len({(c.lr, c.view_strength, c.options.get("mask_ratio")) for c in cells}) == 9
+    assert tried_fields(config) == ["lr", "mask_ratio" if masks else "view_strength"]
+    assert cells[0].model_dump(exclude={"results_dir"}) == config.model_dump(exclude={"results_dir"})
+    shares = {0.75: {0.75, 0.5, 0.9}, 0.6: {0.6, 0.4, 0.72}}
+    if masks: assert {c.options["mask_ratio"] for c in cells} == shares[config.options["mask_ratio"]]
+
+def test_a_pretraining_is_tuned_by_its_nearest_neighbours_on_validation_faces(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(module, "FACTORS", {"lr": (1, 3), "view_strength": (1,)})
+    config = tiny(method="byol")
+    record = tune(config, trial_epochs=1, workers=1)
+    facts, trials = record.status.tuned, {r.id: r for r in load_runs(config.path("results_dir")/"tuning")}
+    assert {t.run_id: t.val_WAR for t in facts.trials} == {n: r.history["val_WAR"].iloc[-1] for n, r in trials.items()}
+    assert all(r.metrics.probe and "spread" in r.history for r in trials.values()), "k-NN, for there is no classifier"
+    assert max(facts.trials, key=lambda t: t.val_WAR).values == facts.picked
+    assert record.config["lr"] == facts.picked["lr"] and record.metrics.kind == "self-supervised"
+    assert capsys.readouterr().out.count("by nearest neighbours on validation faces") == 2
 
 def test_without_the_geometric_view_only_the_learning_rate_is_tried(tiny):
     assert [c.config.lr for c in expand(trial_grid(tiny(lr=0.05)))] == [0.05, 0.0167, 0.15]

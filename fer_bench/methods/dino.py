@@ -47,9 +47,10 @@ class DinoHead(nn.Module):
                                     nn.Linear(hidden, width_out))
         self.prototypes = nn.Parameter(torch.randn(prototypes, width_out))
 
-    def forward(self, x):
+    def forward(self, x, frozen: bool = False):
         x = F.normalize(at_least_float32(self.layers(x)), dim=1)
-        with torch.autocast(x.device.type, enabled=False): return x @ F.normalize(self.prototypes, dim=1).T
+        prototypes = self.prototypes.detach() + 0 * self.prototypes if frozen else self.prototypes  # a zero gradient
+        with torch.autocast(x.device.type, enabled=False): return x @ F.normalize(prototypes, dim=1).T
 
 # %% ../../nbs/methods/dino.ipynb #49647a41
 class DINO(WithTarget):
@@ -57,8 +58,9 @@ class DINO(WithTarget):
 
     Of `config` it reads momentum, momentum_schedule, proj_hidden, proj_dim, prototypes, temperature (of the student),
     teacher_start and teacher_temperature (at the start, and after the share teacher_warmup of the training),
-    centre_momentum, local_views. `centre` (K,) is a buffer. `BenchError` for a teacher that is not sharper than the
-    student. Source: DINO (arXiv 2104.14294), algorithm 1."""
+    frozen_share (of the training, in which prototypes stand still), centre_momentum, local_views. `centre` (K,) is a
+    buffer. `BenchError` for a teacher that is not sharper than the student. Source: DINO (arXiv 2104.14294),
+    algorithm 1."""
     def __init__(self, net, config):
         c = config
         super().__init__(net, c, DinoHead(feature_width(net.backbone), c.proj_hidden, c.proj_dim, c.prototypes))
@@ -71,7 +73,9 @@ class DINO(WithTarget):
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict]:
         c, views = self.config, batch["unlabelled"]
         h = [*self.encode_views(views), *(self.encode_local(view) for view in self.local_views(batch))]
-        student, teacher = torch.stack([self.projector(v) for v in h]), torch.stack(self.targets(views))  # (V, B, K)
+        frozen = batch["progress"] < c.frozen_share
+        student = torch.stack([self.projector(v, frozen) for v in h])  # (V, B, K)
+        teacher = torch.stack(self.targets(views))                     # (T, B, K)
         sharp = warmed_up(batch["progress"], c.teacher_start, c.teacher_temperature, c.teacher_warmup)
         p = sharpened(teacher, self.centre.clone(), sharp)  # a clone, since the centre moves before backward
         self.watch(feature_std=feature_std(student[0]), teacher_entropy=-(p * p.clamp(min=1e-12).log()).sum(-1).mean())

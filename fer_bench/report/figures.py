@@ -80,7 +80,7 @@ def history_numbers(record) -> tuple[list[str], list[str]]:
     history, named = record.history, record.metrics.loss_parts
     known = NOT_LOSS | {"loss"} | set(EVALUATED)
     numbers = [c for c in history.select_dtypes("number")
-               if c not in known and not c.startswith("hit_") and history[c].notna().any()]
+               if c not in known and not c.startswith(("hit_", "centre_hit_")) and history[c].notna().any()]
     if named is None: named = numbers if record.config["method"] in BUILT_IN else []  # the record does not say
     parts = [c for c in numbers if c in named and not np.allclose(history[c], history["loss"], equal_nan=True)]
     return parts, [c for c in numbers if c not in named]

@@ -9,8 +9,8 @@ __all__ = ['NEEDS', 'COLLAPSED_BELOW', 'PANELS', 'FIGURES', 'pretraining_curves'
 from matplotlib.figure import Figure
 
 from ..core import BenchError
-from .figures import COLOURS, class_style, epoch_axis, run_title, styled
-from .panels import decade_axis, filled_columns, legend_beside, titled_figure, titled_panel
+from .figures import COLOURS, epoch_axis, run_title, styled
+from .panels import decade_axis, filled_columns, grid_shape, keep_panels, titled_figure
 
 # %% ../../nbs/report/selfsupervised.ipynb #2a487c16
 NEEDS = {"pretraining_curves": ("feature_std",), "landmark_hits": ("feature_std", "hit_all", "hit_chance")}
@@ -62,28 +62,41 @@ def _mark_collapse(ax, std) -> None:
 
 # %% ../../nbs/report/selfsupervised.ipynb #9218d15c
 @styled
-def landmark_hits(record) -> Figure:
-    """Percent of the landmarks of each region, and of all but the contour, in the patches that SimFLE keeps, by epoch.
+def landmark_hits(record, hits=None) -> Figure:
+    """Percent of the landmarks of each region, and of all but the contour, in the patches that SimFLE keeps, by epoch,
+    beside as many patches at the centre of the picture, and chance.
 
-    `record`: a finished run; read are `hit_all`, `hit_chance` and every other `hit_…` of its history. `BenchError`
-    where there are none: another method, or faces without landmarks."""
-    _check(record, "landmark_hits")
-    history, epochs, columns = record.history, record.history["epoch"], filled_columns(record)
-    regions = sorted(c for c in columns if c.startswith("hit_") and c not in NEEDS["landmark_hits"])
-    names = {c: c.removeprefix("hit_") for c in regions} | {
-        "hit_all": "all but contour" if "hit_contour" in regions else "all", "hit_chance": "chance"}
-    styles = {c: class_style(k) for k, c in enumerate(regions)}  # a region looks the same in every run
-    styles["hit_all"] = dict(color="black", marker="x", lw=2.2)
-    ends = {c: 100 * history[c].dropna().iloc[-1] for c in names}
-    fig, ax, every = *titled_panel(record, 2.6), -(-len(history) // 8)
-    for c in sorted(names, key=ends.get, reverse=True):
-        label = f"{names[c]} {ends[c]:.0f}"
-        if c == "hit_chance": ax.axhline(ends[c], ls=":", color="0.5", zorder=3, label=label)
-        else: ax.plot(epochs, 100 * history[c], label=label, ms=4, markevery=every, clip_on=False, **styles[c])
-    ax.set(ylabel="% of landmarks in kept patches", ylim=(0, None))
-    legend_beside(ax)
-    epoch_axis(ax, epochs)
+    `record`: a finished run; read are `hit_all`, `hit_chance`, every other `hit_…` and every `centre_hit_…` of its
+    history, or of `hits`, a DataFrame of such columns and "epoch". `BenchError` where there are none: another method,
+    or faces without landmarks."""
+    if hits is None: _check(record, "landmark_hits")
+    history = (record.history if hits is None else hits).dropna(axis=1, how="all")
+    regions = ["all", *sorted(c.removeprefix("hit_") for c in history if c.startswith("hit_") and c not in
+                              NEEDS["landmark_hits"])]
+    rows, columns = grid_shape(len(regions))
+    fig = titled_figure(record, 0.8 + 1.25 * rows)
+    fig.set_figwidth(fig.get_figwidth() + 1)  # for the legend
+    axes, handles = keep_panels(fig.subplots(rows, columns, squeeze=False, sharex=True, sharey=True), len(regions)), {}
+    for ax, region in zip(axes, regions, strict=True):
+        handles |= _hit_panel(ax, history, region)
+        name = "all but contour" if region == "all" and "contour" in regions else region
+        ax.set_title(f"{name} {100 * history[f'hit_{region}'].dropna().iloc[-1]:.0f}")
+    for ax in axes[-columns:]: epoch_axis(ax, history["epoch"], ticks=3)
+    axes[0].set_ylim(0, None)
+    fig.supylabel("% of landmarks in the patches", fontsize=8)
+    fig.legend(handles.values(), handles, loc="outside right center", handlelength=1.6)
     return fig
+
+def _hit_panel(ax, history, region: str) -> dict:
+    "The lines of `region` in `ax`: label → handle."
+    every, epochs = -(-len(history) // 8), history["epoch"]
+    line, = ax.plot(epochs, 100 * history[f"hit_{region}"], marker="o", ms=3, markevery=every, clip_on=False)
+    handles = {"kept patches": line}
+    ends = {"centre": (f"centre_hit_{region}", "--", COLOURS[1]), "chance": ("hit_chance", ":", "0.4")}
+    for label, (column, style, colour) in ends.items():
+        if column in history:
+            handles[label] = ax.axhline(100 * history[column].dropna().iloc[-1], ls=style, color=colour)
+    return handles
 
 # %% ../../nbs/report/selfsupervised.ipynb #d90d519f
 FIGURES = {f.__name__: f for f in (pretraining_curves, landmark_hits)}

@@ -18,8 +18,8 @@ from ..data.joint import sets_of
 from ..data.landmarks import landmarks_of, regions_of
 from ..data.splits import ROLES, fold_of, groups_of
 from ..data.views import make_view
+from ..evaluate.attention import hits_and_centre
 from ..evaluate.features import calibrate, effective_rank, extract, spread
-from ..evaluate.landmarks import patch_hits
 from ..evaluate.metrics import classification_metrics, pseudo_label_counts
 from ..evaluate.predict import evaluating, predict
 from ..evaluate.protocols import cross_validated_probe, knn_logits, linear_probe, probe_head, sgd_probe
@@ -101,7 +101,8 @@ def _knn(config, method, feed, faceset, split, rows) -> dict:
             "effective_rank": effective_rank(queries)}
 
 def _masks(config, method, feed, faceset, rows) -> dict:
-    """Reconstruction error on the faces `rows`, and the share of landmarks of each region that is not masked.
+    """Reconstruction error on the faces `rows`, and the share of landmarks of each region that is not masked, or would
+    not be by a mask that keeps the centre.
 
     The mask groups are assigned to the faces in turn."""
     images = make_view("plain")(feed(rows), config.image_size)
@@ -110,8 +111,7 @@ def _masks(config, method, feed, faceset, rows) -> dict:
     facts = {"val_reconstruction": float(seen["reconstruction"])}
     if faceset.index["landmarks"].isna().any(): return facts
     points = landmarks_of(faceset, rows) / faceset.images.shape[1]
-    hits = patch_hits(seen["mask"].cpu().numpy(), points, regions_of(faceset))
-    return facts | {f"hit_{region}": share for region, share in hits.items()}
+    return facts | hits_and_centre(seen["mask"].cpu().numpy(), points, regions_of(faceset))
 
 def probe(config, method, feed, faceset, split) -> tuple[dict, list[dict]]:
     "Train the head of the evaluated network on frozen features of the labelled faces; → facts for the record, history."

@@ -273,11 +273,15 @@ def failures(audit: dict, index, split) -> list[str]:
     return [f["sentence"] for f in [*kept, *map(vars, own)] if f["level"] == "failure"]
 
 def _keeping(config, method, folder, after_epoch):
-    "`after_epoch`, which also writes the weights of the epochs that `config.keep_epochs` names, before the checkpoint."
+    """`after_epoch`, which first writes the weights of the epochs that `config.keep_epochs` names.
+
+    Of a method that masks also all that it trained, so that its masks can be looked at."""
     kept = kept_epochs(config.keep_epochs, config.epochs)
     def keep_and_watch(progress: float) -> dict:
         epoch = round(progress * config.epochs)
-        if epoch in kept and is_main(): save_weights(folder/kept_name(epoch), method.evaluated)
+        if epoch in kept and is_main():
+            save_weights(folder/kept_name(epoch), method.evaluated)
+            if getattr(method, "reconstructs", False): save_weights(folder/kept_name(epoch, PRETRAINED), method)
         return after_epoch(progress)
     return keep_and_watch
 
@@ -286,7 +290,8 @@ def _kept_weights(config, folder) -> dict:
     paths = {epoch: folder/kept_name(epoch) for epoch in kept_epochs(config.keep_epochs, config.epochs)}
     if missing := [str(epoch) for epoch, path in paths.items() if not path.exists()]:
         print(f"{folder.name}: not kept, for they were over before keep_epochs was set: epochs {', '.join(missing)}.")
-    return {path.name: sha256(path.read_bytes()) for path in paths.values() if path.exists()}
+    every = [folder/kept_name(epoch, of) for of in (WEIGHTS, PRETRAINED) for epoch in paths]
+    return {path.name: sha256(path.read_bytes()) for path in every if path.exists()}
 
 def _write(config, faceset, split, pool, folder, method, history, logits, facts: dict) -> None:
     index, classes, entry = faceset.index, list(faceset.meta["classes"]), method_entry(config.method)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CANDIDATES', 'LEAST_FACES', 'PLANES', 'FIGURES', 'figure_masks', 'figure_attention', 'figure_mean_maps',
-           'figure_landmarks', 'figure_features', 'PaperFigure', 'choose', 'largest_group']
+           'figure_mean_masks', 'figure_landmarks', 'figure_features', 'PaperFigure', 'choose', 'largest_group']
 
 # %% ../../nbs/show/gallery.ipynb #3f0e8896
 import functools
+import math
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,12 +22,13 @@ from ..catalogue import methods_of
 from ..config import recorded_config
 from ..core import BenchError, lookup
 from ..data.landmarks import landmarks_of
-from ..evaluate.attention import mean_map
+from ..evaluate.attention import centre_masks, mean_map
 from ..evaluate.landmarks import score_intervals
 from ..record import kept_arrays
 from ..runs.networks import load_classifier, load_pretrained
 from ..runs.evaluation import subsample
-from ..runs.attribution import faces_of, faces_to_show, look, map_layer, maps_of
+from ..runs.attribution import faces_of, faces_to_show, look, map_layer, map_place, maps_of
+from ..runs.masks import masks_of
 from ..report.figures import PAGE, Picture, as_bytes, class_style, note_drawn, overlay, picture_rows, styled
 from ..report.choice import ABLATED, ablation, every_run, one_per_method, pretrained, with_flag
 from ..report.curves import (figure_confusion, figure_landmark_scores, figure_pretraining, figure_reliability,
@@ -128,11 +130,17 @@ def figure_attention(runs, faceset=None, kind: str = "gradcam", faces: int = 6) 
     shown = np.concatenate([subsample(np.flatnonzero(right), faces - len(wrong)), wrong])
     images = [_images(run, faceset, rows[shown]).numpy() for run in runs]
     lines = [("face", list(images[0].transpose(0, 2, 3, 1)), list(truth[shown]))]
-    for name, one, face in zip(run_names(runs), seen, images, strict=True):
+    for name, one, face in zip(_with_layers(runs, kind, "\n"), seen, images, strict=True):
         predicted = classes[one["predicted"][shown]]
         titles = ["" if p == t else f"→ {p}" for p, t in zip(predicted, truth[shown], strict=True)]
         lines.append((name, list(overlay(face, one["maps"][shown] / 255)), titles))
     return _rows_of_faces(lines, len(shown), faceset)
+
+def _with_layers(runs, kind: str, between: str) -> list[str]:
+    "`run_names`, followed by the layer that the maps of each run show, unless all show the same."
+    layers = [map_layer(run, kind) for run in runs]
+    names = zip(run_names(runs), layers, strict=True)
+    return [name if len(set(layers)) == 1 else f"{name}{between}{layer}" for name, layer in names]
 
 def _explained(run, faceset, rows, kind: str) -> dict:
     "Numbers (N,) of the classes that `run` predicts for the faces `rows`, and their maps (N, H, W) uint8."
@@ -142,15 +150,15 @@ def _explained(run, faceset, rows, kind: str) -> dict:
 
 # %% ../../nbs/show/gallery.ipynb #afb6041a
 def _of_one_layer(runs, kind: str) -> list:
-    "The most of `runs` whose maps of `kind` show one layer. Says which layer, and which runs are left out."
+    "The most of `runs` whose maps of `kind` show one layer of one backbone. Says which, and which runs are left out."
     groups = {}
-    for run in runs: groups.setdefault(map_layer(run, kind), []).append(run)
+    for run in runs: groups.setdefault(map_place(run, kind), []).append(run)
     layer = max(groups, key=lambda name: len(groups[name]), default="")
     left = [f"{run.id} ({name})" for name, others in groups.items() if name != layer for run in others]
     if left: print(f"Landmark scores of maps of {layer}. Left out, as of another layer: {', '.join(left)}")
     return groups.get(layer, [])
 
-LEAST_FACES = 50  # for a mean map
+LEAST_FACES = 50  # for a mean map or mask
 
 @styled
 def figure_mean_maps(runs, faceset=None, kind: str = "gradcam", most: int = 500) -> Figure:
@@ -159,24 +167,53 @@ def figure_mean_maps(runs, faceset=None, kind: str = "gradcam", most: int = 500)
     Each map counts with the same energy. `kind`: as `figure_attention`. `BenchError` for fewer than `LEAST_FACES`
     faces."""
     runs, faceset, rows = _faces(runs, faceset, most)
+    _need_many(faceset, rows)
+    pictures = []
+    for run, name in zip(runs, _with_layers(runs, kind, ", "), strict=True):
+        make = functools.partial(_mean_map, run, faceset, rows, kind)
+        seen = _kept(run, "mean_map", faceset, rows, make, True, kind=kind, layer=map_layer(run, kind))
+        pictures.append((name, seen["map"]))
+    return _over_landmarks(pictures, faceset, rows)[0]
+
+def _need_many(faceset, rows) -> None:
     if len(rows) < LEAST_FACES:
         raise BenchError(f"{faceset.meta['name']!r} has {len(rows)} faces to show; a mean map needs {LEAST_FACES}, or "
                          "it shows a person.")
+
+def _over_landmarks(pictures: list[tuple], faceset, rows, **limits) -> tuple[Figure, list]:
+    "(figure, its images): each of `pictures`, (title, (h, w)), with the mean landmarks of the faces `rows` as dots."
     marked = faceset.index["landmarks"].iloc[rows].notna().to_numpy()
     points = landmarks_of(faceset, rows[marked]).mean(0) / faceset.images.shape[1] if marked.any() else np.zeros((0, 2))
-    fig, axes = _square_panels(len(runs), faceset)
+    fig, axes = _square_panels(len(pictures), faceset)
     fig.set_layout_engine("compressed")
-    for ax, run, name in zip(axes, runs, run_names(runs), strict=True):
-        make = functools.partial(_mean_map, run, faceset, rows, kind)
-        seen = _kept(run, "mean_map", faceset, rows, make, True, kind=kind, layer=map_layer(run, kind))
-        ax.imshow(seen["map"], cmap="inferno", vmin=0, extent=(0, 1, 1, 0))
+    images = []
+    for ax, (title, picture) in zip(axes, pictures, strict=True):
+        images.append(ax.imshow(picture, cmap="inferno", extent=(0, 1, 1, 0), vmin=0, **limits))
         ax.plot(*points.T, ".", color="white", ms=1.5, mew=0)
-        ax.set(title=textwrap.fill(name, 24), xlim=(0, 1), ylim=(1, 0))
+        ax.set(title=textwrap.fill(title, 24), xlim=(0, 1), ylim=(1, 0))
         ax.spines[:].set_visible(False)
-    return fig
+    return fig, images
 
 def _mean_map(run, faceset, rows, kind: str) -> dict:
     return {"map": mean_map(maps_of(load_classifier(run), _images(run, faceset, rows), kind))[0]}
+
+@styled
+def figure_mean_masks(runs, faceset=None, most: int = 500) -> Figure:
+    """How often the mask of each run keeps each patch, in percent of up to `most` test faces, beside a mask that keeps
+    as many at the centre, with the mean landmarks as dots where the faces have some.
+
+    `runs`: of methods that mask; the groups of a SimFLE are assigned to the faces in turn. `BenchError` for other
+    methods, for fewer than `LEAST_FACES` faces, and for a run without weights and without arrays. Source: ours."""
+    runs, faceset, rows = _faces(runs, faceset, most)
+    _need_many(faceset, rows)
+    make = lambda run: {"kept": 1 - masks_of(run, faceset, rows).mean(0)}  # (L,)
+    shares = [_kept(run, "mean_mask", faceset, rows, functools.partial(make, run), True)["kept"] for run in runs]
+    centre = 1 - centre_masks(1000, len(shares[0]), round(shares[0].sum())).mean(0)
+    square = lambda share: 100 * share.reshape(math.isqrt(len(share)), -1)  # (L,) → (side, side)
+    titled = zip([*run_names(runs), "centre"], map(square, [*shares, centre]), strict=True)
+    fig, images = _over_landmarks(list(titled), faceset, rows, vmax=100)
+    fig.colorbar(images[0], ax=fig.axes, label="% of faces that keep it", shrink=0.8, pad=0.01)
+    return fig
 
 def figure_landmarks(runs, faceset=None, kind: str = "gradcam", score: str = "lift", most: int = 1000) -> Figure:
     """Landmark scores of each run by region, with 95 % intervals over faces, beside random weights and centred maps.
@@ -253,6 +290,7 @@ FIGURES = {
     "masks": PaperFigure(figure_masks, with_flag("reconstructs")),
     "attention": PaperFigure(figure_attention, one_per_method),
     "mean_maps": PaperFigure(figure_mean_maps, one_per_method),
+    "mean_masks": PaperFigure(figure_mean_masks, with_flag("reconstructs")),
     "landmarks": PaperFigure(figure_landmarks, one_per_method),
     "budget": PaperFigure(figure_budget, every_run),
     "thresholds": PaperFigure(figure_thresholds, with_flag("thresholds")),
