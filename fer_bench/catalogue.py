@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['KINDS', 'FLAGS', 'SEMI', 'SEMI_PRESETS', 'PRETRAIN', 'PRETRAIN_PRESETS', 'MAE_LR', 'MAE_PRESETS', 'LARS',
            'DINO_PRESETS', 'WIDE_PRESETS', 'SUPCON_PRESETS', 'SIMMIM_PRESETS', 'DINO', 'PAPER_FER', 'METHODS',
-           'DATASETS', 'BACKBONES', 'BUILT_IN', 'Options', 'EACOptions', 'SCNOptions', 'PseudoLabelOptions',
-           'Projection', 'JointViews', 'Target', 'Masking', 'BYOLOptions', 'SimFLEOptions', 'SimCLROptions',
-           'MoCoOptions', 'SimSiamOptions', 'DINOOptions', 'LandmarkOptions', 'BarlowOptions', 'VICRegOptions',
-           'SupConOptions', 'SimMIMOptions', 'load_object', 'Entry', 'MethodEntry', 'adamw_presets', 'semi_supervised',
-           'self_supervised', 'DatasetEntry', 'dataset', 'BackboneEntry', 'import_own', 'need_imported', 'own_entry',
-           'method_entry', 'AnyOptions', 'known_entry', 'methods_of', 'find_method', 'register_method', 'registered',
-           'dataset_entry', 'needs_no_files', 'make_source', 'make_method']
+           'DATASETS', 'BACKBONES', 'BUILT_IN', 'Options', 'EACOptions', 'SCNOptions', 'DANOptions',
+           'PseudoLabelOptions', 'Projection', 'JointViews', 'Target', 'Masking', 'BYOLOptions', 'SimFLEOptions',
+           'SimCLROptions', 'MoCoOptions', 'SimSiamOptions', 'DINOOptions', 'LandmarkOptions', 'BarlowOptions',
+           'VICRegOptions', 'SupConOptions', 'SimMIMOptions', 'load_object', 'Entry', 'MethodEntry', 'adamw_presets',
+           'semi_supervised', 'self_supervised', 'DatasetEntry', 'dataset', 'BackboneEntry', 'import_own',
+           'need_imported', 'own_entry', 'method_entry', 'AnyOptions', 'known_entry', 'methods_of', 'find_method',
+           'register_method', 'registered', 'dataset_entry', 'needs_no_files', 'make_source', 'make_method']
 
 # %% ../nbs/catalogue.ipynb #0c20426a
 import importlib
@@ -47,6 +47,12 @@ class SCNOptions(Options):
         0.2, ge=0, le=1, description="a label changes if another class is more probable by this much")
     relabel_from: float = Field(
         0.14, ge=0, le=1, description="share of the training after which labels change; 1: never")
+
+# %% ../nbs/catalogue.ipynb #312779f8
+class DANOptions(Options):
+    heads: int = Field(4, ge=2, le=64, description="number of attention heads")
+    lambda_affinity: float = Field(1.0, ge=0, description="weight of the distances to the centres of the classes")
+    lambda_partition: float = Field(1.0, ge=0, description="weight of the loss that keeps the heads apart")
 
 # %% ../nbs/catalogue.ipynb #15f952aa
 class PseudoLabelOptions(Options):
@@ -305,6 +311,11 @@ METHODS = {
         "cross-entropy with a weight for each face, and new labels where the network contradicts them",
         "Self-Cure Network, CVPR 2020, arXiv 2002.10392", SCNOptions,
         recipe=PAPER_FER | dict(lr=1e-3, batch_size=64, epochs=70, steps_per_epoch=192, relabel_from=10 / 70)),
+    "dan": MethodEntry(
+        "methods.dan:dan", "supervised", "attention heads kept apart by a loss, and learned centres of the classes",
+        "DAN, arXiv 2109.07270", DANOptions, presets={"tiny": dict(min_map=4)},
+        recipe=PAPER_FER | dict(optimizer="momentum", lr=0.1, batch_size=256, epochs=40, steps_per_epoch=48),
+        neck="methods.dan:AttentionHeads"),
     "pseudo_label": semi_supervised(
         "pseudo-labels with confidence .95, learned on the view that gave them", "Pseudo-Label, ICML Workshops 2013",
         pseudo="same"),

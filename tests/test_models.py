@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fer_bench.catalogue import BACKBONES, make_method, methods_of
+from fer_bench.catalogue import BACKBONES, make_method, method_entry, methods_of
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
 from fer_bench.methods.supervised import class_weights, cross_entropy
@@ -160,7 +160,8 @@ TRAINED = methods_of("supervised", "semi-supervised", "self-supervised")
 def make(name):
     torch.manual_seed(0)
     config = RunConfig(preset="tiny", method=name)
-    net, _ = create_classifier(config.backbone, 8, 32, min_map=config.min_map)
+    neck = method_entry(name).neck_of(config)
+    net, _ = create_classifier(config.backbone, 8, 32, min_map=config.min_map, neck=neck)
     return make_method(config, net, np.full(8, 4), n_unlabelled=20)
 
 @pytest.fixture(params=TRAINED)
