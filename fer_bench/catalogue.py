@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'FLAGS', 'SEMI', 'SEMI_PRESETS', 'PRETRAIN', 'PRETRAIN_PRESETS', 'MAE_LR', 'MAE_PRESETS', 'LARS',
            'DINO_PRESETS', 'WIDE_PRESETS', 'SUPCON_PRESETS', 'SIMMIM_PRESETS', 'DINO', 'PAPER_FER', 'METHODS',
-           'DATASETS', 'BACKBONES', 'BUILT_IN', 'Options', 'EACOptions', 'SCNOptions', 'DANOptions',
+           'DATASETS', 'BACKBONES', 'BUILT_IN', 'Options', 'EACOptions', 'SCNOptions', 'DANOptions', 'AdaDFOptions',
            'PseudoLabelOptions', 'Projection', 'JointViews', 'Target', 'Masking', 'BYOLOptions', 'SimFLEOptions',
            'SimCLROptions', 'MoCoOptions', 'SimSiamOptions', 'DINOOptions', 'LandmarkOptions', 'BarlowOptions',
            'VICRegOptions', 'SupConOptions', 'SimMIMOptions', 'load_object', 'Entry', 'MethodEntry', 'adamw_presets',
@@ -53,6 +53,14 @@ class DANOptions(Options):
     heads: int = Field(4, ge=2, le=64, description="number of attention heads")
     lambda_affinity: float = Field(1.0, ge=0, description="weight of the distances to the centres of the classes")
     lambda_partition: float = Field(1.0, ge=0, description="weight of the loss that keeps the heads apart")
+
+class AdaDFOptions(Options):
+    class_share: float = Field(
+        0.7, gt=0, lt=1, description="least share of a class in its own distribution, which it has at the start")
+    ramp: float = Field(
+        0.04, gt=0, le=1, description="share of the training over which the divergence gets its full weight")
+    rank_share: float = Field(0.7, gt=0, lt=1, description="share of a batch in the group of high weights")
+    rank_margin: float = Field(0.07, ge=0, le=1, description="margin between the groups' mean weights")
 
 # %% ../nbs/catalogue.ipynb #15f952aa
 class PseudoLabelOptions(Options):
@@ -316,6 +324,11 @@ METHODS = {
         "DAN, arXiv 2109.07270", DANOptions, presets={"tiny": dict(min_map=4)},
         recipe=PAPER_FER | dict(optimizer="momentum", lr=0.1, batch_size=256, epochs=40, steps_per_epoch=48),
         neck="methods.dan:AttentionHeads"),
+    "ada_df": MethodEntry(
+        "methods.ada_df:ada_df", "supervised",
+        "soft targets from what the network sees in a class and in the face, by a weight for each face",
+        "Adaptive Distribution Fusion, ICASSP 2023", AdaDFOptions,
+        recipe=PAPER_FER | dict(lr=1e-3, batch_size=64, epochs=75, steps_per_epoch=192)),
     "pseudo_label": semi_supervised(
         "pseudo-labels with confidence .95, learned on the view that gave them", "Pseudo-Label, ICML Workshops 2013",
         pseudo="same"),
