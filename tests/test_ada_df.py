@@ -111,16 +111,24 @@ def test_loss_against_plain_loops(progress, balance):
     for name, value in wanted.items(): assert parts[name].item() == pytest.approx(value, rel=1e-4, abs=1e-6), name
     assert loss.item() == pytest.approx(sum(wanted.values()), rel=1e-4)
 
-def test_where_the_gradients_go():
-    "The divergence teaches both branches and the weights, as published; the cross-entropy branch 1 alone."
-    for name, reached in (("divergence", {"first", "weighting", "net.head"}), ("cross_entropy", {"first", "weighting"}),
-                          ("ranking", {"weighting"})):
-        method = make(rank_margin=1.0)
-        method(batch())[1][name].backward()
-        found = {n.rpartition(".")[0] for n, p in method.named_parameters()
-                 if p.grad is not None and p.grad.abs().max() > 0 and "backbone" not in n}
-        assert found == reached
-    assert not method.distributions.requires_grad
+@pytest.mark.parametrize("name, reached, fields", [
+    ("divergence", {"weighting", "net.head"}, dict()), ("cross_entropy", {"first", "weighting"}, dict()),
+    ("divergence", {"first", "weighting", "net.head"}, dict(target_gradient=True)),
+    ("ranking", {"weighting"}, dict(rank_margin=1.0))], ids=str)
+def test_where_the_gradients_go(name, reached, fields):
+    "The divergence teaches branch 2, and through the target branch 1 only as published; the cross-entropy branch 1."
+    method = make(**fields)
+    method(batch())[1][name].backward()
+    found = {n.rpartition(".")[0] for n, p in method.named_parameters()
+             if p.grad is not None and p.grad.abs().max() > 0 and "backbone" not in n}
+    assert found == reached and not method.distributions.requires_grad
+
+def test_the_target_is_a_number_unless_as_published():
+    for published in (False, True):
+        method = make(target_gradient=published)
+        first, _, a = method.branches(torch.rand(5, 3, 32, 32))
+        shares = torch.nn.functional.one_hot(torch.arange(5) % 3, 3)
+        assert method.targets_of(method.log_softmax(first), a, shares).requires_grad == published
 
 def test_one_hot_shares_are_labels_and_adjusted_branches_learn_both():
     method, b = make().eval(), batch()

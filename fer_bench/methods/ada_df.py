@@ -41,7 +41,7 @@ def stretched(weights) -> torch.Tensor:
     return LEAST + (1 - LEAST) * (weights - low) / (high - low).clamp(min=torch.finfo(weights.dtype).tiny)
 
 def divergence(targets, log_p) -> torch.Tensor:
-    "KL(t ‖ p) of each face: `targets` t and the logarithm of p, (B, K) → (B,). Gradients reach both."
+    "KL(t ‖ p) of each face: `targets` t and the logarithm of p, (B, K) → (B,)."
     return (targets * (targets.clamp(min=1e-12).log() - log_p)).sum(1)
 
 def turns(progress: float, ramp: float) -> tuple[float, float]:
@@ -75,6 +75,7 @@ class AdaDF(Supervised):
 
     def targets_of(self, log_p, a, shares) -> torch.Tensor:
         "t (B, K) of faces with `log_p` (B, K) by branch 1, a (B,) and targets `shares` (B, K)."
+        if not self.config.target_gradient: log_p, a = log_p.detach(), a.detach()
         w = part_of(stretched(all_gather(a)), world())[:, None]
         return (1 - w) * log_p.exp() + w * shares.to(self.distributions) @ self.distributions
 
