@@ -222,7 +222,8 @@ def test_refuses(fields, says):
     with pytest.raises(BenchError, match=says): make(**fields)
 
 def test_looking_for_the_stage_leaves_the_network_as_it_was():
-    net = create_classifier("test_resnet", 3, 32, neck=method_entry("dmue").neck_of(RunConfig(method="dmue")))[0].train()
+    neck = method_entry("dmue").neck_of(RunConfig(method="dmue"))
+    net = create_classifier("test_resnet", 3, 32, neck=neck)[0].train()
     before = {n: v.clone() for n, v in net.state_dict().items()}
     last_stage(net, RunConfig(method="dmue", preset="tiny"))
     assert net.training and all(torch.equal(v, before[n]) for n, v in net.state_dict().items())
