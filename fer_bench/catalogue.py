@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['KINDS', 'FLAGS', 'SEMI', 'SEMI_PRESETS', 'PRETRAIN', 'PRETRAIN_PRESETS', 'MAE_LR', 'MAE_PRESETS', 'LARS',
            'DINO_PRESETS', 'WIDE_PRESETS', 'SUPCON_PRESETS', 'SIMMIM_PRESETS', 'DINO', 'PAPER_FER', 'METHODS',
-           'DATASETS', 'BACKBONES', 'BUILT_IN', 'Options', 'EACOptions', 'SCNOptions', 'DANOptions', 'AdaDFOptions',
-           'DMUEOptions', 'PseudoLabelOptions', 'Projection', 'JointViews', 'Target', 'Masking', 'BYOLOptions',
-           'SimFLEOptions', 'SimCLROptions', 'MoCoOptions', 'SimSiamOptions', 'DINOOptions', 'LandmarkOptions',
-           'BarlowOptions', 'VICRegOptions', 'SupConOptions', 'SimMIMOptions', 'load_object', 'Entry', 'MethodEntry',
-           'adamw_presets', 'semi_supervised', 'self_supervised', 'DatasetEntry', 'dataset', 'BackboneEntry',
-           'import_own', 'need_imported', 'own_entry', 'method_entry', 'AnyOptions', 'known_entry', 'methods_of',
-           'find_method', 'register_method', 'registered', 'dataset_entry', 'needs_no_files', 'make_source',
-           'make_method']
+           'DATASETS', 'BACKBONES', 'BUILT_IN', 'Options', 'EACOptions', 'SCNOptions', 'RULOptions', 'MEKOptions',
+           'DCEOptions', 'DANOptions', 'AdaDFOptions', 'DMUEOptions', 'PseudoLabelOptions', 'Projection', 'JointViews',
+           'Target', 'Masking', 'BYOLOptions', 'SimFLEOptions', 'SimCLROptions', 'MoCoOptions', 'SimSiamOptions',
+           'DINOOptions', 'LandmarkOptions', 'BarlowOptions', 'VICRegOptions', 'SupConOptions', 'SimMIMOptions',
+           'load_object', 'Entry', 'MethodEntry', 'adamw_presets', 'semi_supervised', 'self_supervised', 'DatasetEntry',
+           'dataset', 'BackboneEntry', 'import_own', 'need_imported', 'own_entry', 'method_entry', 'AnyOptions',
+           'known_entry', 'methods_of', 'find_method', 'register_method', 'registered', 'dataset_entry',
+           'needs_no_files', 'make_source', 'make_method']
 
 # %% ../nbs/catalogue.ipynb #0c20426a
 import importlib
@@ -48,6 +48,21 @@ class SCNOptions(Options):
         0.2, ge=0, le=1, description="a label changes if another class is more probable by this much")
     relabel_from: float = Field(
         0.14, ge=0, le=1, description="share of the training after which labels change; 1: never")
+
+class RULOptions(Options):
+    head_width: int = Field(64, gt=0, description="number of features that the classifier gets")
+    map_dropout: float = Field(0.4, ge=0, lt=1, description="share of the last map that is hidden in a training step")
+
+class MEKOptions(EACOptions):
+    lambda_eac: float = Field(0.1, ge=0, description="weight of the consistency loss between mirrored attention maps")
+    epsilon: float = Field(
+        0.3, ge=0, lt=1, description="share of the target that other classes than the label's get")
+
+class DCEOptions(EACOptions):
+    lambda_eac: float = Field(1.0, ge=0, description="weight of the consistency loss between mirrored attention maps")
+    epsilon: float = Field(0.35, ge=0, lt=1, description="share of the target that is spread over all classes")
+    select_from: float = Field(
+        0.025, ge=0, le=1, description="share of the training after which faces are left out; 1: never")
 
 # %% ../nbs/catalogue.ipynb #312779f8
 class DANOptions(Options):
@@ -325,15 +340,35 @@ METHODS = {
     "eac": MethodEntry(
         "methods.eac:eac", "supervised",
         "cross-entropy, and attention maps consistent between a face and its mirror image",
-        "Erasing Attention Consistency, ECCV 2022, arXiv 2207.10299", EACOptions),
+        "Erasing Attention Consistency, ECCV 2022, arXiv 2207.10299", EACOptions,
+        recipe=PAPER_FER | dict(lr=2e-4, batch_size=32, epochs=60, steps_per_epoch=384, min_map=7),
+        former=dict(optimizer="sgd", view=None, min_map=0)),
     "scn": MethodEntry(
         "methods.scn:scn", "supervised",
         "cross-entropy with a weight for each face, and new labels where the network contradicts them",
         "Self-Cure Network, CVPR 2020, arXiv 2002.10392", SCNOptions,
         recipe=PAPER_FER | dict(lr=1e-3, batch_size=64, epochs=70, steps_per_epoch=192, relabel_from=10 / 70)),
+    "rul": MethodEntry(
+        "methods.rul:rul", "supervised",
+        "cross-entropy of pairs of faces, mixed by their uncertainty, with both labels",
+        "Relative Uncertainty Learning, NeurIPS 2021", RULOptions, dict(min_map=4),
+        recipe=PAPER_FER | dict(lr=2e-4, batch_size=64, epochs=60, steps_per_epoch=192),
+        neck="methods.rul:MapFeatures"),
+    "mek": MethodEntry(
+        "methods.mek:mek", "supervised",
+        "EAC with attention maps and smoothed targets that favour the rare classes",
+        "Mine Extra Knowledge, NeurIPS 2023", MEKOptions, dict(min_map=4),
+        recipe=PAPER_FER | dict(image_size=112, view="strong", optimizer="adamw", lr=3.125e-5, weight_decay=0.05,
+                                batch_size=32, epochs=20, steps_per_epoch=1000, warmup_epochs=2, clip_grad=5.0,
+                                min_map=7)),
+    "dce": MethodEntry(
+        "methods.dce:dce", "supervised",
+        "smoothed cross-entropy on the faces that are known better than the mean of their class in the batch",
+        "SSSIHL, CVPR Workshops 2023, arXiv 2303.09785", DCEOptions, dict(min_map=4),
+        recipe=PAPER_FER | dict(view=None, lr=1e-4, batch_size=150, epochs=40, steps_per_epoch=400, min_map=7)),
     "dan": MethodEntry(
         "methods.dan:dan", "supervised", "attention heads kept apart by a loss, and learned centres of the classes",
-        "DAN, arXiv 2109.07270", DANOptions, presets={"tiny": dict(min_map=4)},
+        "DAN, arXiv 2109.07270", DANOptions, dict(min_map=4),
         recipe=PAPER_FER | dict(optimizer="momentum", lr=0.1, batch_size=256, epochs=40, steps_per_epoch=48),
         neck="methods.dan:AttentionHeads"),
     "ada_df": MethodEntry(

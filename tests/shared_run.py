@@ -18,8 +18,11 @@ METHODS = methods_of("supervised", "semi-supervised", "self-supervised")
 FEW = ("dtm", "simfle")  # those that `make test` runs
 STEPS = dict.fromkeys(METHODS, 6) | dict.fromkeys(("supervised", "dtm", "byol", "simfle"), 20)
 
+FIELDS = {"rul": {"map_dropout": 0.0}}  # each process draws its own dropout
+
 def setup(method: str):
-    config = RunConfig(method=method, preset="tiny", drawn_faces=200, lr=0.003, threads=1, device="cpu")
+    config = RunConfig(method=method, preset="tiny", drawn_faces=200, lr=0.003, threads=1, device="cpu",
+                       **FIELDS.get(method, {}))
     faces = load_data(config)
     split = split_data(config, faces)
     pool = make_pool(config, faces, split)

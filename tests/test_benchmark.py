@@ -70,7 +70,7 @@ def test_sections_leave_an_object_what_it_is():
     wrapped = sections.calls(thing, work="section")
     assert (wrapped.work(1), wrapped.other, list(sections.seconds)) == (2, "other", ["section"])
 
-@pytest.mark.parametrize("method", ["supervised", "dtm", "simfle", "mae", "mocov2", "eac"])
+@pytest.mark.parametrize("method", ["supervised", "dtm", "simfle", "mae", "mocov2", "eac", "scn", "rul"])
 def test_step_and_usual_way_train_on_the_same_kind_of_batch(method, tmp_path):
     "Every section of a step takes time, both ways move the weights, and their batches have the same names and shapes."
     config = tiny(method)

@@ -14,7 +14,7 @@ from fer_bench.models.backbones import create_classifier
 
 def make(backbone="test_resnet", size=32, **fields):
     torch.manual_seed(0)
-    config = RunConfig(method="eac", preset="tiny", backbone=backbone, image_size=size, ema=0.0, **fields)
+    config = RunConfig(method="eac", preset="tiny", backbone=backbone, image_size=size, **{"ema": 0.0} | fields)
     return make_method(config, create_classifier(backbone, 3, size)[0], [4, 4, 4])
 
 def test_maps_and_disagreement_are_those_of_plain_loops():
@@ -48,6 +48,25 @@ def test_the_head_learns_from_the_labels_alone():
         grads.append(torch.autograd.grad(loss, [method.net.head.weight, next(method.net.backbone.parameters())]))
     torch.testing.assert_close(grads[0][0], grads[1][0])
     assert not torch.allclose(grads[0][1], grads[1][1])
+
+def test_doubt_is_the_disagreement_of_a_face_by_the_evaluated_network():
+    method, faces = make(ema=0.5), torch.rand(3, 3, 32, 32)
+    loss, _ = method({"labelled": [torch.rand(4, 3, 32, 32)], "targets": torch.tensor([0, 1, 2, 0])})
+    loss.backward()
+    with torch.no_grad():
+        for p in method.net.parameters(): p -= 0.1 * p.grad
+        method.after_step(0)
+        doubt, net = method.eval().doubt(faces), method.ema
+        maps = [class_activation(net.backbone.forward_features(net.normalise(x)), net.head.weight)
+                for x in (faces, faces.flip(-1))]
+    for b in range(3):
+        wanted = mirror_disagreement(maps[0][b:b + 1], maps[1][b:b + 1]).item()
+        assert doubt[b].item() == pytest.approx(wanted, rel=1e-4)
+
+def test_the_recipe_is_the_papers():
+    c = RunConfig(method="eac", preset="paper")
+    assert (c.backbone, c.optimizer, c.lr, c.epochs, c.batch_size) == ("resnet18", "adam", 2e-4, 60, 32)
+    assert (c.init, c.min_map, c.lambda_eac) == ("timm", 7, 5.0)
 
 def test_training_makes_maps_agree():
     disagreement = []

@@ -170,7 +170,8 @@ def method(request): return make(request.param)
 def batch_for(method, n=8):
     faces = {role: [torch.rand(n, 3, 32, 32) for _ in views] for role, views in method.views.items()}
     if method.needs_landmarks: faces["landmarks"] = torch.rand(len(method.views["unlabelled"]), n, 68, 2)
-    return {"targets": torch.arange(n) % 8, "step": 3, "progress": 0.5, "index": torch.arange(n), **faces}
+    return {"targets": torch.arange(n) % 8, "step": 3, "progress": 0.5, "index": torch.arange(n),
+            "place": torch.arange(n), **faces}
 
 def test_method_contract(method):
     "One forward gives a finite loss with gradients and named parts; steps move weights; evaluation changes nothing."
@@ -188,7 +189,7 @@ def test_method_contract(method):
     state = {k: v.clone() for k, v in method.state_dict().items()}
     images = torch.rand(3, 3, 32, 32)
     with torch.no_grad(): logits, features = method.eval().classify(images), method.encode(images)
-    assert logits.shape == (3, 8) and features.shape == (3, feature_width(method.net.backbone))
+    assert logits.shape == (3, 8) and features.shape == (3, method.net.head.in_features)
     assert all(torch.equal(v, state[k]) for k, v in method.state_dict().items())
 
 def test_method_under_bf16(method):

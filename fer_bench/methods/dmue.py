@@ -190,8 +190,8 @@ def _check_classes(k: int, config) -> None:
         raise BenchError(f"Method 'dmue' asks branches about the classes other than one, so it needs at least three; "
                          f"there are {k}.")
     if config.batch_size < 2 * k:
-        raise BenchError(f"batch_size = {config.batch_size}: method 'dmue' compares faces with others of each class, so "
-                         f"a batch needs two faces of each of {k} classes. Set it to {2 * k} or more, and keep "
+        raise BenchError(f"batch_size = {config.batch_size}: method 'dmue' compares faces with others of each class, "
+                         f"so a batch needs two faces of each of {k} classes. Set it to {2 * k} or more, and keep "
                          "balance='sampler'.")
 
 def dmue(net, config, counts, n_unlabelled: int = 0) -> DMUE:

@@ -94,6 +94,6 @@ def scn(net, config, counts, n_unlabelled: int = 0) -> SCN:
 def _need_labels(config) -> None:
     for name, plain in (("targets", "hard"), ("mixup", 0), ("cutmix", 0), ("frames", "all")):
         if (value := getattr(config, name)) != plain:
-            raise BenchError(f"Method {config.method!r} changes labels of faces, so each needs one label that stays its "
-                             f"own; {name} = {value!r} gives it none. Leave it out, or set relabel_from=1: then the "
-                             "faces are weighted, and no label is changed.")
+            raise BenchError(f"Method {config.method!r} changes labels, so each face needs one label of its own, and "
+                             f"{name} = {value!r} gives it none. Leave it out, or set relabel_from=1: then faces are "
+                             "weighted, and no label is changed.")

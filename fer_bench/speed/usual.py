@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 from ..catalogue import make_method
 from ..core import lookup
 from ..data.views import LEAST_CROP, SMALL_FACE
-from ..models.backbones import create_classifier
+from ..runs.networks import create_network
 from .device import seconds
 from ..train.batches import view_names
 
@@ -84,7 +84,7 @@ class UsualLoader:
             for kind, iterator in iterators.items():
                 views, labels, numbers = next(iterator)
                 batch[kind] = [self._send(v) for v in views]
-                if kind == "labelled": batch["targets"] = self._send(labels)
+                if kind == "labelled": batch |= {"targets": self._send(labels), "place": self._send(numbers)}
                 else: batch["index"] = self._send(numbers)
             yield batch
 
@@ -102,11 +102,11 @@ class UsualTraining:
     `folder`: pictures for `ImageFolder`, in `n_classes` folders; `workers`: processes of the loaders in total, 0: none.
     Source: ours."""
     def __init__(self, config, folder, n_classes: int, workers: int, device):
-        net, _ = create_classifier(config.backbone, n_classes, config.image_size, min_map=config.min_map,
-                                   small_stem=config.small_stem)
-        pictures = len(ImageFolder(folder))
+        net, _ = create_network(config, n_classes)
+        labels = ImageFolder(folder).targets
+        counts = [labels.count(k) for k in range(n_classes)]
         self.config, self.device, self.done = config, torch.device(device), 0
-        self.method = make_method(config, net, [pictures // n_classes] * n_classes, pictures).to(device).train()
+        self.method = make_method(config, net, counts, len(labels)).to(device).train()
         trained = [p for p in self.method.parameters() if p.requires_grad]
         self.optimizer = OPTIMIZERS[config.optimizer](trained, lr=config.lr, weight_decay=config.weight_decay)
         views = {role: view_names(self.method, config, role) for role in self.method.views}
