@@ -6,13 +6,13 @@
 __all__ = ['KINDS', 'FLAGS', 'SEMI', 'SEMI_PRESETS', 'PRETRAIN', 'PRETRAIN_PRESETS', 'MAE_LR', 'MAE_PRESETS', 'LARS',
            'DINO_PRESETS', 'WIDE_PRESETS', 'SUPCON_PRESETS', 'SIMMIM_PRESETS', 'DINO', 'PAPER_FER', 'METHODS',
            'DATASETS', 'BACKBONES', 'BUILT_IN', 'Options', 'EACOptions', 'SCNOptions', 'RULOptions', 'MEKOptions',
-           'DCEOptions', 'PseudoLabelOptions', 'Projection', 'JointViews', 'Target', 'Masking', 'BYOLOptions',
-           'SimFLEOptions', 'SimCLROptions', 'MoCoOptions', 'SimSiamOptions', 'DINOOptions', 'LandmarkOptions',
-           'BarlowOptions', 'VICRegOptions', 'SupConOptions', 'SimMIMOptions', 'load_object', 'Entry', 'MethodEntry',
-           'adamw_presets', 'semi_supervised', 'self_supervised', 'DatasetEntry', 'dataset', 'BackboneEntry',
-           'import_own', 'need_imported', 'own_entry', 'method_entry', 'AnyOptions', 'known_entry', 'methods_of',
-           'find_method', 'register_method', 'registered', 'dataset_entry', 'needs_no_files', 'make_source',
-           'make_method']
+           'DCEOptions', 'DANOptions', 'AdaDFOptions', 'DMUEOptions', 'PseudoLabelOptions', 'Projection', 'JointViews',
+           'Target', 'Masking', 'BYOLOptions', 'SimFLEOptions', 'SimCLROptions', 'MoCoOptions', 'SimSiamOptions',
+           'DINOOptions', 'LandmarkOptions', 'BarlowOptions', 'VICRegOptions', 'SupConOptions', 'SimMIMOptions',
+           'load_object', 'Entry', 'MethodEntry', 'adamw_presets', 'semi_supervised', 'self_supervised', 'DatasetEntry',
+           'dataset', 'BackboneEntry', 'import_own', 'need_imported', 'own_entry', 'method_entry', 'AnyOptions',
+           'known_entry', 'methods_of', 'find_method', 'register_method', 'registered', 'dataset_entry',
+           'needs_no_files', 'make_source', 'make_method']
 
 # %% ../nbs/catalogue.ipynb #0c20426a
 import importlib
@@ -63,6 +63,31 @@ class DCEOptions(EACOptions):
     epsilon: float = Field(0.35, ge=0, lt=1, description="share of the target that is spread over all classes")
     select_from: float = Field(
         0.025, ge=0, le=1, description="share of the training after which faces are left out; 1: never")
+
+# %% ../nbs/catalogue.ipynb #312779f8
+class DANOptions(Options):
+    heads: int = Field(4, ge=2, le=64, description="number of attention heads")
+    lambda_affinity: float = Field(1.0, ge=0, description="weight of the distances to the centres of the classes")
+    lambda_partition: float = Field(1.0, ge=0, description="weight of the loss that keeps the heads apart")
+
+class AdaDFOptions(Options):
+    class_share: float = Field(
+        0.7, gt=0, lt=1, description="least share of a class in its own distribution, which it has at the start")
+    ramp: float = Field(
+        0.04, gt=0, le=1, description="share of the training over which the divergence gets its full weight")
+    target_gradient: bool = Field(
+        False, description="as published: the divergence also teaches branch 1 and the weights, through the target")
+    rank_share: float = Field(0.7, gt=0, lt=1, description="share of a batch in the group of high weights")
+    rank_margin: float = Field(0.07, ge=0, le=1, description="margin between the groups' mean weights")
+
+class DMUEOptions(Options):
+    branches: Literal["stage", "layer"] = Field(
+        "stage", description="auxiliary branches: copies of the backbone's last stage, or a linear layer each")
+    ramp: float = Field(
+        0.25, gt=0, le=1, description="share of the training over which the main branch gets its full weight")
+    lambda_soft: float = Field(0.5, ge=0, description="weight of the soft labels of the auxiliary branches")
+    lambda_similarity: float = Field(
+        1000.0, ge=0, description="weight of the difference between products of pairs of features")
 
 # %% ../nbs/catalogue.ipynb #15f952aa
 class PseudoLabelOptions(Options):
@@ -342,6 +367,24 @@ METHODS = {
         "smoothed cross-entropy on the faces that are known better than the mean of their class in the batch",
         "SSSIHL, CVPR Workshops 2023, arXiv 2303.09785", DCEOptions, dict(min_map=4),
         recipe=PAPER_FER | dict(view=None, lr=1e-4, batch_size=150, epochs=40, steps_per_epoch=400, min_map=7)),
+    "dan": MethodEntry(
+        "methods.dan:dan", "supervised", "attention heads kept apart by a loss, and learned centres of the classes",
+        "DAN, arXiv 2109.07270", DANOptions, dict(min_map=4),
+        recipe=PAPER_FER | dict(optimizer="momentum", lr=0.1, batch_size=256, epochs=40, steps_per_epoch=48),
+        neck="methods.dan:AttentionHeads"),
+    "ada_df": MethodEntry(
+        "methods.ada_df:ada_df", "supervised",
+        "soft targets from what the network sees in a class and in the face, by a weight for each face",
+        "Adaptive Distribution Fusion, ICASSP 2023", AdaDFOptions,
+        recipe=PAPER_FER | dict(view=None, lr=1e-3, batch_size=64, epochs=75, steps_per_epoch=192,
+                                target_gradient=True)),
+    "dmue": MethodEntry(
+        "methods.dmue:dmue", "supervised",
+        "learns what branches that never saw a class say of its faces, and how well a label fits its company",
+        "Dive into Ambiguity (DMUE), CVPR 2021", DMUEOptions, dict(balance="sampler"),
+        {"tiny": dict(batch_size=16)},
+        PAPER_FER | dict(view=None, dropout=0.5, lr=1e-4, batch_size=72, epochs=36, steps_per_epoch=170),
+        neck="methods.dmue:NormNeck"),
     "pseudo_label": semi_supervised(
         "pseudo-labels with confidence .95, learned on the view that gave them", "Pseudo-Label, ICML Workshops 2013",
         pseudo="same"),
