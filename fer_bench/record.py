@@ -190,6 +190,9 @@ def read_metrics(data: bytes, config: dict, folder) -> Metrics:
     for name, value in said.items():
         if metrics[name] != value:
             raise not_a_record(path, f"{name} is {metrics[name]!r}, and by its config it is {value!r}")
+    if not is_external(config) and (rate := config["label_noise"]) and (
+            not metrics.noise or abs(metrics.noise.rate - rate) * metrics.n["labelled"] > 0.501):
+        raise not_a_record(path, f"by its config the share of wrong labels is {rate}, and it says another")
     return metrics
 
 def _said(config: dict) -> dict:

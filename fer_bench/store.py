@@ -48,7 +48,8 @@ def _split_of(data: dict[str, bytes]) -> str: return from_json(data["metrics.jso
 def split_hash(manifest: bytes) -> str:
     "The hash that a split has, from the csv of its manifest (`data.splits.save_manifest`)."
     table = pd.read_csv(io.BytesIO(manifest), dtype=str, keep_default_na=False)
-    return json_hash([[*row[:2], row[2] or None, row[3]] for row in table.to_numpy().tolist()])
+    return json_hash([[*row[:2], row[2] or None, row[3], *(given or None for given in row[4:])]
+                      for row in table.to_numpy().tolist()])
 
 def _sound_split(name: str, member: Member) -> bytes:
     data = member.read()

@@ -35,6 +35,7 @@ from ..data.audit.checks import check_split
 from ..data.faceset import check_unchanged
 from ..data.feed import Feed
 from ..data.frames import frame_counts
+from ..data.noise import training_labels
 from ..data.splits import save_manifest
 from ..distributed import broadcast, convert_sync_batchnorm, is_main, launched_processes, world
 from ..evaluate.predict import batch_independent, predict
@@ -52,6 +53,7 @@ from .adjustment import adjusted_scores, check_adjustable, check_adjustment, set
 from ..schema import DEPENDS, kind_of
 from .evaluation import evaluate_logits, probe, set_results, watch
 from .films import check_films, smoothed_scores, test_films
+from .noise import check_noise, noise_facts
 from fer_bench.runs.networks import (
     PRETRAINED,
     WEIGHTS,
@@ -105,6 +107,7 @@ def _record_of(config, faceset, split, pool) -> Record:
     check_sets(config, faceset, split)
     check_adjustment(config, faceset, split)
     check_films(config, faceset, split)
+    check_noise(config, faceset, split)
     return Record(runs_folder(config.path("results_dir"))/id_of(config, faceset, split, pool, init_hash(config)))
 
 def id_of(config, faceset, split, pool, init: str, numerics: tuple[int, int] = (NUMERICS, PROBE)) -> str:
@@ -218,7 +221,7 @@ def build(config, faceset, split, pool=None, folder=None) -> tuple:
     `folder`: where the tracker of `config.track` writes."""
     accelerator = _prepare_torch(config, folder)
     net, loaded = create_network(config, len(faceset.meta["classes"]), init_of(config))
-    labels = faceset.labels[split.labelled]
+    labels = training_labels(faceset, split)[split.labelled]
     often = None if config.frames == "all" else frame_counts(config.frames, faceset.index, split.labelled)
     counts = np.bincount(labels, often, minlength=len(faceset.meta["classes"]))
     method = make_method(config, net.to(memory_format=torch.channels_last), counts, len(pool) if pool else 0)
@@ -313,7 +316,8 @@ def _write(config, faceset, split, pool, folder, method, history, logits, facts:
         "option_defaults": option_defaults(config.method), "loss_parts": loss_parts(history),
         "select": config.select, "epoch": chosen["epoch"], "labelled_seen": labelled,
         "images_seen": before + labelled + steps * config.batch_size * (config.mu or 0),
-        "labelled_counts": count(faceset.labels[split.labelled]), **pooled,
+        "labelled_counts": count(training_labels(faceset, split)[split.labelled]), **pooled,
+        **noise_facts(config, faceset, split),
         "parameters": sum(p.numel() for p in method.net.parameters()), "weights": weights, **facts,
         "train_seconds": round(sum(row["seconds"] for row in history), 1),
         "cpu_seconds": round(sum(row["cpu_seconds"] for row in history), 1) if "cpu_seconds" in history[0] else None,
