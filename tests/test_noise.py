@@ -1,5 +1,6 @@
 """Labels that are wrong on purpose: which faces, which classes, who sees them, and what the record says."""
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,23 +9,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fer_bench import run
-from fer_bench.config import RunConfig, recorded_config, run_id
+from fer_bench.config import NUMERICS, PROBE, RunConfig, recorded_config, run_id
 from fer_bench.core import BenchError, write_json
 from fer_bench.data.labels import vote_shares
 from fer_bench.data.noise import (
     given_counts,
-    noise_table,
     read_shares,
+    shape_table,
     training_labels,
     vote_confusion,
     with_noise,
     wrong_labels,
 )
 from fer_bench.data.splits import make_split, manifest, save_manifest
+from fer_bench.evaluate.statistics import t_interval
 from fer_bench.record import Record
+from fer_bench.report.figures import run_title
+from fer_bench.report.noise import figure_noise, noise_table
+from fer_bench.report.summary import measured
+from fer_bench.report.tables import compare, notes
+from fer_bench.report.tasks import noises, tasks
 from fer_bench.runs.experiment import build, find_record
 from fer_bench.runs.noise import check_noise, validation_confusion
 from fer_bench.runs.task import prepare_data
+from fer_bench.schema import example_environment, example_metrics
 from fer_bench.store import merge, pack, split_hash, verify
 
 
@@ -104,7 +112,8 @@ def test_only_labelled_faces_change_and_the_rest_stays(data, shape):
     for row in split.labelled: plain[labels[row], seen[row]] += 1
     assert (counts == plain).all()
     assert training_labels(faceset, with_noise(faceset, split, 0.0)) is faceset.labels
-    assert noisy.hash == with_noise(faceset, split, 0.1, shape, 3).hash != with_noise(faceset, split, 0.1, shape, 4).hash
+    again, other = (with_noise(faceset, split, 0.1, shape, seed).hash for seed in (3, 4))
+    assert noisy.hash == again != other
 
 def test_a_face_keeps_its_numbers_under_another_budget(data):
     "Not all are wrong in both, but a face that is has the same wrong class."
@@ -121,7 +130,7 @@ def test_vote_confusion_is_a_mean_of_shares(data):
     for k, name in enumerate(faceset.classes):
         votes = [faceset.index["votes"].iloc[r] for r in rows if faceset.index["label"].iloc[r] == name]
         np.testing.assert_allclose(table[k], np.mean([vote_shares(v)[0] for v in votes], axis=0), atol=1e-6)
-    np.testing.assert_allclose(noise_table("votes", faceset, split), table)
+    np.testing.assert_allclose(shape_table("votes", faceset, split), table)
     with pytest.raises(BenchError, match="needs faces with votes"):
         vote_confusion(faceset.index.assign(votes=None), rows, faceset.classes)
     with pytest.raises(BenchError, match="needs faces with votes"):
@@ -276,7 +285,6 @@ def test_confusion_of_validation_faces_is_a_shape_and_of_test_faces_is_refused(r
     assert counts.to_numpy().sum() == clean.metrics.n["val"] and list(counts) == clean.metrics.classes
     war = np.trace(counts.to_numpy()) / counts.to_numpy().sum()
     assert war == pytest.approx(clean.history["val_WAR"].iloc[-1])
-    places = {"results_dir": str(clean.folder.parent.parent), "label_noise": 0.2}
     counts.to_csv(tmp_path/"val.csv")
     assert find_record(config(label_noise=0.2, noise_shape=str(tmp_path/"val.csv"),
                               results_dir=str(clean.folder.parent.parent))).id != clean.id
@@ -298,3 +306,84 @@ def test_soft_targets_beside_a_manifest_of_wrong_labels(data):
         check_noise(config(targets="soft"), faceset, with_noise(faceset, split, 0.2))
 
 def test_record_is_done_once(records): assert isinstance(run(recorded_config(records[1].config)), Record)
+
+
+# --- tables and figures ---
+
+def made(method="supervised", uar=0.5, rate=0.0, draw=0, shape="symmetric", **more):
+    "A run of two classes with its share of wrong labels, without a training."
+    wrong = round(20 * rate)
+    noise = dict(rate=wrong / 20, shape=shape, given=[[20 - wrong, wrong], [wrong, 20 - wrong]]) if rate else None
+    test = {"UAR": uar, "WAR": uar + 0.1, "macro_F1": uar}
+    test |= {f"{m}_ci": [v - 0.04, v + 0.02] for m, v in test.items()} | {"confusion": [[300, 100], [100, 300]]}
+    fields = dict(RunConfig(preset="quick", labels_per_class=20, label_noise=rate)) | {
+        "method": method, "label_seed": draw, "noise_shape": shape} | more
+    return SimpleNamespace(id=f"{method}-{rate}-{draw}-{shape}-{uar}", config=fields, environment=example_environment(),
+                           history=pd.DataFrame({"epoch": [1]}), status=SimpleNamespace(tuned=None),
+                           metrics=example_metrics(method=method, noise=noise, test=test, numerics=[NUMERICS, PROBE],
+                                                   labelled_counts=[20, 20]))
+
+@pytest.fixture
+def runs():
+    rng = np.random.default_rng(0)
+    return [made(m, 0.6 - fall * rate + 0.02 * rng.standard_normal(), rate, draw)
+            for m, fall in (("supervised", 0.5), ("eac", 0.3)) for rate in (0.0, 0.1, 0.2) for draw in range(3)]
+
+def test_noise_is_part_of_the_task(runs):
+    found = tasks(runs)
+    assert [t.partition("48 px")[2] for t in found] == ["", ", 10 % wrong labels", ", 20 % wrong labels"]
+    assert [len(group) for group in found.values()] == [6, 6, 6]
+    with pytest.raises(BenchError, match="different wrong labels never share a table"): measured(runs)
+    table = compare(runs[:4])
+    assert table["labels"].tolist() == ["20"] * 3 + ["20, 10 % wrong labels"]
+    assert any("made wrong on purpose (10 % wrong labels)" in s for s in notes(runs[:4]))
+    assert not any("on purpose" in s for s in notes(runs[:3]))
+    votes = made(rate=0.1, shape="votes")
+    assert len(tasks([*runs, votes])) == 4 and "10 % wrong labels (votes)" in run_title(votes)
+
+def test_runs_with_several_shares_are_grouped_by_shape(runs):
+    others = [made(rate=0.1, shape="votes"), made("mek", rate=0.1), made(rate=0.2, select="oracle")]
+    others[-1].metrics = others[-1].metrics.model_copy(update={"select": "oracle"})
+    symmetric, votes = noises([*runs, *others]).values()
+    assert symmetric == runs and votes == [*runs[:3], others[0]]
+    assert noises(runs[:3]) == {}
+
+def test_table_tells_gain_at_the_same_noise_and_fall_from_none(runs):
+    table = noise_table(runs).set_index(["wrong labels", "method"])
+    uar = lambda m, rate: np.array([r.metrics.test.UAR for r in runs if r.config["method"] == m
+                                    and r.config["label_noise"] == rate])
+    said = lambda values: "{:+.1f} [{:.1f}, {:.1f}]".format(*(100 * v for v in t_interval(values)))
+    row = table.loc[("20 %", "eac")]
+    assert row["UAR"] == said(uar("eac", 0.2))[1:] and row["draws"] == 3
+    assert row["UAR gain"] == said(uar("eac", 0.2) - uar("supervised", 0.2))
+    assert row["UAR fall"] == said(uar("eac", 0.2) - uar("eac", 0.0)) != row["UAR gain"]
+    assert (table.loc["0 %", "UAR fall"] == "").all() and table.loc[("10 %", "supervised"), "UAR gain"] == ""
+
+def test_figure_draws_a_line_a_method(runs):
+    fig = figure_noise(runs)
+    for ax, m in zip(fig.axes, ("UAR", "WAR"), strict=True):
+        for name, bars in zip(("eac", "supervised"), ax.containers, strict=True):
+            points, (*_, ends) = np.array(bars.lines[0].get_xydata()), bars.lines[2]
+            for (x, y), (low, high), rate in zip(points, ends.get_segments(), (0, 10, 20), strict=True):
+                values = [100 * r.metrics.test[m] for r in runs if r.config["method"] == name
+                          and 100 * r.config["label_noise"] == rate]
+                assert x == pytest.approx(rate, abs=0.5)
+                np.testing.assert_allclose([y, low[1], high[1]], t_interval(values))
+    alone = figure_noise([r for r in runs if r.config["label_seed"] == 0])
+    (_, ends), test = alone.axes[0].containers[0].lines[1:], runs[9].metrics.test
+    np.testing.assert_allclose(ends[0].get_segments()[0][:, 1], 100 * np.array(test.UAR_ci))
+    assert "over test faces" in alone._supxlabel.get_text().replace("\n", " ")
+
+@pytest.mark.parametrize("figure", [noise_table, figure_noise])
+def test_no_figure_without_several_shares(runs, figure):
+    with pytest.raises(BenchError, match="several shares"): figure(runs[:3])
+    with pytest.raises(BenchError, match="2 tasks or shapes"):
+        figure([*runs, *(made(rate=0.1, shape="votes", draw=d) for d in range(3))])
+
+def test_other_figures_take_runs_of_one_noise(runs):
+    from fer_bench.show.gallery import choose
+    assert {r.config["label_noise"] for r in choose(runs, "confusion")[0]} == {0.0}
+    assert {r.config["label_noise"] for r in choose(runs[3:], "budget")[0]} == {0.1}
+    chosen, lacking = choose(runs, "noise")
+    assert len(chosen) == len(runs) and not lacking
+    assert choose(runs[:3], "noise") == ([], ["--method supervised --label-noise 0.2"])
