@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_confidence', 'wilson', 'bootstrap_intervals', 'check_bootstrap', 'tails', 'paired_bootstrap', 'mcnemar', 'holm',
-           't_interval', 't_test', 'hedges_g', 'draws_needed', 'need_one_layer']
+           't_interval', 't_test', 'hedges_g', 'draws_needed', 'spearman', 'need_one_layer']
 
 # %% ../../nbs/evaluate/statistics.ipynb #7a717d2f
 from bisect import bisect_left
@@ -193,6 +193,32 @@ def draws_needed(sd: float, points: float = 1.0, power: float = 0.8, confidence:
     shown = lambda n: TTestPower().power(effect, n, 1 - confidence)
     while shown(enough) < power: enough *= 2
     return bisect_left(range(enough + 1), power, lo=2, key=shown)
+
+# %% ../../nbs/evaluate/statistics.ipynb #e7661edf
+def spearman(x, y, n_resamples: int = 1000, seed: int = 0, confidence: float = 0.95,
+             films=None) -> tuple[float, float, float]:
+    """(ρ, low, high) in [−1, 1]: Spearman's rank correlation of `x` and `y` (N,), with a percentile bootstrap.
+
+    `x`, `y`: finite floats of the same N ≥ 2 faces. `films` (N,): the number of each face's film; whole films are
+    drawn. NaN where `x` or `y` is constant; resamples in which one is are left out. `BenchError` for other values.
+    Source: Spearman 1904, by the ranks of `scipy.stats`."""
+    from scipy.stats import rankdata  # here, since scipy takes long to import
+    check_bootstrap(n_resamples, confidence)
+    x, y = (np.asarray(values, dtype=float) for values in (x, y))
+    if x.ndim != 1 or x.shape != y.shape or len(x) < 2 or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise BenchError(f"A rank correlation takes two lists of finite numbers of the same faces, at least two; these "
+                         f"have the shapes {x.shape} and {y.shape}.")
+    groups = np.arange(len(x)) if films is None else np.unique(np.asarray(films), return_inverse=True)[1]
+    rng, count = np.random.default_rng(seed), groups.max() + 1
+    def of(rows) -> float:
+        a, b = (ranks - ranks.mean() for ranks in (rankdata(x[rows]), rankdata(y[rows])))
+        scale = np.sqrt((a @ a) * (b @ b))
+        return float(a @ b / scale) if scale > 1e-9 else np.nan
+    rho = of(slice(None))
+    if np.isnan(rho): return (rho,) * 3
+    times = rng.multinomial(count, np.full(count, 1 / count), size=n_resamples)  # (R, films)
+    drawn = [of(np.repeat(np.arange(len(x)), one[groups])) for one in times]
+    return rho, *np.nanquantile(drawn, tails(confidence)).tolist()
 
 # %% ../../nbs/evaluate/statistics.ipynb #741336aa
 def need_one_layer(tables: dict) -> None:

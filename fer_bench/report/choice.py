@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_RUNS', 'TRAINED', 'ABLATED', 'one_per_method', 'with_flag', 'pretrained', 'every_run', 'several_noises',
-           'ablation']
+           'with_votes', 'ablation']
 
 # %% ../../nbs/report/choice.ipynb #c0a10003
 from collections import Counter
@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from ..catalogue import METHODS, methods_of
 from ..config import usual_values
+from .doubt import has_votes
 from .names import settings
 from .tasks import noises
 
@@ -47,6 +48,11 @@ def several_noises(runs) -> tuple[list, list[str]]:
     "The largest group of runs that differ in their share of wrong labels."
     groups = noises(runs).values()
     return max(groups, key=len, default=[]), [] if groups else ["--method supervised --label-noise 0.2"]
+
+def with_votes(runs) -> tuple[list, list[str]]:
+    "A run of each method, but for probes, of those whose records say how people's votes differ."
+    able = [r for r in runs if r.metrics.kind != "probe" and has_votes(r)]
+    return list(_first_by_method(able).values()), []
 
 def _lacking(runs, kinds) -> list[str]:
     there = {r.metrics.kind for r in runs}

@@ -52,6 +52,7 @@ from fer_bench.record import (
 from .adjustment import adjusted_scores, check_adjustable, check_adjustment, settle_prior
 from ..schema import DEPENDS, kind_of
 from .evaluation import evaluate_logits, probe, set_results, watch
+from .doubt import ambiguity, doubt_of
 from .films import check_films, smoothed_scores, test_films
 from .noise import check_noise, noise_facts
 from fer_bench.runs.networks import (
@@ -182,13 +183,14 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
         answers = lambda rows: predict(method, feed, rows, config.image_size, views=config.test_views)
         logits, alone = answers(split.test), batch_independent(answers, split.test)
         val_logits = None if config.smoothing == "none" else answers(split.val)
+        doubts = {"doubt": doubt_of(config, method, feed, split.test), "vote_entropy": ambiguity(faceset, split.test)}
     for faces in sets: check_unchanged(faces)
     if not is_main(): return
     facts = {"audit": audit, "loaded": loaded, "pixels": method.net.pixels(), "probe": found, "prior": prior,
              "device": device, "peak_memory_mb": peak_memory(device), "batch_independent": alone}
     if config.smoothing != "none": facts["smoothed"] = smoothed_scores(config, faceset, split, logits, val_logits)
     if alone is False: print(f"{folder.name}: {DEPENDS}")
-    _write(config, faceset, split, pool, folder, method, history, logits, facts)
+    _write(config, faceset, split, pool, folder, method, history, logits, doubts, facts)
 
 # %% ../../nbs/runs/experiment.ipynb #2721b47c
 def redo(name: str, results_dir=OWN_RESULTS, **places) -> tuple[Record, Record]:
@@ -291,7 +293,7 @@ def _kept_weights(config, folder) -> dict:
         print(f"{folder.name}: not kept, for they were over before keep_epochs was set: epochs {', '.join(missing)}.")
     return {path.name: sha256(path.read_bytes()) for path in paths.values() if path.exists()}
 
-def _write(config, faceset, split, pool, folder, method, history, logits, facts: dict) -> None:
+def _write(config, faceset, split, pool, folder, method, history, logits, doubts: dict, facts: dict) -> None:
     index, classes, entry = faceset.index, list(faceset.meta["classes"]), method_entry(config.method)
     count = lambda labels: np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()
     pooled = {} if pool is None else {"pool": pool.facts, "pool_truth": count(pool_truth(pool, faceset))}
@@ -327,7 +329,7 @@ def _write(config, faceset, split, pool, folder, method, history, logits, facts:
         "adjusted": adjusted_scores(logits, faceset.labels[split.test], classes, facts["prior"], films)})
     write_history(folder, history)
     tested = index.iloc[split.test]
-    write_predictions(folder, tested["key"], tested["label"], logits, tested)
+    write_predictions(folder, tested["key"], tested["label"], logits, tested, **doubts)
 
 def peak_memory(device: str) -> int:
     "Peak memory in MiB: on a GPU, allocated by torch since the run began; on a CPU, of this process since its start."

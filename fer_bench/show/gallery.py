@@ -29,9 +29,10 @@ from ..runs.evaluation import subsample
 from ..runs.attribution import faces_of, faces_to_show, look, map_layer, maps_of
 from ..report.figures import PAGE, Picture, as_bytes, class_style, note_drawn, overlay, picture_rows, styled
 from ..report.choice import (ABLATED, ablation, every_run, one_per_method, pretrained, several_noises,
-                                     with_flag)
+                                     with_flag, with_votes)
 from ..report.curves import (figure_confusion, figure_landmark_scores, figure_pretraining, figure_reliability,
                                      figure_thresholds)
+from ..report.doubt import figure_doubt
 from ..report.names import run_names, wrong_labels
 from ..report.noise import figure_noise
 from ..report.panels import grid_shape, keep_panels
@@ -264,6 +265,7 @@ FIGURES = {
     "features": PaperFigure(figure_features, one_per_method),
     **{f"ablation_{field}": PaperFigure(figure_ablations, ablation(field)) for field in ABLATED},
     "reliability": PaperFigure(figure_reliability, one_per_method),
+    "doubt": PaperFigure(figure_doubt, with_votes),
     "pretraining": PaperFigure(figure_pretraining, pretrained),
 }
 
