@@ -34,7 +34,10 @@ class Infinite(Doubting):
 
 # --- numbers ---
 
-@given(st.lists(st.lists(st.integers(0, 10), min_size=10, max_size=10), min_size=1, max_size=6), st.sampled_from([7, 8]))
+VOTES = st.lists(st.integers(0, 10), min_size=10, max_size=10)
+
+@settings(max_examples=25)
+@given(st.lists(VOTES, min_size=1, max_size=6), st.sampled_from([7, 8]))
 def test_entropy_of_votes_is_scipys(votes, n):
     for found, one in zip(vote_entropy(votes, n), np.array(votes)[:, :n], strict=True):
         assert (np.isnan(found) and not one.any()) or found == pytest.approx(entropy(one), abs=1e-6)
@@ -53,11 +56,11 @@ def test_correlation_is_scipys_and_lies_in_its_interval(seed, n):
 def test_interval_holds_the_truth_about_as_often_as_it_says_and_knows_films():
     rng, hits = np.random.default_rng(0), 0
     truth = 6 / np.pi * np.arcsin(0.5 / 2)  # Spearman's of a normal pair with correlation 0.5
-    for i in range(60):
+    for i in range(40):
         x, y = rng.multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]], 120).T
-        _, low, high = spearman(x, y, n_resamples=200, seed=i)
+        _, low, high = spearman(x, y, n_resamples=100, seed=i)
         hits += low <= truth <= high
-    assert 0.85 <= hits / 60 <= 1
+    assert 0.8 <= hits / 40 <= 1
     films = np.repeat(np.arange(12), 10)
     x, y = np.repeat(x[:12], 10), np.repeat(y[:12], 10)  # ten copies of twelve faces are twelve
     width = lambda found: found[2] - found[1]

@@ -21,7 +21,7 @@ from .panels import add_notes, check_runs, legend_above
 DOUBTS = ("own doubt", "1 − max probability", "entropy of the prediction")
 
 def doubts(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    "Measure of `DOUBTS` → (N,) of each row of `table`, predictions of a record; without the own doubt if there is none."
+    "Measure of `DOUBTS` → (N,) of the rows of `table`, predictions of a record; without an own doubt if it has none."
     logits = np.stack(table["logits"]).astype(float)
     logits -= logits.max(1, keepdims=True)
     logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
@@ -87,8 +87,7 @@ def figure_doubt(runs) -> Figure:
     ax.set(xlabel="Spearman's ρ with the entropy of votes", ylim=(len(settings) - 0.5, -0.5))
     ax.set_yticks(range(len(settings)), settings)
     legend_above(fig, {name: handles[name] for name in DOUBTS if name in handles})
-    several = {n for n, _ in settings.values()} - {1}
-    kinds = ["bootstrap over test faces"] * any(n == 1 for n, _ in settings.values())
-    kinds += [f"Student's over {repeat_unit(runs[0])}"] * bool(several)
-    add_notes(fig, runs, f"Test part of {data_title(runs[0])}.", f"Bars: 95 %, {'; '.join(kinds)}{' where there are several runs' * (len(kinds) > 1)}.")
+    kinds = {"bootstrap over test faces": any(n == 1 for n, _ in settings.values()),
+             f"Student's over {repeat_unit(runs[0])} where there are several": any(n > 1 for n, _ in settings.values())}
+    add_notes(fig, runs, f"Test part of {data_title(runs[0])}. Bars: 95 %, {'; '.join(k for k in kinds if kinds[k])}.")
     return fig
