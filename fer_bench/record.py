@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PARTS', 'SMALL', 'MOST', 'DOUBTS', 'RUN', 'SPLIT', 'KEPT_BYTES', 'PACKAGES', 'Record', 'Unfinished', 'check_record',
            'read_config', 'read_metrics', 'read_history', 'read_predictions', 'read_films', 'read_doubts',
-           'write_metrics', 'write_environment', 'write_history', 'write_status', 'write_predictions', 'runs_folder',
-           'read_runs', 'load_runs', 'load_run', 'kept_arrays', 'processor', 'environment']
+           'read_relabelled', 'write_metrics', 'write_environment', 'write_history', 'write_status', 'write_relabelled',
+           'write_predictions', 'runs_folder', 'read_runs', 'load_runs', 'load_run', 'kept_arrays', 'processor',
+           'environment']
 
 # %% ../nbs/record.ipynb #f9a1b081
 import io
@@ -48,6 +49,7 @@ from .evaluate.metrics import classification_metrics
 from .evaluate.smoothing import smoothed_logits
 from .external import ExternalConfig, ExternalMetrics, external_id, is_external, over_shared
 from fer_bench.schema import (
+    OPTIONAL,
     SEALED,
     Environment,
     Facts,
@@ -98,7 +100,8 @@ class Record:
 
     def check(self) -> None:
         "`BenchError` says why the record cannot be used: `check_record` of all its files."
-        self.__dict__ |= check_record(self.id, {name: self.read(name) for name in PARTS}, self.folder)
+        names = (*PARTS, *(name for name in OPTIONAL if name in self.status.files))
+        self.__dict__ |= check_record(self.id, {name: self.read(name) for name in names}, self.folder)
 
     @cached_property
     def config(self) -> dict: return read_config(self.read("config.json"), self.folder)
@@ -115,6 +118,11 @@ class Record:
         keys, labels, logits = read_predictions(data, self.metrics.classes, self.folder)
         more = read_films(data, self.folder) | read_doubts(data, self.folder)
         return pd.DataFrame({"key": keys, "label": labels, "logits": list(logits), **more})
+    @cached_property
+    def relabelled(self) -> pd.DataFrame | None:
+        "Labels that the method changed: key, label (the true one), given, relabelled; None where it changes none."
+        if OPTIONAL[0] not in self.status.files: return None
+        return read_relabelled(self.read(OPTIONAL[0]), self.metrics, self.folder)
     @property
     def loss_parts(self) -> list[str] | None:
         "Columns of `history` that are parts of the loss, and not only watched; None where the record does not say."
@@ -146,7 +154,9 @@ def _facts_of(run: str, data: dict[str, bytes], folder: Path) -> dict:
     if "status.json" not in data: raise Unfinished("it has no status.json")
     status = _facts(Status, data["status.json"], folder/"status.json")
     if status.state != "finished": raise Unfinished(f"it is {status.state}, not finished")
-    for name in SEALED:
+    for name in OPTIONAL:
+        if name in data and name not in status.files: raise BenchError(f"its {name} has no seal")
+    for name in (*SEALED, *(name for name in OPTIONAL if name in status.files)):
         if name not in data: raise BenchError(f"it lacks {name}")
         if sha256(data[name]) != status.files[name]: raise BenchError(f"its {name} was changed after the run")
     environment = _facts(Environment, data["environment.json"], folder/"environment.json")
@@ -162,6 +172,8 @@ def _facts_of(run: str, data: dict[str, bytes], folder: Path) -> dict:
                          "of fer_bench")
     read_history(data["history.jsonl"], folder)
     _check_scores(metrics, data["predictions.parquet"], folder)
+    for name in OPTIONAL:
+        if name in data: read_relabelled(data[name], metrics, folder)
     return {"config": config, "metrics": metrics, "environment": environment}
 
 def _facts(model: type[Facts], data: bytes, path: Path) -> Facts:
@@ -264,6 +276,22 @@ def read_doubts(data: bytes, folder) -> dict[str, np.ndarray]:
         refuse("vote_entropy must be a number from 0 on, or null")
     return found
 
+def read_relabelled(data: bytes, metrics: Metrics, folder) -> pd.DataFrame:
+    "The rows of `data`, a relabelled.parquet: key, label, given, relabelled; a row a face whose label was changed."
+    def refuse(why: str): raise not_a_record(Path(folder)/OPTIONAL[0], why)
+    names = ["key", "label", "given", "relabelled"]
+    try:
+        file = parquet.ParquetFile(pa.BufferReader(data), read_dictionary=names)
+        if file.metadata.num_rows > metrics.n["labelled"]: refuse("it has more rows than there are labelled faces")
+        table = file.read(columns=names)
+        found = pd.DataFrame({name: _texts(table[name], refuse) for name in names})
+    except (pa.ArrowException, OSError, KeyError, TypeError) as e: refuse(f"it cannot be read: {e}")
+    if found["key"].duplicated().any(): refuse("a key stands in it twice")
+    if odd := set(found[names[1:]].to_numpy().ravel()) - set(metrics.classes):
+        refuse(f"label {sorted(odd)[0][:80]!r} is none of the classes")
+    if (found["given"] == found["relabelled"]).any(): refuse("a face has the label that it was given")
+    return found
+
 def _texts(column: pa.ChunkedArray, refuse, some: bool = False) -> list[str]:
     """The texts of `column`, which was read as a dictionary so that a text that is repeated is in memory once.
 
@@ -341,8 +369,14 @@ def write_history(folder, rows: list[dict]) -> None:
 
 def write_status(folder, state: str, **facts) -> None:
     "Write `status.json`; `facts`: other fields of `Status`. The state `finished` seals the hash of every file."
-    if state == "finished": facts["files"] = {n: sha256((Path(folder)/n).read_bytes()) for n in SEALED}
+    if state == "finished":
+        names = (*SEALED, *(n for n in OPTIONAL if (Path(folder)/n).is_file()))
+        facts["files"] = {n: sha256((Path(folder)/n).read_bytes()) for n in names}
     _write(folder, "status.json", Status, {"state": state, **facts})
+
+def write_relabelled(folder, table: pd.DataFrame) -> None:
+    "Write `relabelled.parquet`: rows of key, label, given and relabelled, all text."
+    with atomic_file(Path(folder)/OPTIONAL[0]) as part: table.astype("string").to_parquet(part, index=False)
 
 def write_predictions(folder, keys, labels, logits, films: pd.DataFrame | None = None, **doubts) -> None:
     """Write `predictions.parquet`: `keys` and `labels` (N,) text, `logits` (N, K) float32.

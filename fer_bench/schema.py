@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Rate', 'Interval', 'Count', 'Text', 'Hash', 'Classes', 'PerClass', 'Seconds', 'Difference', 'Shares', 'Side',
-           'Number', 'Value', 'Kind', 'DEPENDS', 'SEALED', 'Facts', 'Scores', 'SmoothedScores', 'PoolFacts',
+           'Number', 'Value', 'Kind', 'DEPENDS', 'SEALED', 'OPTIONAL', 'Facts', 'Scores', 'SmoothedScores', 'PoolFacts',
            'PriorFacts', 'NoiseFacts', 'FaceFacts', 'SetFacts', 'ProbeFacts', 'Loaded', 'PixelFacts', 'Metrics',
            'Environment', 'Trial', 'Tuned', 'Status', 'History', 'checked', 'not_a_record', 'completed', 'kind_of',
            'example_environment', 'example_metrics']
@@ -328,6 +328,7 @@ class History(Facts):
         return self
 
 SEALED = ("config.json", "metrics.json", "history.jsonl", "predictions.parquet", "environment.json")
+OPTIONAL = ("relabelled.parquet",)  # sealed too, where a run has it
 
 # %% ../nbs/schema.ipynb #8c41f0d2
 def checked(model: type[Facts], facts, path) -> Facts:

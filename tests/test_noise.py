@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fer_bench import run
+from fer_bench.catalogue import registered
 from fer_bench.config import NUMERICS, PROBE, RunConfig, recorded_config, run_id
 from fer_bench.core import BenchError, write_json
 from fer_bench.data.labels import vote_shares
@@ -23,9 +25,10 @@ from fer_bench.data.noise import (
 )
 from fer_bench.data.splits import make_split, manifest, save_manifest
 from fer_bench.evaluate.statistics import t_interval
-from fer_bench.record import Record
+from fer_bench.methods.supervised import Supervised
+from fer_bench.record import Record, read_relabelled
 from fer_bench.report.figures import run_title
-from fer_bench.report.noise import figure_noise, noise_table
+from fer_bench.report.noise import figure_noise, figure_relabelled, noise_table
 from fer_bench.report.summary import measured
 from fer_bench.report.tables import compare, notes
 from fer_bench.report.tasks import noises, tasks
@@ -387,3 +390,84 @@ def test_other_figures_take_runs_of_one_noise(runs):
     chosen, lacking = choose(runs, "noise")
     assert len(chosen) == len(runs) and not lacking
     assert choose(runs[:3], "noise") == ([], ["--method supervised --label-noise 0.2"])
+
+
+# --- methods that change labels ---
+
+class Relabelling(Supervised):
+    "After each epoch it changes the label of every second face that it saw to the next class: a known rule."
+    def __init__(self, net, config, counts, n_unlabelled=0):
+        super().__init__(net, config.ema)
+        self.register_buffer("relabelled", torch.full((int(counts.sum()),), -1, dtype=torch.int16))
+
+    def after_epoch(self, progress, labelled):
+        _, given = labelled()
+        changed = torch.arange(len(given)) % 2 == 0 if progress == 1 else torch.arange(len(given)) < 3
+        self.relabelled.copy_(torch.where(changed, (given + 1) % 8, -1))
+        return {}
+
+class Odd(Relabelling):
+    "Its buffer is of another shape."
+    def after_epoch(self, progress, labelled):
+        self.relabelled = self.relabelled[1:]
+        return {}
+
+@pytest.fixture(scope="module")
+def relabelling(tmp_path_factory):
+    with registered("relabelling", Relabelling):
+        yield run(config(method="relabelling", label_noise=0.4, results_dir=str(tmp_path_factory.mktemp("relabelled"))))
+
+def test_what_a_method_changed_is_counted_by_the_true_labels(relabelling):
+    faceset, split, _ = prepare_data(config(label_noise=0.4))
+    true, given = faceset.labels[split.labelled], training_labels(faceset, split)[split.labelled]
+    for changed, (_, row) in zip((range(3), range(0, len(true), 2)), relabelling.history.iterrows(), strict=True):
+        right = lost = 0
+        for i in changed:
+            right += (given[i] + 1) % 8 == true[i]
+            lost += given[i] == true[i]
+        assert (row["relabelled"], row["relabelled_right"], row["relabelled_lost"]) == (len(changed), right, lost)
+    assert lost and right, "both are seen"
+    table, names = relabelling.relabelled, np.array(faceset.classes)
+    assert table["key"].tolist() == faceset.index["key"].iloc[split.labelled[::2]].tolist()
+    for column, values in (("label", true), ("given", given), ("relabelled", (given + 1) % 8)):
+        assert (table[column] == names[values[::2]]).all()
+
+def test_changed_labels_are_sealed_and_travel(relabelling, records, tmp_path):
+    relabelling.check()
+    assert "relabelled.parquet" in relabelling.status.files and records[0].relabelled is None
+    pack([relabelling], tmp_path/"r.zip")
+    assert {f.outcome for f in verify(tmp_path/"r.zip")} == {"sound"}
+    merge(tmp_path/"r.zip", tmp_path/"there")
+    there = Record(tmp_path/"there"/"runs"/relabelling.id)
+    there.check()
+    pd.testing.assert_frame_equal(there.relabelled, relabelling.relabelled)
+    (there.folder/"relabelled.parquet").unlink()
+    with pytest.raises(BenchError, match="relabelled.parquet"): Record(there.folder).check()
+    assert [f.outcome for f in verify(tmp_path/"there")][0] == "damaged"
+
+@pytest.mark.parametrize(("change", "why"), [
+    (lambda t: t.assign(relabelled="joyful"), "none of the classes"),
+    (lambda t: t.assign(relabelled=t["given"]), "was given"),
+    (lambda t: pd.concat([t, t]), "twice"),
+    (lambda t: t.drop(columns="given"), "cannot be read"),
+    (lambda t: pd.concat([t] * 9), "more rows"),
+    (lambda t: t.assign(label=1), "texts|read")])
+def test_edited_changes_are_refused(relabelling, tmp_path, change, why):
+    change(relabelling.relabelled).to_parquet(tmp_path/"relabelled.parquet", index=False)
+    with pytest.raises(BenchError, match=why):
+        read_relabelled((tmp_path/"relabelled.parquet").read_bytes(), relabelling.metrics, tmp_path)
+
+def test_a_buffer_of_another_shape_is_refused(tmp_path):
+    with registered("odd", Odd), pytest.raises(BenchError, match="relabelled of method 'odd' is int16"):
+        run(config(method="odd", results_dir=str(tmp_path)))
+
+def test_figure_of_what_changed(relabelling, runs):
+    from fer_bench.show.gallery import choose
+    (ax,) = figure_relabelled([relabelling]).axes
+    h, n = relabelling.history, relabelling.metrics.n["labelled"]
+    wrong = h["relabelled"] - h["relabelled_right"] - h["relabelled_lost"]
+    for line, counts in zip(ax.lines, (h["relabelled_right"], h["relabelled_lost"], wrong), strict=False):
+        np.testing.assert_allclose(line.get_ydata(), 100 * counts / n)
+    assert ax.lines[3].get_ydata()[0] == pytest.approx(40, abs=1)
+    with pytest.raises(BenchError, match="None of these runs changes labels"): figure_relabelled(runs)
+    assert choose([relabelling], "relabelled")[0] == [relabelling] and choose(runs, "relabelled") == ([], [])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_RUNS', 'TRAINED', 'ABLATED', 'one_per_method', 'with_flag', 'pretrained', 'every_run', 'several_noises',
-           'with_votes', 'ablation']
+           'with_votes', 'that_relabel', 'ablation']
 
 # %% ../../nbs/report/choice.ipynb #c0a10003
 from collections import Counter
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from ..catalogue import METHODS, methods_of
 from ..config import usual_values
 from .doubt import has_votes
-from .names import settings
+from .names import settings, wrong_labels
 from .tasks import noises
 
 # %% ../../nbs/report/choice.ipynb #c0a10005
@@ -53,6 +53,12 @@ def with_votes(runs) -> tuple[list, list[str]]:
     "A run of each method, but for probes, of those whose records say how people's votes differ."
     able = [r for r in runs if r.metrics.kind != "probe" and has_votes(r)]
     return list(_first_by_method(able).values()), []
+
+def that_relabel(runs) -> tuple[list, list[str]]:
+    "A run of each method that changes labels, of the share of wrong labels that most of these runs have."
+    able = [r for r in runs if "relabelled" in r.history]
+    rates = Counter(wrong_labels(r) for r in able)
+    return list(_first_by_method([r for r in able if wrong_labels(r) == max(rates, key=rates.get)]).values()), []
 
 def _lacking(runs, kinds) -> list[str]:
     there = {r.metrics.kind for r in runs}

@@ -26,6 +26,7 @@ from ..evaluate.metrics import classification_metrics, pseudo_label_counts
 from ..evaluate.predict import evaluating, predict
 from ..evaluate.protocols import cross_validated_probe, knn_logits, linear_probe, probe_head, sgd_probe
 from ..evaluate.statistics import bootstrap_intervals, wilson
+from .relabelled import relabel_counts
 from .task import pool_truth
 
 # %% ../../nbs/runs/evaluation.ipynb #e47ad890
@@ -73,6 +74,7 @@ def watch(config, method, feed, faceset, split, pool):
             facts = pseudo_label_counts(labels, truth, len(faceset.meta["classes"]))
         if config.pool_balance == "pseudo": method.pool_labels.learn(method.last_pseudo_label)
         facts |= method.after_epoch(progress, labelled)
+        facts |= relabel_counts(config, method, faceset, split)
         if len(split.val):
             if getattr(method, "reconstructs", False):
                 facts |= _masks(config, method, feed, faceset, subsample(split.val, 200))

@@ -47,6 +47,7 @@ from fer_bench.record import (
     write_history,
     write_metrics,
     write_predictions,
+    write_relabelled,
     write_status,
 )
 from .adjustment import adjusted_scores, check_adjustable, check_adjustment, settle_prior
@@ -55,6 +56,7 @@ from .evaluation import evaluate_logits, probe, set_results, watch
 from .doubt import ambiguity, doubt_of
 from .films import check_films, smoothed_scores, test_films
 from .noise import check_noise, noise_facts
+from .relabelled import relabelled_faces
 from fer_bench.runs.networks import (
     PRETRAINED,
     WEIGHTS,
@@ -328,6 +330,7 @@ def _write(config, faceset, split, pool, folder, method, history, logits, doubts
         **({"sets": sets} if (sets := set_results(faceset, split, logits, films)) else {}),
         "adjusted": adjusted_scores(logits, faceset.labels[split.test], classes, facts["prior"], films)})
     write_history(folder, history)
+    if (changed := relabelled_faces(config, method, faceset, split)) is not None: write_relabelled(folder, changed)
     tested = index.iloc[split.test]
     write_predictions(folder, tested["key"], tested["label"], logits, tested, **doubts)
 

@@ -29,12 +29,12 @@ from ..runs.evaluation import subsample
 from ..runs.attribution import faces_of, faces_to_show, look, map_layer, maps_of
 from ..report.figures import PAGE, Picture, as_bytes, class_style, note_drawn, overlay, picture_rows, styled
 from ..report.choice import (ABLATED, ablation, every_run, one_per_method, pretrained, several_noises,
-                                     with_flag, with_votes)
+                                     that_relabel, with_flag, with_votes)
 from ..report.curves import (figure_confusion, figure_landmark_scores, figure_pretraining, figure_reliability,
                                      figure_thresholds)
 from ..report.doubt import figure_doubt
 from ..report.names import run_names, wrong_labels
-from ..report.noise import figure_noise
+from ..report.noise import figure_noise, figure_relabelled
 from ..report.panels import grid_shape, keep_panels
 from ..report.papers import figure_ablations, figure_budget
 
@@ -260,6 +260,7 @@ FIGURES = {
     "landmarks": PaperFigure(figure_landmarks, one_per_method),
     "budget": PaperFigure(figure_budget, every_run),
     "noise": PaperFigure(figure_noise, several_noises, noises=True),
+    "relabelled": PaperFigure(figure_relabelled, that_relabel, noises=True),
     "thresholds": PaperFigure(figure_thresholds, with_flag("thresholds")),
     "confusion": PaperFigure(figure_confusion, one_per_method),
     "features": PaperFigure(figure_features, one_per_method),
