@@ -53,6 +53,17 @@ def test_correlation_is_scipys_and_lies_in_its_interval(seed, n):
         assert rho == pytest.approx(spearmanr(x, y).statistic) and -1 <= low <= high <= 1
         assert spearman(-x, y, n_resamples=50)[0] == pytest.approx(-rho)
 
+def test_resamples_are_those_of_repeated_faces():
+    rng = np.random.default_rng(3)
+    x, y, films = rng.integers(5, size=30), rng.standard_normal(30).round(1), rng.integers(8, size=30)
+    for groups in (np.arange(30), np.unique(films, return_inverse=True)[1]):
+        count, drawn = groups.max() + 1, []
+        for times in np.random.default_rng(7).multinomial(count, np.full(count, 1 / count), size=60):
+            rows = [i for i in range(30) for _ in range(times[groups[i]])]
+            drawn.append(spearmanr(x[rows], y[rows]).statistic)
+        found = spearman(x, y, n_resamples=60, seed=7, films=groups)
+        np.testing.assert_allclose(found[1:], np.quantile(drawn, [0.025, 0.975]), atol=1e-9)
+
 def test_interval_holds_the_truth_about_as_often_as_it_says_and_knows_films():
     rng, hits = np.random.default_rng(0), 0
     truth = 6 / np.pi * np.arcsin(0.5 / 2)  # Spearman's of a normal pair with correlation 0.5
