@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Rate', 'Interval', 'Count', 'Text', 'Hash', 'Classes', 'PerClass', 'Seconds', 'Difference', 'Shares', 'Side',
-           'Number', 'Value', 'Kind', 'DEPENDS', 'SEALED', 'Facts', 'Scores', 'SmoothedScores', 'PoolFacts',
-           'PriorFacts', 'FaceFacts', 'SetFacts', 'ProbeFacts', 'Loaded', 'PixelFacts', 'Metrics', 'Environment',
-           'Trial', 'Tuned', 'Status', 'History', 'checked', 'not_a_record', 'completed', 'kind_of',
+           'Number', 'Value', 'Kind', 'DEPENDS', 'SEALED', 'OPTIONAL', 'Facts', 'Scores', 'SmoothedScores', 'PoolFacts',
+           'PriorFacts', 'NoiseFacts', 'FaceFacts', 'SetFacts', 'ProbeFacts', 'Loaded', 'PixelFacts', 'Metrics',
+           'Environment', 'Trial', 'Tuned', 'Status', 'History', 'checked', 'not_a_record', 'completed', 'kind_of',
            'example_environment', 'example_metrics']
 
 # %% ../nbs/schema.ipynb #c7f30a25
@@ -97,6 +97,21 @@ class PriorFacts(Facts):
     estimated: Shares | None = Field(None, description="of the unlabelled training faces, by EM; None without any")
     target: Shares | None = Field(None, description="to which its logits were adjusted after training; None: not")
 
+class NoiseFacts(Facts):
+    "Labels of labelled faces that were wrong on purpose."
+    rate: Rate = Field(description="share of the labelled faces with a wrong label")
+    shape: Text = Field(description="symmetric, votes, the csv of a table with its hash, or manifest")
+    given: list[PerClass] = Field(max_length=1000, description="labelled faces (K, K), rows truth, columns given label")
+
+    @model_validator(mode="after")
+    def _fits(self):
+        k, n = len(self.given), sum(map(sum, self.given))
+        if any(len(row) != k for row in self.given): raise ValueError("noise.given must have a row and column a class")
+        wrong = n - sum(row[i] for i, row in enumerate(self.given))
+        if abs(wrong - self.rate * n) > 1e-3:
+            raise ValueError("noise.rate must be the share of noise.given off its diagonal")
+        return self
+
 class FaceFacts(Facts):
     "How the faces of the data set were prepared."
     size: list[Side] = Field(min_length=2, max_length=2, description="[height, width] in the data set, pixels")
@@ -183,7 +198,8 @@ class Metrics(Facts):
     labelled_seen: Count | None = Field(None, description="labelled faces seen in training; 0 for a probe")
     images_seen: Count = Field(
         description="faces seen in training, each time counted, with those of the run that it starts from")
-    labelled_counts: PerClass | None = Field(None, description="labelled faces of each class (K,)")
+    labelled_counts: PerClass | None = Field(None, description="labelled faces of each class (K,), as training sees it")
+    noise: NoiseFacts | None = Field(None, description="labels that were wrong on purpose; None: none")
     pool: PoolFacts | None = Field(None, description="the unlabelled faces, where the method takes any")
     pool_truth: PerClass | None = Field(None, description="faces of the pool whose class is known, by class (K,)")
     parameters: Count = Field(description="of the network")
@@ -213,6 +229,8 @@ class Metrics(Facts):
         k = len(self.classes)
         for name in ("labelled_counts", "pool_truth"):
             if name in self and len(self[name]) != k: raise ValueError(f"{name} must have {k} counts, one a class")
+        if self.noise and [sum(column) for column in zip(*self.noise.given, strict=True)] != self.labelled_counts:
+            raise ValueError("the columns of noise.given must sum to labelled_counts")
         for name in ("trained", "estimated", "target"):
             if self.prior and name in self.prior and len(self.prior[name]) != k:
                 raise ValueError(f"prior.{name} must have {k} shares, one a class")
@@ -310,6 +328,7 @@ class History(Facts):
         return self
 
 SEALED = ("config.json", "metrics.json", "history.jsonl", "predictions.parquet", "environment.json")
+OPTIONAL = ("relabelled.parquet",)  # sealed too, where a run has it
 
 # %% ../nbs/schema.ipynb #8c41f0d2
 def checked(model: type[Facts], facts, path) -> Facts:

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from .core import LARGEST, OWN_RESULTS, BenchError, atomic_file, from_json, json_hash, make_folder
 from .record import PARTS, RUN, SMALL, Record, Unfinished, check_record, runs_folder
-from .schema import SEALED
+from .schema import OPTIONAL, SEALED
 
 # %% ../nbs/store.ipynb #80a914fb
 WEIGHTS = ("weights.safetensors", "pretrained.safetensors")  # unsealed; big
@@ -39,7 +39,8 @@ class Member(NamedTuple):
 
 def _sound(run: str, files: dict[str, Member]) -> dict[str, bytes]:
     "The parts of the record `run`, name → content; `BenchError` says what is wrong with it."
-    data = {n: files[n].read(LARGEST if n.endswith("parquet") else SMALL) for n in PARTS if n in files}
+    data = {n: files[n].read(LARGEST if n.endswith("parquet") else SMALL) for n in (*PARTS, *OPTIONAL)
+            if n in files}
     check_record(run, data)
     return data
 
@@ -48,7 +49,8 @@ def _split_of(data: dict[str, bytes]) -> str: return from_json(data["metrics.jso
 def split_hash(manifest: bytes) -> str:
     "The hash that a split has, from the csv of its manifest (`data.splits.save_manifest`)."
     table = pd.read_csv(io.BytesIO(manifest), dtype=str, keep_default_na=False)
-    return json_hash([[*row[:2], row[2] or None, row[3]] for row in table.to_numpy().tolist()])
+    return json_hash([[*row[:2], row[2] or None, row[3], *(given or None for given in row[4:])]
+                      for row in table.to_numpy().tolist()])
 
 def _sound_split(name: str, member: Member) -> bytes:
     data = member.read()
@@ -56,7 +58,7 @@ def _sound_split(name: str, member: Member) -> bytes:
     return data
 
 # %% ../nbs/store.ipynb #2b7d399d
-FILES = "|".join(map(re.escape, PARTS + WEIGHTS))
+FILES = "|".join(map(re.escape, PARTS + OPTIONAL + WEIGHTS))
 MEMBER = re.compile(rf"runs/({RUN})/({FILES})|splits/([0-9a-f]{{12}})\.csv")
 MEMBERS, HEAVIEST, BOMB = 200_000, 10_000_000_000, 200  # files; bytes of weights; times that a whole archive may grow
 
@@ -143,7 +145,7 @@ def _write(target, records: list, weights: bool) -> None:
         for name in sorted(members): _add(archive, name, members[name])
 
 def _parts_of(record, weights: bool) -> tuple[dict, str]:
-    names = PARTS + (WEIGHTS if weights else ())
+    names = PARTS + OPTIONAL + (WEIGHTS if weights else ())
     files = {n: _file(p) for n in names if (p := record.folder/n).is_file() and not p.is_symlink()}
     try: return files, _split_of(_sound(record.id, files))
     except BenchError as e:
@@ -192,7 +194,8 @@ def _keep(run: str, files: dict, data: dict, folder: Path) -> Found:
             if there := _there(run, data, folder): return there
             for name in WEIGHTS:
                 if name in files: _copy(files[name], folder/name)
-            for name in PARTS: _write_bytes(data[name], folder/name)  # the status last
+            for name in (*OPTIONAL, *PARTS):  # the status last
+                if name in data: _write_bytes(data[name], folder/name)
     except Timeout: return Found(run, "refused", "this run is being done here now")
     except Exception as e:
         if new: shutil.rmtree(folder, ignore_errors=True)

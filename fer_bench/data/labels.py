@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FERPLUS8', 'BASIC7', 'RAFDB7', 'FER2013_7', 'AFFECTNET8', 'ABAW8', 'CK7', 'JAFFE7', 'SYNONYMS', 'MOST', 'NO_LABEL',
            'DROPPED', 'VOTED', 'LABEL_RULES', 'plain_name', 'field_name', 'meaning', 'one_spelling', 'odd_names',
-           'need_few', 'nearest_name', 'label_map', 'without_singles', 'vote_shares', 'majority', 'argmax']
+           'need_few', 'nearest_name', 'label_map', 'without_singles', 'vote_shares', 'vote_entropy', 'majority',
+           'argmax']
 
 # %% ../../nbs/data/labels.ipynb #ece961a5
 import difflib
@@ -123,6 +124,16 @@ def vote_shares(votes, n_classes: int = len(FERPLUS8)) -> np.ndarray:
     kept = without_singles(votes)
     kept = np.where(kept.any(1, keepdims=True), kept, votes)
     return (kept / np.maximum(kept.sum(1, keepdims=True), 1)).astype(np.float32)
+
+def vote_entropy(votes, n_classes: int = len(FERPLUS8)) -> np.ndarray:
+    """(N,) float32: entropy in nats of a face's `votes` (N, 10) for the first classes of `VOTED`; NaN without any.
+
+    Single votes count, unlike in `vote_shares`: one of ten people who sees another expression is no label, and still a
+    sign that the face is ambiguous. Source: ours."""
+    votes = np.asarray(votes, float).reshape(-1, len(VOTED))[:, :n_classes]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = votes / votes.sum(1, keepdims=True)
+        return -np.where(shares > 0, shares * np.log(shares), shares).sum(1).astype(np.float32) + 0
 
 def majority(votes) -> tuple[str | None, str | None]:
     "(label, reason why there is none) by the rule of the FER+ release; `votes` (10,): counts in the order of `VOTED`."

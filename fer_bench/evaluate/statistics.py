@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_confidence', 'wilson', 'bootstrap_intervals', 'check_bootstrap', 'tails', 'paired_bootstrap', 'mcnemar', 'holm',
-           't_interval', 't_test', 'hedges_g', 'draws_needed', 'need_one_layer']
+           't_interval', 't_test', 'hedges_g', 'draws_needed', 'spearman', 'need_one_layer']
 
 # %% ../../nbs/evaluate/statistics.ipynb #7a717d2f
 from bisect import bisect_left
@@ -193,6 +193,44 @@ def draws_needed(sd: float, points: float = 1.0, power: float = 0.8, confidence:
     shown = lambda n: TTestPower().power(effect, n, 1 - confidence)
     while shown(enough) < power: enough *= 2
     return bisect_left(range(enough + 1), power, lo=2, key=shown)
+
+# %% ../../nbs/evaluate/statistics.ipynb #e7661edf
+def spearman(x, y, n_resamples: int = 1000, seed: int = 0, confidence: float = 0.95,
+             films=None) -> tuple[float, float, float]:
+    """(ρ, low, high) in [−1, 1]: Spearman's rank correlation of `x` and `y` (N,), with a percentile bootstrap.
+
+    `x`, `y`: finite floats of the same N ≥ 2 faces. `films` (N,): the number of each face's film; whole films are
+    drawn. NaN where `x` or `y` is constant; resamples in which one is are left out. `BenchError` for other values.
+    Source: Spearman 1904, with mean ranks of equal values."""
+    check_bootstrap(n_resamples, confidence)
+    x, y = (np.asarray(values, dtype=float) for values in (x, y))
+    if x.ndim != 1 or x.shape != y.shape or len(x) < 2 or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise BenchError(f"A rank correlation takes two lists of finite numbers of the same faces, at least two; these "
+                         f"have the shapes {x.shape} and {y.shape}.")
+    groups = np.arange(len(x)) if films is None else np.unique(np.asarray(films), return_inverse=True)[1]
+    rng, count = np.random.default_rng(seed), groups.max() + 1
+    rho = float(_rank_correlations(x, y, np.ones((1, len(x)), int))[0])
+    if np.isnan(rho): return (rho,) * 3
+    parts = [min(100, n_resamples - i) for i in range(0, n_resamples, 100)]  # (100, N) numbers at a time
+    drawn = [_rank_correlations(x, y, rng.multinomial(count, np.full(count, 1 / count), size=n)[:, groups])
+             for n in parts]
+    return rho, *np.nanquantile(np.concatenate(drawn), tails(confidence)).tolist()
+
+def _rank_correlations(x: np.ndarray, y: np.ndarray, times: np.ndarray) -> np.ndarray:
+    "(R,) Spearman's ρ of R resamples that hold face i `times` (R, N) times each; NaN where x or y is constant in one."
+    middle = (times.sum(1, keepdims=True) + 1) / 2
+    a, b = (_mean_ranks(values, times) - middle for values in (x, y))
+    scale = np.sqrt((times * a * a).sum(1) * (times * b * b).sum(1))
+    return np.divide((times * a * b).sum(1), scale, out=np.full(len(times), np.nan), where=scale > 1e-9)
+
+def _mean_ranks(values: np.ndarray, times: np.ndarray) -> np.ndarray:
+    "(R, N) mean rank, from 1, of each of `values` (N,) among all, which are there `times` (R, N) times."
+    order = np.argsort(values, kind="stable")
+    first = np.diff(values[order], prepend=np.nan) != 0  # of equal values
+    counts = np.add.reduceat(times[:, order], np.flatnonzero(first), axis=1)  # (R, different values)
+    place = np.empty(len(values), int)
+    place[order] = np.cumsum(first) - 1
+    return (np.cumsum(counts, axis=1) - (counts - 1) / 2)[:, place]
 
 # %% ../../nbs/evaluate/statistics.ipynb #741336aa
 def need_one_layer(tables: dict) -> None:

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..catalogue import BUILT_IN
 from ..core import BenchError, atomic_file, lookup
-from .names import data_title, label_phrase
+from .names import data_title, label_phrase, wrong_labels
 
 # %% ../../nbs/report/figures.ipynb #55886b9e
 COLUMN, PAGE = 3.5, 7.0  # inches
@@ -41,7 +41,8 @@ def class_style(k: int) -> dict:
 def run_title(record) -> str:
     "The title of a figure of one run: method, data, labels, seed, and whether its epoch was picked on the test split."
     c, oracle = record.config, ", oracle selection" if record.metrics.select == "oracle" else ""
-    return f"{c['method']} on {data_title(record)}, {label_phrase(record)}, seed {c['seed']}{oracle}"
+    noise = f", {said}" if (said := wrong_labels(record)) else ""
+    return f"{c['method']} on {data_title(record)}, {label_phrase(record)}{noise}, seed {c['seed']}{oracle}"
 
 class Picture(Figure):
     "A figure of `width` x `height` inches that a notebook shows as the value of a cell."
@@ -70,7 +71,8 @@ def note_drawn(fig: Figure) -> None:
 # %% ../../nbs/report/figures.ipynb #683c4c94
 NOT_LOSS = {"epoch", "step", "lr", "seconds", "cpu_seconds", "train_seconds", "score", "pool_seen", "pool_used", "use",
             "warm_up", "g", "feature_std", "val_reconstruction", "spread",
-            "effective_rank"}  # columns of a history that are no part of a loss
+            "effective_rank", "relabelled", "relabelled_right",
+            "relabelled_lost"}  # columns of a history that are no part of a loss
 EVALUATED = {"val_WAR": "validation", "test_WAR": "test"}
 
 def history_numbers(record) -> tuple[list[str], list[str]]:

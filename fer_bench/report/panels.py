@@ -17,7 +17,7 @@ from matplotlib.ticker import NullLocator
 from ..catalogue import KINDS, methods_of
 from ..core import BenchError
 from .figures import COLOURS, COLUMN, DRAWN, MARKERS, Picture, note_drawn, run_title
-from .names import called
+from .names import called, wrong_labels
 
 # %% ../../nbs/report/panels.ipynb #p0a10005
 def filled_columns(record) -> list[str]:
@@ -108,8 +108,10 @@ def legend_above(fig: Figure, handles: dict, letters: int = 19) -> None:
     fig.legend(handles.values(), handles, loc="outside upper center", ncols=-(-len(handles) // rows), handlelength=2)
 
 def add_notes(fig: Figure, runs, *sentences: str) -> None:
-    "Write under `fig` the `sentences` that are not empty, and whether `runs` have oracle selection or drawn faces."
+    """Write under `fig` the `sentences` that are not empty, and whether `runs` have oracle selection, drawn faces, or
+    all the same wrong labels."""
     notes = [s for s in sentences if s]
+    if len(noise := set(map(wrong_labels, runs))) == 1 and noise != {""}: notes.append(f"Trained on {noise.pop()}.")
     if any(r.metrics.select == "oracle" for r in runs):
         notes.append("Some epochs were picked on the test split (oracle): too good.")
     if any(r.metrics.drawn for r in runs): notes.append(DRAWN)

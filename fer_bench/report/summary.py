@@ -33,6 +33,7 @@ from fer_bench.report.names import (
     telling,
     usual_settings,
     with_settings,
+    wrong_labels,
 )
 from .scores import HEADINGS, MEASURES, main_measures, measures, pool_in_use, score, set_measures
 from .rows import dunnett_text, gain_text, pool_text, with_shipped
@@ -115,7 +116,8 @@ def _facts(name: str, group: list) -> dict:
     first, all_of = group[0], lambda f: {f(r) for r in group}
     c, m, repeats = first.config, first.metrics, len(all_of(repeat))
     return {"method": name, "kind": m.kind, "backbone": c["backbone"], "start": start(first), "data": data_name(first),
-            "drawn": m.drawn, "classes": len(m.classes), "labels": label_budget(first),
+            "drawn": m.drawn, "classes": len(m.classes),
+            "labels": ", ".join(filter(None, [label_budget(first), wrong_labels(first)])),
             "pool": sum(m.pool.faces) if m.pool else 0, "pool_in_use": float(np.mean([*map(pool_in_use, group)])),
             "images_seen": m.images_seen,
             "labelled_seen": m.labelled_seen, "parameters": m.parameters,

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['NOTES', 'check_classes', 'compare', 'comparable', 'task_key', 'notes', 'drawn_note', 'oracle_note', 'selection_note',
            'validation_note', 'tuned_note', 'data_note', 'sets_note', 'fold_note', 'budget_note', 'capped_note',
-           'weights_note', 'code_note', 'processor_note', 'shipped_note', 'numerics_note', 'audit_note', 'batch_note']
+           'weights_note', 'code_note', 'processor_note', 'shipped_note', 'numerics_note', 'audit_note', 'noise_note',
+           'batch_note']
 
 # %% ../../nbs/report/tables.ipynb #b65df781
 from collections import Counter
@@ -28,6 +29,7 @@ from fer_bench.report.names import (
     setting_names,
     shipped,
     with_settings,
+    wrong_labels,
 )
 
 # %% ../../nbs/report/tables.ipynb #4946260c
@@ -62,13 +64,15 @@ def _row(record, mark: str, rates: dict) -> dict:
     pool = zip(m.pool.faces, m.pool.members, strict=True) if m.pool else ()
     return {"method": with_settings(method_title(record), [mark] if mark else []), "backbone": c["backbone"],
             "init": c["init"],
-            "labels": (c.get("budget") or str(c["labels_per_class"] or "all")) + capped + without,
+            "labels": (c.get("budget") or str(c["labels_per_class"] or "all")) + capped + without + _wrong(record),
             "unlabelled": (" + ".join(f"{n:,} {name}" for n, name in pool) or "none") + _in_use(pool_in_use(record)),
             "seed": c["seed"],
             "labelled seen": m.labelled_seen, "images seen": m.images_seen, "params (M)": round(m.parameters / 1e6, 2),
             "seconds": round(m.train_seconds, 1),
             **{heading: percent_text(*score(record, name)) for name, heading in rates.items()},
             "select": m.select, "data": data_name(record), "commit": code_state(record)}
+
+def _wrong(record) -> str: return f", {said}" if (said := wrong_labels(record)) else ""
 
 def _in_use(share: float) -> str: return "" if pd.isna(share) else f", {100 * share:.0f} % in use"
 
@@ -224,11 +228,19 @@ def audit_note(records) -> str:
     problems = dict.fromkeys(p for r in records for p in r.metrics.audit)
     return f"The audit of the data found: {' '.join(problems)}" if problems else ""
 
+def noise_note(records) -> str:
+    "Labels were made wrong on purpose."
+    said = dict.fromkeys(filter(None, map(wrong_labels, records)))
+    if not said: return ""
+    return (f"Labels of training faces were made wrong on purpose ({'; '.join(said)}); those of validation and test "
+            "faces were not.")
+
 def batch_note(records) -> str:
     "The answer of some network depends on the other faces of its batch."
     mixed = [r.id for r in records if r.metrics.batch_independent is False]
     return f"{DEPENDS} ({', '.join(mixed)})" if mixed else ""
 
 NOTES = (drawn_note, oracle_note, warm_up_note, selection_note, validation_note, tuned_note, data_note, sets_note,
-         fold_note, budget_note, capped_note, weights_note, code_note, numerics_note, processor_note, shipped_note,
+         fold_note, budget_note, capped_note, noise_note, weights_note, code_note, numerics_note, processor_note,
+         shipped_note,
          audit_note, batch_note)

@@ -12,6 +12,7 @@ from scipy.special import softmax
 
 from ..config import given_prior
 from ..data.frames import frame_counts
+from ..data.noise import training_labels
 from ..core import BenchError
 from ..distributed import broadcast
 from ..evaluate.predict import predict
@@ -54,7 +55,7 @@ def settle_prior(config, method, feed, faceset, split) -> dict:
     """Adjust the evaluated network of `method` as `config.logit_adjustment` says; → `PriorFacts`.
 
     Reads the labels of labelled faces alone. `BenchError` if the network's logits are not finite."""
-    labels = faceset.labels[split.labelled]
+    labels = training_labels(faceset, split)[split.labelled]
     counts = np.bincount(labels, minlength=len(faceset.meta["classes"]))
     soft = config.targets == "soft" and not config.probe  # a probe learns labels
     targets = soft_targets(faceset)[split.labelled] if soft else np.eye(len(counts))[labels]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'HISTORY', 'FIRST', 'DUTIES', 'Trial', 'is_made', 'wants_views', 'gives_a_loss', 'learns', 'in_bf16',
-           'repeats', 'resumes', 'moves', 'evaluates', 'knows_no_device', 'names_its_forward_only', 'check_method']
+           'repeats', 'resumes', 'moves', 'evaluates', 'doubts', 'knows_no_device', 'names_its_forward_only',
+           'check_method']
 
 # %% ../../nbs/runs/contract.ipynb #07cbdb15
 import contextlib
@@ -264,6 +265,17 @@ def evaluates(trial):
     except (RuntimeError, AttributeError):
         yield "The weights of `evaluated` do not fit a new network. Add layers to the method, and leave net as it is."
 
+def doubts(trial):
+    "`doubt(images)`, if it has one, gives a number for each face."
+    method = trial.method()
+    if getattr(method, "doubt", None) is None: return  # it is optional
+    trial.train(method, [0])
+    with torch.no_grad(): found = method.eval().doubt(trial.faces[:6].float() / 255)
+    if not torch.is_tensor(found) or found.shape != (6,):
+        yield f"doubt gives {_shape(found)} for six faces; it has to be (6,), larger where it trusts a face less."
+    elif not found.isfinite().all():
+        yield "doubt gives numbers that are not finite."
+
 def knows_no_device(trial):
     "It runs on the device of its batch."
     def to_meta(value):
@@ -289,7 +301,7 @@ def names_its_forward_only(trial):
 
 # %% ../../nbs/runs/contract.ipynb #c2ac071d
 FIRST = (is_made, wants_views, gives_a_loss)
-DUTIES = (learns, in_bf16, repeats, resumes, moves, evaluates, knows_no_device, names_its_forward_only)
+DUTIES = (learns, in_bf16, repeats, resumes, moves, evaluates, doubts, knows_no_device, names_its_forward_only)
 
 def check_method(make, **fields) -> None:
     """Check on tiny drawn faces that a method keeps its contract. Returns None if it does, after a second or two.

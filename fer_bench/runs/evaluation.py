@@ -9,6 +9,7 @@ __all__ = ['evaluate_logits', 'set_results', 'watch', 'subsample', 'voters', 'pr
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
@@ -16,6 +17,7 @@ from ..catalogue import method_entry
 from ..data.frames import frame_counts
 from ..data.joint import sets_of
 from ..data.landmarks import landmarks_of, regions_of
+from ..data.noise import training_labels
 from ..data.splits import ROLES, fold_of, groups_of
 from ..data.views import make_view
 from ..evaluate.attention import hits_and_centre
@@ -24,6 +26,7 @@ from ..evaluate.metrics import classification_metrics, pseudo_label_counts
 from ..evaluate.predict import evaluating, predict
 from ..evaluate.protocols import cross_validated_probe, knn_logits, linear_probe, probe_head, sgd_probe
 from ..evaluate.statistics import bootstrap_intervals, wilson
+from .relabelled import relabel_counts
 from .task import pool_truth
 
 # %% ../../nbs/runs/evaluation.ipynb #e47ad890
@@ -59,7 +62,8 @@ def watch(config, method, feed, faceset, split, pool):
     war = lambda rows: float((logits(rows).argmax(1) == faceset.labels[rows]).mean())
     to_device = lambda values: torch.from_numpy(values).to(feed.device)
     taken = split.labelled[frame_counts(config.frames, faceset.index, split.labelled) > 0]
-    labelled = lambda: (to_device(logits(taken)), to_device(faceset.labels[taken]))
+    given = training_labels(faceset, split)
+    labelled = lambda: (to_device(logits(taken)), to_device(given[taken]))
     truth = pool_truth(pool, faceset) if "pseudo_labels" in method_entry(config.method).flags else None
     knn = partial(_knn, config, method, feed, faceset, split)  # before the probe there is no classifier
 
@@ -70,6 +74,7 @@ def watch(config, method, feed, faceset, split, pool):
             facts = pseudo_label_counts(labels, truth, len(faceset.meta["classes"]))
         if config.pool_balance == "pseudo": method.pool_labels.learn(method.last_pseudo_label)
         facts |= method.after_epoch(progress, labelled)
+        facts |= relabel_counts(config, method, faceset, split)
         if len(split.val):
             if getattr(method, "reconstructs", False):
                 facts |= _masks(config, method, feed, faceset, subsample(split.val, 200))
@@ -93,10 +98,11 @@ def voters(labels: np.ndarray, rows: np.ndarray, most: int = 2000, least: int = 
 
 def _knn(config, method, feed, faceset, split, rows) -> dict:
     "WAR by k nearest neighbours of at most 1000 of `rows`, and how far their features spread."
-    known, asked = voters(faceset.labels, split.labelled), subsample(rows, 1000)
+    given = training_labels(faceset, split)
+    known, asked = voters(given, split.labelled), subsample(rows, 1000)
     features = predict(method, feed, np.concatenate([known, asked]), config.image_size, what="encode")
     bank, queries = features[:len(known)], features[len(known):]
-    votes = knn_logits(bank, faceset.labels[known], queries, len(faceset.meta["classes"]), k=min(20, len(known)))
+    votes = knn_logits(bank, given[known], queries, len(faceset.meta["classes"]), k=min(20, len(known)))
     return {"val_WAR": float((votes.argmax(1) == faceset.labels[asked]).mean()), "spread": spread(queries),
             "effective_rank": effective_rank(queries)}
 
@@ -115,7 +121,7 @@ def _masks(config, method, feed, faceset, rows) -> dict:
 
 def probe(config, method, feed, faceset, split) -> tuple[dict, list[dict]]:
     "Train the head of the evaluated network on frozen features of the labelled faces; → facts for the record, history."
-    labels, n_classes = faceset.labels[split.labelled], len(faceset.meta["classes"])
+    labels, n_classes = training_labels(faceset, split)[split.labelled], len(faceset.meta["classes"])
     if config.init == "scratch" and method_entry(config.method).kind == "probe":  # nothing has trained its batch norms
         calibrate(method.evaluated, feed, np.union1d(split.labelled, split.unlabelled), config.image_size)
     balance = "none" if config.balance == "none" else "weights"
@@ -127,7 +133,7 @@ def probe(config, method, feed, faceset, split) -> tuple[dict, list[dict]]:
     val = extract(method, feed, split.val, config.image_size) if len(split.val) else features[:0]
     budgeted = (faceset.labels[split.unlabelled] >= 0).any() or not len(val)
     if budgeted:
-        folds = _folds(config, faceset.index, split.labelled)
+        folds = _folds(config, faceset.index, split)
         found = cross_validated_probe(features, labels, folds, n_classes, balance=balance, device=feed.device)
     else:
         found = linear_probe(features, labels, val, faceset.labels[split.val], n_classes, balance=balance,
@@ -140,8 +146,10 @@ def probe(config, method, feed, faceset, split) -> tuple[dict, list[dict]]:
             "chosen_by": "cross-validation" if budgeted else "validation faces",
             "val_WAR": {f"{strength:g}": float(war) for strength, war in found.val_WAR.items()}}, history
 
-def _folds(config, index, rows, most: int = 5) -> np.ndarray:
-    "Fold of each of the labelled `rows`, at most `most`; faces that are all of one group are taken one by one."
+def _folds(config, index, split, most: int = 5) -> np.ndarray:
+    "Fold of each labelled face, at most `most`; faces that are all of one group are taken one by one."
+    rows = split.labelled
     apart = len(set(groups_of(index)[rows]))
     if apart < 2: return np.arange(len(rows)) % most
+    if split.given is not None: index = index.assign(label=pd.Series(split.given, index.index[rows]))
     return fold_of(index, rows, min(most, apart), config.label_seed)

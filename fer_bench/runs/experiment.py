@@ -35,6 +35,7 @@ from ..data.audit.checks import check_split
 from ..data.faceset import check_unchanged
 from ..data.feed import Feed
 from ..data.frames import frame_counts
+from ..data.noise import training_labels
 from ..data.splits import save_manifest
 from ..distributed import broadcast, convert_sync_batchnorm, is_main, launched_processes, world
 from ..evaluate.predict import batch_independent, predict
@@ -46,12 +47,16 @@ from fer_bench.record import (
     write_history,
     write_metrics,
     write_predictions,
+    write_relabelled,
     write_status,
 )
 from .adjustment import adjusted_scores, check_adjustable, check_adjustment, settle_prior
 from ..schema import DEPENDS, kind_of
 from .evaluation import evaluate_logits, probe, set_results, watch
+from .doubt import ambiguity, doubt_of
 from .films import check_films, smoothed_scores, test_films
+from .noise import check_noise, noise_facts
+from .relabelled import relabelled_faces
 from fer_bench.runs.networks import (
     PRETRAINED,
     WEIGHTS,
@@ -105,6 +110,7 @@ def _record_of(config, faceset, split, pool) -> Record:
     check_sets(config, faceset, split)
     check_adjustment(config, faceset, split)
     check_films(config, faceset, split)
+    check_noise(config, faceset, split)
     return Record(runs_folder(config.path("results_dir"))/id_of(config, faceset, split, pool, init_hash(config)))
 
 def id_of(config, faceset, split, pool, init: str, numerics: tuple[int, int] = (NUMERICS, PROBE)) -> str:
@@ -179,13 +185,14 @@ def _train_and_evaluate(config, faceset, split, pool, folder, audit) -> None:
         answers = lambda rows: predict(method, feed, rows, config.image_size, views=config.test_views)
         logits, alone = answers(split.test), batch_independent(answers, split.test)
         val_logits = None if config.smoothing == "none" else answers(split.val)
+        doubts = {"doubt": doubt_of(config, method, feed, split.test), "vote_entropy": ambiguity(faceset, split.test)}
     for faces in sets: check_unchanged(faces)
     if not is_main(): return
     facts = {"audit": audit, "loaded": loaded, "pixels": method.net.pixels(), "probe": found, "prior": prior,
              "device": device, "peak_memory_mb": peak_memory(device), "batch_independent": alone}
     if config.smoothing != "none": facts["smoothed"] = smoothed_scores(config, faceset, split, logits, val_logits)
     if alone is False: print(f"{folder.name}: {DEPENDS}")
-    _write(config, faceset, split, pool, folder, method, history, logits, facts)
+    _write(config, faceset, split, pool, folder, method, history, logits, doubts, facts)
 
 # %% ../../nbs/runs/experiment.ipynb #2721b47c
 def redo(name: str, results_dir=OWN_RESULTS, **places) -> tuple[Record, Record]:
@@ -218,7 +225,7 @@ def build(config, faceset, split, pool=None, folder=None) -> tuple:
     `folder`: where the tracker of `config.track` writes."""
     accelerator = _prepare_torch(config, folder)
     net, loaded = create_network(config, len(faceset.meta["classes"]), init_of(config))
-    labels = faceset.labels[split.labelled]
+    labels = training_labels(faceset, split)[split.labelled]
     often = None if config.frames == "all" else frame_counts(config.frames, faceset.index, split.labelled)
     counts = np.bincount(labels, often, minlength=len(faceset.meta["classes"]))
     method = make_method(config, net.to(memory_format=torch.channels_last), counts, len(pool) if pool else 0)
@@ -293,7 +300,7 @@ def _kept_weights(config, folder) -> dict:
     every = [folder/kept_name(epoch, of) for of in (WEIGHTS, PRETRAINED) for epoch in paths]
     return {path.name: sha256(path.read_bytes()) for path in every if path.exists()}
 
-def _write(config, faceset, split, pool, folder, method, history, logits, facts: dict) -> None:
+def _write(config, faceset, split, pool, folder, method, history, logits, doubts: dict, facts: dict) -> None:
     index, classes, entry = faceset.index, list(faceset.meta["classes"]), method_entry(config.method)
     count = lambda labels: np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()
     pooled = {} if pool is None else {"pool": pool.facts, "pool_truth": count(pool_truth(pool, faceset))}
@@ -318,7 +325,8 @@ def _write(config, faceset, split, pool, folder, method, history, logits, facts:
         "option_defaults": option_defaults(config.method), "loss_parts": loss_parts(history),
         "select": config.select, "epoch": chosen["epoch"], "labelled_seen": labelled,
         "images_seen": before + labelled + steps * config.batch_size * (config.mu or 0),
-        "labelled_counts": count(faceset.labels[split.labelled]), **pooled,
+        "labelled_counts": count(training_labels(faceset, split)[split.labelled]), **pooled,
+        **noise_facts(config, faceset, split),
         "parameters": sum(p.numel() for p in method.net.parameters()), "weights": weights, **facts,
         "train_seconds": round(sum(row["seconds"] for row in history), 1),
         "cpu_seconds": round(sum(row["cpu_seconds"] for row in history), 1) if "cpu_seconds" in history[0] else None,
@@ -327,8 +335,9 @@ def _write(config, faceset, split, pool, folder, method, history, logits, facts:
         **({"sets": sets} if (sets := set_results(faceset, split, logits, films)) else {}),
         "adjusted": adjusted_scores(logits, faceset.labels[split.test], classes, facts["prior"], films)})
     write_history(folder, history)
+    if (changed := relabelled_faces(config, method, faceset, split)) is not None: write_relabelled(folder, changed)
     tested = index.iloc[split.test]
-    write_predictions(folder, tested["key"], tested["label"], logits, tested)
+    write_predictions(folder, tested["key"], tested["label"], logits, tested, **doubts)
 
 def peak_memory(device: str) -> int:
     "Peak memory in MiB: on a GPU, allocated by torch since the run began; on a CPU, of this process since its start."

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..core import BenchError
 from ..data.frames import films_in, frame_counts
+from ..data.noise import training_labels
 from ..evaluate.smoothing import choose_smoothing, smoothed_logits
 from ..evaluate.statistics import paired_bootstrap
 from .evaluation import evaluate_logits
@@ -22,7 +23,7 @@ def check_films(config, faceset, split) -> None:
         if not known(split.labelled):
             raise BenchError(f"frames = {config.frames!r} chooses frames of films, and the labelled faces of {name!r} "
                              "are of none that is known. Leave it out.")
-        labels = faceset.labels[split.labelled]
+        labels = training_labels(faceset, split)[split.labelled]
         taken = np.bincount(labels, frame_counts(config.frames, faceset.index, split.labelled))
         if lost := [name for k, name in enumerate(faceset.classes) if (labels == k).any() and not taken[k]]:
             raise BenchError(f"frames = {config.frames!r} leaves no labelled face of the class {lost[0]!r}. Take more "

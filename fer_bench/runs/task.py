@@ -14,6 +14,7 @@ from ..core import BenchError
 from ..data.drawn.faces import DrawnSource
 from ..data.faceset import FaceSet, cached_faceset, open_faceset
 from ..data.joint import JointSource, joint_split, lacking, sets_of
+from ..data.noise import with_noise
 from ..data.pools import CroppedSource, Pool, few_each, held_out_hashes, one_person
 from ..data.splits import Split, make_split
 
@@ -58,12 +59,14 @@ def already_built(root: str):
     raise BenchError(f"{root!r} is already a FaceSet, so there is nothing to build. Give it as data_root.")
 
 def split_data(config, faceset):
-    "The `Split` of `faceset` under the budget of `config`."
+    "The `Split` of `faceset` under the budget of `config`, with its wrong labels."
     how = str(config.path("split")) if config.split.endswith(".csv") else config.split
     budget = config.budget or config.labels_per_class
     rules = budget, config.label_seed, config.cap, how, config.dedupe
-    if sets_of(faceset)[0]: return joint_split(faceset, *rules)
-    return make_split(faceset.index, faceset.meta["classes"], *rules)
+    joint = bool(sets_of(faceset)[0])
+    split = joint_split(faceset, *rules) if joint else make_split(faceset.index, faceset.meta["classes"], *rules)
+    shape = str(config.path("noise_shape")) if config.noise_shape.endswith(".csv") else config.noise_shape
+    return with_noise(faceset, split, config.label_noise, shape, config.label_seed)
 
 def check_sets(config, faceset, split) -> None:
     """`BenchError` where a set of a joint `faceset` lacks faces in `split` that `config` asks of it.

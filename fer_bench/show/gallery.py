@@ -30,10 +30,13 @@ from ..runs.evaluation import subsample
 from ..runs.attribution import faces_of, faces_to_show, look, map_layer, map_place, maps_of
 from ..runs.masks import masks_of
 from ..report.figures import PAGE, Picture, as_bytes, class_style, note_drawn, overlay, picture_rows, styled
-from ..report.choice import ABLATED, ablation, every_run, one_per_method, pretrained, with_flag
+from ..report.choice import (ABLATED, ablation, every_run, one_per_method, pretrained, several_noises,
+                                     that_relabel, with_flag, with_votes)
 from ..report.curves import (figure_confusion, figure_landmark_scores, figure_pretraining, figure_reliability,
                                      figure_thresholds)
-from ..report.names import run_names
+from ..report.doubt import figure_doubt
+from ..report.names import run_names, wrong_labels
+from ..report.noise import figure_noise, figure_relabelled
 from ..report.panels import grid_shape, keep_panels
 from ..report.papers import figure_ablations, figure_budget
 
@@ -285,6 +288,7 @@ class PaperFigure:
     "A figure of runs, `draw(runs)`, and its choice of runs: a function of `fer_bench.report.choice`."
     draw: Callable
     choose: Callable
+    noises: bool = False  # whether runs with different shares of wrong labels stand in it together
 
 FIGURES = {
     "masks": PaperFigure(figure_masks, with_flag("reconstructs")),
@@ -293,22 +297,33 @@ FIGURES = {
     "mean_masks": PaperFigure(figure_mean_masks, with_flag("reconstructs")),
     "landmarks": PaperFigure(figure_landmarks, one_per_method),
     "budget": PaperFigure(figure_budget, every_run),
+    "noise": PaperFigure(figure_noise, several_noises, noises=True),
+    "relabelled": PaperFigure(figure_relabelled, that_relabel, noises=True),
     "thresholds": PaperFigure(figure_thresholds, with_flag("thresholds")),
     "confusion": PaperFigure(figure_confusion, one_per_method),
     "features": PaperFigure(figure_features, one_per_method),
     **{f"ablation_{field}": PaperFigure(figure_ablations, ablation(field)) for field in ABLATED},
     "reliability": PaperFigure(figure_reliability, one_per_method),
+    "doubt": PaperFigure(figure_doubt, with_votes),
     "pretraining": PaperFigure(figure_pretraining, pretrained),
 }
 
 def choose(runs, figure: str) -> tuple[list, list[str]]:
     """(the runs among `runs` that `figure`, one of `FIGURES`, takes, arguments of `fer-bench run` for those it lacks).
 
-    `runs`: of one data set. Of runs with different classes, faces or image size the largest group is taken; runs
-    picked on the test split are left out. `BenchError` for an unknown figure. Source: ours."""
+    `runs`: of one data set. Of runs with different classes, faces or image size the largest group is taken, and so of
+    those with different wrong labels, but for a figure of these; runs picked on the test split are left out.
+    `BenchError` for an unknown figure. Source: ours."""
     found = lookup("figure", figure, FIGURES)
     order = lambda r: (r.config["init"] != "scratch", r.config["label_seed"], r.config["seed"], r.id)
-    return found.choose(sorted(largest_group(runs), key=order))
+    group = largest_group(runs)
+    return found.choose(sorted(group if found.noises else _of_one_noise(group), key=order))
+
+def _of_one_noise(runs) -> list:
+    "The most of `runs` with the same wrong labels; of as many those without."
+    groups = {}
+    for run in runs: groups.setdefault(wrong_labels(run), []).append(run)
+    return max(groups.values(), key=lambda group: (len(group), not wrong_labels(group[0])), default=[])
 
 def largest_group(runs) -> list:
     "The most of `runs` that agree in classes, faces and image size; those picked on the test split are left out."

@@ -26,7 +26,8 @@ FINISHED, TO_DO, INTERRUPTED, FAILED, ELSEWHERE, CANNOT = (
     "finished", "to do", "interrupted", "failed", "elsewhere", "cannot run")
 OPEN = (TO_DO, INTERRUPTED, ELSEWHERE)
 FACESET_FIELDS = ("dataset", "data_root", "drawn_faces", "image_size", "label_rule", "label_map", "cache_dir")
-SPLIT_FIELDS = (*FACESET_FIELDS, "labels_per_class", "budget", "cap", "split", "dedupe", "label_seed")
+SPLIT_FIELDS = (*FACESET_FIELDS, "labels_per_class", "budget", "cap", "split", "dedupe", "label_seed",
+                "label_noise", "noise_shape")
 POOL_FIELDS = (*SPLIT_FIELDS, "method", "probe", "unlabelled", "pool_dataset", "pool_root", *OF_POOL, "mu",
                "batch_size")
 

@@ -7,6 +7,8 @@ __all__ = ['LARGE', 'ORDER', 'VIEW', 'FRAMES', 'POOL_ORDER', 'POOL_VIEW', 'soft_
            'LatestLabels', 'PseudoOrder', 'pool_order', 'make_batches']
 
 # %% ../../nbs/train/batches.ipynb #8fa4041b
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -16,6 +18,7 @@ from ..data.feed import BalancedOrder, BlockOrder, EpochOrder, Feed, Order, Pref
 from ..data.frames import every_nth, films_in, random_frames
 from ..data.joint import sets_of
 from ..data.labels import VOTED, vote_shares
+from ..data.noise import training_labels
 from ..data.views import apply_view, make_view
 from ..distributed import part_of, world
 from .points import PoolPoints
@@ -41,32 +44,34 @@ def soft_targets(faceset) -> np.ndarray:
                          "would teach nothing. Use targets='hard'.")
     return shares
 
-def make_order(config, faceset, rows: np.ndarray):
+def make_order(config, faceset, rows: np.ndarray, labels: np.ndarray | None = None):
     """The order of the labelled `rows` in training: balanced by class, or shuffled, in blocks beyond `LARGE` bytes.
 
+    `labels` (N,): of all faces, as training sees them; None: `faceset.labels`.
     With `set_shares` each data set has its own order, and its share of the positions. `config.frames` says which frames
     of films are among them; random ones are drawn from (seed, epoch)."""
     length = config.steps_per_epoch * config.batch_size
-    if config.set_shares == "proportional": return _order(config, faceset, rows, length, config.seed, ORDER)
+    order = partial(_order, config, faceset, faceset.labels if labels is None else labels)
+    if config.set_shares == "proportional": return order(rows, length, config.seed, ORDER)
     names, sets = sets_of(faceset)
     shares = given_shares(config.set_shares, len(names))
-    each = [_order(config, faceset, rows[sets[rows] == i], max(1, round(length * share)), config.seed, ORDER, i)
+    each = [order(rows[sets[rows] == i], max(1, round(length * share)), config.seed, ORDER, i)
             for i, share in enumerate(shares)]
     return SharedOrder(each, shares)
 
-def _order(config, faceset, rows: np.ndarray, length: int, *seed: int):
-    "`length`: positions of an epoch."
-    kind, n = frame_rule(config.frames)
-    if kind == "all" or (known := films_in(faceset.index, rows)) is None: return _shuffled(config, faceset, rows, *seed)
+def _order(config, faceset, labels: np.ndarray, rows: np.ndarray, length: int, *seed: int):
+    "`labels` (N,): of all faces; `length`: positions of an epoch."
+    (kind, n), shuffled = frame_rule(config.frames), partial(_shuffled, config, faceset, labels)
+    if kind == "all" or (known := films_in(faceset.index, rows)) is None: return shuffled(rows, *seed)
     films, frames = known
-    if kind == "every": return _shuffled(config, faceset, every_nth(rows, films, frames, n), *seed)
+    if kind == "every": return shuffled(every_nth(rows, films, frames, n), *seed)
     def of_epoch(epoch: int):
         rng = np.random.default_rng([config.seed, FRAMES, epoch, *seed[2:]])
-        return _shuffled(config, faceset, random_frames(rows, films, n, rng), *seed, epoch)
+        return shuffled(random_frames(rows, films, n, rng), *seed, epoch)
     return EpochOrder(of_epoch, length)
 
-def _shuffled(config, faceset, rows: np.ndarray, *seed: int):
-    if config.balance == "sampler": return BalancedOrder(rows, faceset.labels[rows], *seed)
+def _shuffled(config, faceset, labels: np.ndarray, rows: np.ndarray, *seed: int):
+    if config.balance == "sampler": return BalancedOrder(rows, labels[rows], *seed)
     return (BlockOrder if faceset.images.nbytes > LARGE else Order)(rows, *seed)
 
 # %% ../../nbs/train/batches.ipynb #9771a3bf
@@ -151,11 +156,11 @@ def make_batches(config, method, feed: Feed, faceset, split, pool=None):
     the pool; for a method that `needs_landmarks`, "landmarks" (V, mu · B, K, 2), those of its V views (`PoolPoints`).
     The pixels of the next batches are fetched in the background. `BenchError` if the processes cannot share a batch
     equally."""
-    labels = soft_targets(faceset) if config.targets == "soft" else faceset.labels.astype(np.int64)
-    targets = torch.from_numpy(labels).to(feed.device)
+    labels = training_labels(faceset, split).astype(np.int64)
+    targets = torch.from_numpy(soft_targets(faceset) if config.targets == "soft" else labels).to(feed.device)
     streams, total = {}, config.epochs * config.steps_per_epoch
     if "labelled" in method.views:
-        order = make_order(config, faceset, split.labelled)
+        order = make_order(config, faceset, split.labelled, labels)
         place = torch.full((len(faceset),), -1)
         place[split.labelled] = torch.arange(len(split.labelled))
         place = place.to(feed.device)
