@@ -47,7 +47,7 @@ class SCNOptions(Options):
     relabel_margin: float = Field(
         0.2, ge=0, le=1, description="a label changes if another class is more probable by this much")
     relabel_from: float = Field(
-        0.14, ge=0, le=1, description="share of the training after which labels change; 1: never")
+        0.5, ge=0, le=1, description="share of the training after which labels change; 1: never")
 
 class RULOptions(Options):
     head_width: int = Field(64, gt=0, description="number of features that the classifier gets")
