@@ -2318,6 +2318,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'fer_bench/models/backbones.py'),
                                             'fer_bench.models.backbones._check_size': ( 'models/backbones.html#_check_size',
                                                                                         'fer_bench/models/backbones.py'),
+                                            'fer_bench.models.backbones._freeze_unused': ( 'models/backbones.html#_freeze_unused',
+                                                                                           'fer_bench/models/backbones.py'),
                                             'fer_bench.models.backbones._import_backbone': ( 'models/backbones.html#_import_backbone',
                                                                                              'fer_bench/models/backbones.py'),
                                             'fer_bench.models.backbones._line': ( 'models/backbones.html#_line',

@@ -262,11 +262,20 @@ def create_classifier(name: str, n_classes: int, image_size: int, init: str = "s
     backbone = (create_cnn(name, image_size, min_map, init == "timm", small_stem) if min_map
                 else create_backbone(name, image_size, init == "timm", small_stem))
     on_map = neck(backbone.num_features, map_size(backbone, name, image_size)) if neck else None
+    if neck: _freeze_unused(backbone, image_size)
     net = Classifier(backbone, n_classes, normalise, unit_features, dropout, on_map)
     if init in ("scratch", "timm"): return net, {}
     state = read_weights(init)
     _need_same_pixels(net, state, init)
     return net, load_weights(backbone, state, init, init_partial)
+
+def _freeze_unused(backbone: nn.Module, image_size: int) -> None:
+    "Parameters that the last map does not depend on, such as a convolution after pooling, get no gradient."
+    training = backbone.training
+    backbone.eval().forward_features(torch.zeros(1, 3, image_size, image_size)).sum().backward()
+    for p in backbone.parameters(): p.requires_grad_(p.requires_grad and p.grad is not None)
+    backbone.zero_grad()
+    backbone.train(training)
 
 def _need_same_pixels(net: Classifier, state: dict, source: str) -> None:
     "`BenchError` where the file holds the mean and std of a `Classifier`, and they are not those of `net`."
