@@ -159,7 +159,7 @@ def test_doubt_is_what_the_weight_leaves():
     averaged = make(ema=0.5)
     with torch.no_grad(): averaged.weighting.bias += 5
     averaged.after_step(0)
-    lower, higher = (torch.sigmoid(-m.bias).mean() for m in (averaged.weighting, averaged.averaged))
+    lower, higher = (torch.sigmoid(-m.bias).mean() for m in (averaged.weighting, averaged.believed))
     assert lower < averaged.eval().doubt(faces).mean() and lower < higher
 
 @pytest.mark.parametrize("fields", [dict(), dict(backbone="small_resnet", image_size=48, ema=0.0),

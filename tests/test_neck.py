@@ -48,7 +48,7 @@ def test_head_with_batch_norm_is_linear_and_batch_norm():
 def test_contract(): check_method(Necked, wide=4)
 
 def test_layers_after_pooling_are_not_trained():
-    "MobileNetV3 has a convolution after pooling, which a neck leaves out: without a gradient, two processes would stop."
+    "A neck leaves out MobileNetV3's convolution after pooling: without a gradient, two processes would stop there."
     check_method(Necked, backbone="mobilenetv3_small_050", image_size=64, lr=1e-3)
 
 def test_needs_a_map():

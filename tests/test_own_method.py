@@ -163,6 +163,9 @@ BROKEN = {  # duty: {what: (method, what is said of it)}
         "trains": (broken(classify=lambda self, images: self.evaluated.train()(images)),
                    "Evaluation changes its parameters or buffers"),
         "another network": (broken(setup=other_head), "do not fit a new network")},
+    contract.doubts: {
+        "one for all": (broken(doubt=lambda self, images: images.mean()), r"doubt gives a tensor of shape \(\) for six"),
+        "nan": (broken(doubt=lambda self, images: images.mean((1, 2, 3)) * float("nan")), "that are not finite")},
     contract.knows_no_device: {
         "the CPU": (with_loss(lambda x, y: (x.softmax(1) * torch.arange(8)).mean()), "makes a tensor on the CPU")},
     contract.names_its_forward_only: {"a number": (broken(forward_only=lambda self, batch: 3), "gives int")},

@@ -82,11 +82,11 @@ def test_doubt_is_that_of_the_evaluated_network():
             for p in method.parameters():
                 if p.grad is not None: p -= 0.1 * p.grad
         method.after_step(step)
-    assert not method.train().averaged.training and method.spread.training
+    assert not method.train().measured.training and method.spread.training
     faces = b["labelled"][0]
     with torch.no_grad():
         maps = method.eval().ema.backbone.forward_features(method.net.normalise(faces))
-        wanted = plain_features(method.averaged, maps).exp().mean(1)
+        wanted = plain_features(method.measured, maps).exp().mean(1)
         torch.testing.assert_close(method.doubt(faces), wanted, rtol=1e-4, atol=1e-5)
 
 def test_both_branches_learn_and_start_apart():

@@ -94,7 +94,7 @@ def test_doubt_is_one_less_the_weight_of_the_evaluated_network():
                     if p.grad is not None: p -= 0.1 * p.grad
             method.after_step(step)
         method.eval()
-        faces, layer = b["labelled"][0], method.averaged if ema else method.weighting
+        faces, layer = b["labelled"][0], method.believed
         with torch.no_grad(): wanted = 1 - torch.sigmoid(layer(method.evaluated.encode(faces)))[:, 0]
         torch.testing.assert_close(method.doubt(faces), wanted)
         assert wanted.shape == (6,) and (not ema or not torch.equal(layer.weight, method.weighting.weight))

@@ -19,7 +19,6 @@ from .base import at_least_float32
 from .scn import rank_regularisation
 from .supervised import Supervised, cross_entropy, loss_log_prior, loss_weights
 from ..models.backbones import Head
-from ..models.ema import averaged_copy, ema_decay, update_ema
 
 # %% ../../nbs/methods/ada_df.ipynb #083cbf78
 LEAST = 0.2  # smallest weight of the class distribution in a target
@@ -63,7 +62,7 @@ class AdaDF(Supervised):
         self.config, head = config, net.head
         self.first = Head(head.in_features, head.out_features, head.unit, head.dropout)
         self.weighting = nn.Linear(head.in_features, 2)  # a weight for each branch
-        self.averaged = averaged_copy(self.weighting) if config.ema else None
+        self.believed = self.averaged(self.weighting)
         nobody = torch.zeros(0, head.out_features), torch.zeros(0, dtype=torch.int64)
         self.register_buffer("distributions", class_distributions(*nobody, head.out_features, config.class_share))
 
@@ -96,10 +95,6 @@ class AdaDF(Supervised):
         logits = at_least_float32(logits)
         return (logits if self.log_prior is None else logits + self.log_prior).log_softmax(1)
 
-    def after_step(self, step: int) -> None:
-        super().after_step(step)
-        if self.averaged is not None: update_ema(self.averaged, self.weighting, ema_decay(step, self.decay))
-
     def after_epoch(self, progress: float, labelled) -> dict:
         with self._by_branch_1(): logits, labels = labelled()
         p = self.log_softmax(logits).exp()
@@ -115,8 +110,7 @@ class AdaDF(Supervised):
 
     def doubt(self, images) -> torch.Tensor:
         "1 − a (B,) in [0, 1] of faces (B, 3, H, W) in [0, 1], by the evaluated network."
-        weighting = self.weighting if self.averaged is None else self.averaged
-        return 1 - at_least_float32(weighting(self.encode(images))).sigmoid().mean(1)
+        return 1 - at_least_float32(self.believed(self.encode(images))).sigmoid().mean(1)
 
 def ada_df(net, config, counts, n_unlabelled: int = 0) -> AdaDF:
     "`AdaDF` with the options of `config` (a `RunConfig`); `counts` (K,): labelled faces of each class."

@@ -29,21 +29,28 @@ class Method(nn.Module):
 
     def __init__(self, net: nn.Module, decay: float = 0.0):
         super().__init__()
-        self.net, self.decay = net, decay
-        self.ema = averaged_copy(net) if decay else None
+        self.net, self.decay, self.averages = net, decay, []
+        self.ema = self.averaged(net) if decay else None
 
     @property
     def evaluated(self) -> nn.Module: return self.net if self.ema is None else self.ema
+    def averaged(self, module: nn.Module) -> nn.Module:
+        "The moving average of `module`, a part of this method, kept as that of `net`; without averaging, `module`."
+        if not self.decay: return module
+        average = averaged_copy(module)
+        self.averages.append((average, module))
+        return average
+
     def classify(self, images): return self.evaluated(images)
     def encode(self, images): return self.evaluated.encode(images)
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if self.ema is not None: self.ema.eval()  # its batch statistics are averages, too
+        for average, _ in self.averages: average.eval()  # its batch statistics are averages, too
         return self
 
     def after_step(self, step: int) -> None:
-        if self.ema is not None: update_ema(self.ema, self.net, ema_decay(step, self.decay))
+        for average, module in self.averages: update_ema(average, module, ema_decay(step, self.decay))
 
     def after_epoch(self, progress: float, labelled) -> dict: return {}
 

@@ -13,7 +13,6 @@ from ..data.views import seeded
 from ..distributed import all_gather, part_of, world
 from .base import at_least_float32
 from .supervised import Supervised, cross_entropy, loss_log_prior, loss_weights
-from ..models.ema import averaged_copy, ema_decay, update_ema
 
 # %% ../../nbs/methods/rul.ipynb #da55ee1a
 class MapFeatures(nn.Module):
@@ -48,7 +47,7 @@ class RUL(Supervised):
         super().__init__(net, config.ema, config.label_smoothing, weights, log_prior)
         self.seed = config.seed
         self.spread = net.neck.another()  # map → log σ² (B, D)
-        self.averaged = averaged_copy(self.spread) if config.ema else None
+        self.measured = self.averaged(self.spread)
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict]:
         maps = self.maps_of(self.net, batch["labelled"][0])
@@ -64,19 +63,9 @@ class RUL(Supervised):
 
     def maps_of(self, net, images): return net.backbone.forward_features(net.normalise(images))
 
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.averaged is not None: self.averaged.eval()
-        return self
-
-    def after_step(self, step: int) -> None:
-        super().after_step(step)
-        if self.averaged is not None: update_ema(self.averaged, self.spread, ema_decay(step, self.decay))
-
     def doubt(self, images) -> torch.Tensor:
         "u (B,) > 0 of faces (B, 3, H, W) in [0, 1], by the evaluated network."
-        spread = self.spread if self.averaged is None else self.averaged
-        return uncertainty(spread(self.maps_of(self.evaluated, images)))[:, 0]
+        return uncertainty(self.measured(self.maps_of(self.evaluated, images)))[:, 0]
 
 def rul(net, config, counts, n_unlabelled: int = 0) -> RUL:
     "`RUL` with the settings of `config` (a `RunConfig`); `counts` (K,): labelled faces of each class."

@@ -15,7 +15,6 @@ from ..core import BenchError
 from ..distributed import all_gather
 from .base import at_least_float32
 from .supervised import Supervised, cross_entropy, loss_log_prior, loss_weights
-from ..models.ema import averaged_copy, ema_decay, update_ema
 
 # %% ../../nbs/methods/scn.ipynb #d98fab6f
 def rank_regularisation(weights: torch.Tensor, share: float, margin: float) -> torch.Tensor:
@@ -45,7 +44,7 @@ class SCN(Supervised):
         super().__init__(net, config.ema, config.label_smoothing, weights, log_prior)
         self.config = config
         self.weighting = nn.Linear(net.head.in_features, 1)
-        self.averaged = averaged_copy(self.weighting) if config.ema else None
+        self.believed = self.averaged(self.weighting)
         changed = None if n_labelled is None else torch.full((n_labelled,), -1, dtype=torch.int16)
         self.register_buffer("relabelled", changed)
 
@@ -73,14 +72,9 @@ class SCN(Supervised):
         changed = torch.where(found == batch["targets"], -1, found)
         self.relabelled[all_gather(batch["place"])] = all_gather(changed).to(torch.int16)
 
-    def after_step(self, step: int) -> None:
-        super().after_step(step)
-        if self.averaged is not None: update_ema(self.averaged, self.weighting, ema_decay(step, self.decay))
-
     def doubt(self, images) -> torch.Tensor:
         "1 − a (B,) in [0, 1] of faces (B, 3, H, W) in [0, 1], by the evaluated network."
-        weighting = self.weighting if self.averaged is None else self.averaged
-        return 1 - at_least_float32(weighting(self.encode(images))).sigmoid()[:, 0]
+        return 1 - at_least_float32(self.believed(self.encode(images))).sigmoid()[:, 0]
 
 def scn(net, config, counts, n_unlabelled: int = 0) -> SCN:
     """`SCN` with the settings of `config` (a `RunConfig`); `counts` (K,): labelled faces of each class.
