@@ -164,7 +164,8 @@ BROKEN = {  # duty: {what: (method, what is said of it)}
                    "Evaluation changes its parameters or buffers"),
         "another network": (broken(setup=other_head), "do not fit a new network")},
     contract.doubts: {
-        "one for all": (broken(doubt=lambda self, images: images.mean()), r"doubt gives a tensor of shape \(\) for six"),
+        "one for all": (broken(doubt=lambda self, images: images.mean()),
+                        r"doubt gives a tensor of shape \(\) for six faces"),
         "nan": (broken(doubt=lambda self, images: images.mean((1, 2, 3)) * float("nan")), "that are not finite")},
     contract.knows_no_device: {
         "the CPU": (with_loss(lambda x, y: (x.softmax(1) * torch.arange(8)).mean()), "makes a tensor on the CPU")},
