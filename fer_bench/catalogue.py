@@ -59,7 +59,7 @@ class MEKOptions(EACOptions):
         0.3, ge=0, lt=1, description="share of the target that other classes than the label's get")
 
 class DCEOptions(EACOptions):
-    lambda_eac: float = Field(1.0, ge=0, description="weight of the consistency loss between mirrored attention maps")
+    lambda_eac: float = Field(0.1, ge=0, description="weight of the consistency loss between mirrored attention maps")
     epsilon: float = Field(0.35, ge=0, lt=1, description="share of the target that is spread over all classes")
     select_from: float = Field(
         0.025, ge=0, le=1, description="share of the training after which faces are left out; 1: never")
