@@ -3380,6 +3380,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'fer_bench.runs.networks': { 'fer_bench.runs.networks._file_hash': ( 'runs/networks.html#_file_hash',
                                                                                  'fer_bench/runs/networks.py'),
                                          'fer_bench.runs.networks._file_of': ('runs/networks.html#_file_of', 'fer_bench/runs/networks.py'),
+                                         'fer_bench.runs.networks._has_neck': ( 'runs/networks.html#_has_neck',
+                                                                                'fer_bench/runs/networks.py'),
                                          'fer_bench.runs.networks._hash_once': ( 'runs/networks.html#_hash_once',
                                                                                  'fer_bench/runs/networks.py'),
                                          'fer_bench.runs.networks._kept': ('runs/networks.html#_kept', 'fer_bench/runs/networks.py'),

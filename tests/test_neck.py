@@ -1,4 +1,7 @@
 "A method may bring layers between the backbone's last map and the head; the network is one thing with them."
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -68,3 +71,17 @@ def test_run_is_loaded_exported_and_predicts_the_same(record, tmp_path):
     faces = draw_faces(range(4), size=32)["images"]
     a, b = predict(model, faces), predict(load_model(exported), faces)
     np.testing.assert_allclose(a[list(model.classes)], b[list(model.classes)], atol=1e-6)
+
+def test_a_neck_of_a_module_that_is_not_imported(tmp_path, monkeypatch):
+    "Weights from outside must not import the module that their record names."
+    (tmp_path/"stranger.py").write_text(f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n"
+                                        "from test_neck import Necked\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    record = run({"method": "stranger.Necked", "preset": "tiny", "results_dir": str(tmp_path),
+                  "cache_dir": str(tmp_path/"cache")})
+    out = export(record, tmp_path/"out")
+    assert load_model(record).neck.width == load_model(out).neck.width == 6
+    monkeypatch.delitem(sys.modules, "stranger")
+    for stored in (record, out):
+        with pytest.raises(BenchError, match="If you trust that module, import stranger first"): load_model(stored)
+    assert "stranger" not in sys.modules

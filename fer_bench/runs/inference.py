@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from safetensors.torch import load_file
 from torch import nn
 
-from ..catalogue import method_entry, need_imported
+from ..catalogue import known_entry, need_imported
 from ..config import RunConfig, recorded_config
 from fer_bench.core import (
     OWN_RESULTS,
@@ -92,7 +92,7 @@ class ModelFacts(Facts):
         return self
 
 def _facts(record) -> dict:
-    config, entry = recorded_config(record.config), method_entry(record.config["method"])
+    config, entry = recorded_config(record.config), known_entry(record.config["method"])
     necked = {"neck": config.method, "options": {name: getattr(config, name) for name in entry.options.model_fields}}
     return {"run_id": record.id, "classes": list(record.metrics.classes), "image_size": config.image_size,
             "faces": _faces(record), "min_map": config.min_map or 0, **(necked if entry.neck else {}),
@@ -308,7 +308,7 @@ def _neck(facts: ModelFacts, folder: Path):
     "The `neck` of `create_classifier` for an exported network."
     if not facts.neck: return None
     if "." in facts.neck: need_imported(f"The model {str(folder)!r}", facts.neck)
-    entry = method_entry(facts.neck)
+    entry = known_entry(facts.neck)
     return entry.neck_of(entry.options(**facts.options))
 
 def _need_agreement(model, exported, what: str) -> None:

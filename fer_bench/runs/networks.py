@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from ..catalogue import import_own, make_method, method_entry, need_imported
+from ..catalogue import import_own, known_entry, make_method, need_imported
 from ..config import recorded_config, start_run
 from ..core import BenchError, atomic_file, json_hash, sha256
 from ..data.feed import Feed
@@ -97,7 +97,7 @@ def create_network(config, n_classes: int, init: str = "scratch") -> tuple[Class
     "→ (the `Classifier` of `config`, which weights were loaded, also printed); `init` as in `create_classifier`."
     net, loaded = create_classifier(config.backbone, n_classes, config.image_size, init, config.min_map,
                                     config.normalise, config.init_partial, config.small_stem,
-                                    config.unit_features, config.dropout, method_entry(config.method).neck_of(config))
+                                    config.unit_features, config.dropout, known_entry(config.method).neck_of(config))
     if init != "scratch" and is_main(): print("Start weights:", Loaded(**loaded).sentence(config.init))
     return net, loaded
 
@@ -111,11 +111,18 @@ def save_weights(path: Path, module: torch.nn.Module, metadata: dict[str, str] |
 def load_classifier(record: Record) -> Classifier:
     """The trained network of `record`, in evaluation mode: faces (B, 3, H, W) in [0, 1] → logits (B, K).
 
-    `BenchError` if its weights are missing or damaged, and for an own backbone that is not imported."""
+    `BenchError` if its weights are missing or damaged, and for an own backbone, or an own method with a neck, that is
+    not imported."""
     config, path = recorded_config(record.config), _file_of(record, WEIGHTS)
+    if "." in config.method and _has_neck(path): need_imported(f"Run {record.id!r}", config.method)
     if is_own_backbone(config.backbone): need_imported(f"Run {record.id!r}", config.backbone)
     net, _ = create_network(config, len(record.metrics.classes))
     return _with_weights(net, path).eval()
+
+def _has_neck(path: Path) -> bool:
+    try:
+        with safe_open(path, "pt") as weights: return any(name.startswith("neck.") for name in weights.keys())  # noqa: SIM118
+    except SafetensorError: return False  # `_with_weights` says so
 
 def load_pretrained(record: Record, epoch: int | None = None) -> Method:
     """The method of a self-supervised `record` after pretraining, with all that it trained, such as heads and FaceMAE.
