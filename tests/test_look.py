@@ -347,7 +347,7 @@ def test_paper_figures_notebook(results, tmp_path):
     assert {r.id for r in load_runs(folder)} == before and "Not drawn, because" in said and other.id in said
     assert f"{len(before) + 1} finished runs on drawn, {len(before)} of them shipped" in said
     for name in FIGURES:
-        assert {f"{name}.pdf", f"{name}.png"} <= made or name.startswith(("ablation_", "noise"))
+        assert {f"{name}.pdf", f"{name}.png"} <= made or name.startswith(("ablation_", "noise", "relabelled"))
     assert "fer-bench run --dataset drawn --method simfle --mask-ratio 0.5" in said
 
 @pytest.mark.nightly
