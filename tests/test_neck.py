@@ -1,6 +1,7 @@
 "A method may bring layers between the backbone's last map and the head; the network is one thing with them."
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from fer_bench.catalogue import registered
 from fer_bench.core import BenchError
 from fer_bench.data.drawn.faces import draw_faces
 from fer_bench.methods.supervised import Supervised
-from fer_bench.models.backbones import Head
+from fer_bench.models.backbones import Head, create_classifier
 
 
 class Flatten(nn.Module):
@@ -49,6 +50,11 @@ def test_head_with_batch_norm_is_linear_and_batch_norm():
         torch.testing.assert_close(head.train(mode)(x), norm.train(mode)(linear.train(mode)(x)))
 
 def test_contract(): check_method(Necked, wide=4)
+
+def test_a_backbone_without_parameters():
+    "Of the pixels, only neck and head learn."
+    net, _ = create_classifier("pixels", 3, 32, neck=lambda *map: Flatten(SimpleNamespace(wide=4), *map))
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 3) and not list(net.backbone.parameters())
 
 def test_layers_after_pooling_are_not_trained():
     "A neck leaves out MobileNetV3's convolution after pooling: without a gradient, two processes would stop there."

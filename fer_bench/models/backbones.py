@@ -272,7 +272,8 @@ def create_classifier(name: str, n_classes: int, image_size: int, init: str = "s
 def _freeze_unused(backbone: nn.Module, image_size: int) -> None:
     "Parameters that the last map does not depend on, such as a convolution after pooling, get no gradient."
     training = backbone.training
-    backbone.eval().forward_features(torch.zeros(1, 3, image_size, image_size)).sum().backward()
+    maps = backbone.eval().forward_features(torch.zeros(1, 3, image_size, image_size))
+    if maps.requires_grad: maps.sum().backward()  # there are backbones without parameters
     for p in backbone.parameters(): p.requires_grad_(p.requires_grad and p.grad is not None)
     backbone.zero_grad()
     backbone.train(training)
