@@ -49,6 +49,13 @@ def test_head_with_batch_norm_is_linear_and_batch_norm():
         x = torch.randn(7, 5) + 1
         torch.testing.assert_close(head.train(mode)(x), norm.train(mode)(linear.train(mode)(x)))
 
+def test_head_with_batch_norm_is_exact_under_bf16():
+    "Features that differ in their fourth digit, as DAN's do: bf16 has three."
+    torch.manual_seed(0)
+    head, features = Head(64, 8, normed=True), -5.5 + 1e-3 * torch.randn(16, 64)
+    with torch.autocast("cpu", torch.bfloat16): found = head(features)
+    torch.testing.assert_close(found, head(features))
+
 def test_contract(): check_method(Necked, wide=4)
 
 def test_a_backbone_without_parameters():

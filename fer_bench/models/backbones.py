@@ -213,7 +213,8 @@ class Head(nn.Linear):
         if self.unit: features = F.normalize(features, dim=1)
         if self.dropout: features = F.dropout(features, self.dropout, self.training)
         if self.norm is None: return super().forward(features)
-        return self.norm(F.linear(features, self.weight)) * self.scale + self.bias
+        with torch.autocast(features.device.type, enabled=False):  # bf16 would round away what the norm enlarges
+            return self.norm(F.linear(features.to(self.weight.dtype), self.weight)) * self.scale + self.bias
 
 class Classifier(nn.Module):
     """Normalisation, backbone and linear head: RGB faces (B, 3, H, W) in [0, 1] → logits (B, n_classes).
