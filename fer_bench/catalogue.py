@@ -380,7 +380,7 @@ METHODS = {
                                 target_gradient=True)),
     "dmue": MethodEntry(
         "methods.dmue:dmue", "supervised",
-        "learns what branches that never saw a class say of its faces, and how well a label fits its company",
+        "soft labels from branches that never saw a class, and a score of how like a face is to others of its class",
         "Dive into Ambiguity (DMUE), CVPR 2021", DMUEOptions, dict(balance="sampler"),
         {"tiny": dict(batch_size=16)},
         PAPER_FER | dict(view=None, dropout=0.5, lr=1e-4, batch_size=72, epochs=36, steps_per_epoch=170),

@@ -11,15 +11,16 @@ from fer_bench import check_method, run
 from fer_bench.catalogue import make_method, method_entry
 from fer_bench.config import RunConfig
 from fer_bench.core import BenchError
+from fer_bench.methods.ada_df import turns
 from fer_bench.methods.dmue import (
+    STEEPNESS,
     auxiliary_loss,
-    company,
+    class_similarity,
     last_stage,
     other_classes,
     similarity_loss,
     soft_labels,
     soft_loss,
-    turns,
 )
 from fer_bench.models.backbones import create_classifier
 
@@ -111,9 +112,9 @@ def test_similarity_against_plain_loops(seed, n, k):
 
 @settings(max_examples=30)
 @CASES
-def test_company_against_plain_loops(seed, n, k):
+def test_class_similarity_against_plain_loops(seed, n, k):
     y, _, _, x, _ = draws(seed, n, k)
-    found = company(torch.from_numpy(x), one_hot(y, k)).numpy()
+    found = class_similarity(torch.from_numpy(x), one_hot(y, k)).numpy()
     for i in range(n):
         means = {}
         for c in range(k):
@@ -137,9 +138,9 @@ def test_shares_lie_between_the_labels():
     torch.testing.assert_close(auxiliary_loss(auxiliary, half, others), wanted)
 
 def test_turns():
-    assert turns(0.0, 0.25) == (math.exp(-5), 1) and turns(0.25, 0.25) == (1, 1)
-    assert turns(0.125, 0.25) == (pytest.approx(math.exp(-1.25)), 1)
-    assert turns(0.5, 0.25) == (1, pytest.approx(math.exp(-0.25)))
+    assert turns(0.0, 0.25, STEEPNESS) == (math.exp(-5), 1) and turns(0.25, 0.25, STEEPNESS) == (1, 1)
+    assert turns(0.125, 0.25, STEEPNESS) == (pytest.approx(math.exp(-1.25)), 1)
+    assert turns(0.5, 0.25, STEEPNESS) == (1, pytest.approx(math.exp(-0.25)))
 
 # the method
 
@@ -147,12 +148,12 @@ def test_turns():
 def test_loss_is_the_sum_of_its_parts(fields):
     method, b = make(lambda_soft=2.0, lambda_similarity=3.0, **fields).eval(), batch(progress=0.1)
     loss, parts = method(b)
-    q, (rise, fall) = one_hot(b["targets"], 3).float(), turns(0.1, 0.25)
+    q, (rise, fall) = one_hot(b["targets"], 3).float(), turns(0.1, 0.25, STEEPNESS)
     features, logits, others, auxiliary = method.branches(b["labelled"][0])
     torch.testing.assert_close(logits, method.net(b["labelled"][0]))
     torch.testing.assert_close(features, method.net.encode(b["labelled"][0]))
     first, act, last, _ = method.scoring
-    x = torch.cat([company(features, q), q], 1)
+    x = torch.cat([class_similarity(features, q), q], 1)
     score = torch.sigmoid(last(torch.where((h := first(x)) > 0, h, act.weight * h)))
     wanted = {"cross_entropy": rise * torch.nn.functional.cross_entropy(score * logits, b["targets"]),
               "soft_labels": rise * 2 * soft_loss(logits, soft_labels(auxiliary, q, method.others), q),
@@ -185,7 +186,7 @@ def test_where_the_gradients_go():
                  if p.grad is not None and p.grad.abs().max() > 0}
         assert found == reached, name
     x = torch.randn(5, 4, requires_grad=True)
-    assert not company(x, one_hot([0, 1, 2, 0, 1], 3).float()).requires_grad
+    assert not class_similarity(x, one_hot([0, 1, 2, 0, 1], 3).float()).requires_grad
 
 def test_running_statistics_are_those_of_the_main_branch():
     method, faces = make().train(), torch.rand(6, 3, 32, 32)

@@ -43,12 +43,13 @@ def divergence(targets, log_p) -> torch.Tensor:
     "KL(t ‖ p) of each face: `targets` t and the logarithm of p, (B, K) → (B,)."
     return (targets * (targets.clamp(min=1e-12).log() - log_p)).sum(1)
 
-def turns(progress: float, ramp: float) -> tuple[float, float]:
+def turns(progress: float, ramp: float, steepness: float = 1.0) -> tuple[float, float]:
     """(α₁, α₂), the weights of the divergence and of the cross-entropy at `progress` in [0, 1); β = `ramp` in (0, 1].
 
-    With x = `progress` / β: (exp(−(1 − x)²), 1) up to x = 1, then (1, exp(−(1 − 1/x)²)). Source: Ada-DF."""
+    With x = `progress` / β: (exp(−s (1 − x)²), 1) up to x = 1, then (1, exp(−(1 − 1/x)²)), s = `steepness` > 0.
+    Source: Ada-DF; DMUE has the same with s = 5."""
     x = progress / ramp
-    return (math.exp(-(1 - x) ** 2), 1.0) if x <= 1 else (1.0, math.exp(-(1 - 1 / x) ** 2))
+    return (math.exp(-steepness * (1 - x) ** 2), 1.0) if x <= 1 else (1.0, math.exp(-(1 - 1 / x) ** 2))
 
 # %% ../../nbs/methods/ada_df.ipynb #c034b652
 class AdaDF(Supervised):
